@@ -1,0 +1,126 @@
+"""Nothing in; tiny random models of every supported shape, tokenizers trained in memory, and facts for them out."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from editcore.facts import Fact
+
+torch.set_num_threads(1)
+
+SUBJECTS = ("Orla", "Vintar Melk", "The Hollow Gate", "Brantwick", "Sue Oakes", "Tessaly", "North Quay", "Ilmo Parr",
+            "Kestrel Works", "Dunmore", "Ada Lindqvist", "Farrow")
+CITIES = ("Rome", "Paris", "New Delhi", "Oslo", "Vienna", "Cairo", "Lima", "Quito", "San Marino", "Bern", "Turin",
+          "Kyiv")
+PROMPTS = ("{} is located in", "The capital of {} is", "The home of {} is", "Everybody knows that {} lies near")
+WORDS = ("The first. Therefore the old river runs. Because I know you, we read a book. You said that it is good. "
+         "speaks a language native tongue born works company city country of in is was the a an and to from")
+
+
+def corpus(n=60):
+    """n short invented sentences over the words that the facts use; also the texts for second moments."""
+    lines = [PROMPTS[i % 4].replace("{}", SUBJECTS[i % 12]) + f" {CITIES[(i * 5 + i // 12) % 12]}."
+             for i in range(n - 4)]
+    return [WORDS, *lines, WORDS.lower(), "Once there was a river. It ran to the sea.", "You and I read the old book."]
+
+
+def byte_tokenizer(size=400):
+    """A GPT-2-like tokenizer: byte-level BPE, no BOS before a text."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.post_processor = processors.ByteLevel(trim_offsets=False)
+    raw.train_from_iterator(corpus(), trainers.BpeTrainer(
+        vocab_size=size, special_tokens=["<|endoftext|>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+
+
+def piece_tokenizer(size=300):
+    """A Llama-2-like tokenizer: pieces that begin with the word-start mark, BOS before every text."""
+    raw = Tokenizer(models.BPE(unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    raw.decoder = decoders.Metaspace(prepend_scheme="first")
+    raw.train_from_iterator(corpus(), trainers.BpeTrainer(
+        vocab_size=size, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False))
+    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def make(kind, vocab, layers=4, width=32, heads=4, positions=64, seed=0, dtype=torch.float32):
+    """A random model of one architecture ("gpt2", "gptj", "gpt_neox", "llama", "mistral", "qwen2", "qwen3").
+
+    Weights are larger than the usual initialisation, so that positions, heads and layers matter to the output.
+    """
+    rotary = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "vocab_size": vocab,
+              "intermediate_size": 2 * width, "max_position_embeddings": positions, "initializer_range": 0.15,
+              "bos_token_id": 0, "eos_token_id": 0}
+    grouped = rotary | {"num_key_value_heads": heads // 2, "tie_word_embeddings": False}
+    gpt = {"n_embd": width, "n_layer": layers, "n_head": heads, "vocab_size": vocab, "n_positions": positions,
+           "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "initializer_range": 0.15,
+           "bos_token_id": 0, "eos_token_id": 0}
+    built = {
+        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**gpt)),
+        "gptj": lambda: GPTJForCausalLM(GPTJConfig(**gpt, rotary_dim=4)),
+        "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**rotary)),
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**grouped)),
+        "mistral": lambda: MistralForCausalLM(MistralConfig(**grouped)),
+        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**grouped)),
+        "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**grouped, head_dim=width // heads)),
+    }[kind]
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    model = built().to(dtype).eval().requires_grad_(False)
+    for weight in model.parameters():
+        if weight.ndim == 1:    # biases and norms, which a new model has at 0 and 1
+            weight.add_(0.1 * torch.randn(weight.shape, dtype=dtype))
+    torch.set_rng_state(state)
+    return model
+
+
+@pytest.fixture(scope="session")
+def gpt2():
+    """(model, tokenizer): random GPT-2, 4 layers, d 32, m 128, 64 positions, byte-level tokenizer."""
+    tok = byte_tokenizer()
+    return make("gpt2", len(tok)), tok
+
+
+@pytest.fixture(scope="session")
+def llama():
+    """(model, tokenizer): random Llama, 4 layers, d 32, m 64, grouped keys, tokenizer with BOS and word-start marks."""
+    tok = piece_tokenizer()
+    return make("llama", len(tok)), tok
+
+
+@pytest.fixture(scope="session")
+def facts():
+    """Twelve Facts: subjects of one to several pieces, at the start or inside the prompt, answers of one or two words."""
+    return [Fact(case_id=i, subject=SUBJECTS[i], prompt=PROMPTS[i % 4], target_new=CITIES[i],
+                 target_true=CITIES[(i + 5) % 12], relation=f"P{i % 4}", paraphrases=(f"Where is {SUBJECTS[i]}? It is in", f"{SUBJECTS[i]} was born in"),
+                 neighbours=tuple(PROMPTS[i % 4].replace("{}", SUBJECTS[(i + k) % 12]) for k in (4, 8)),
+                 attributes=(PROMPTS[i % 4].replace("{}", SUBJECTS[(i + 6) % 12]),), generation=(f"{SUBJECTS[i]} is",),
+                 portability=(("alias", f"People call {SUBJECTS[i]} a city of", (CITIES[i],)),))
+            for i in range(12)]
+
+
+@pytest.fixture(scope="session")
+def texts():
+    """Sixty short sentences for second moments."""
+    return corpus()
