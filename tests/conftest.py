@@ -111,9 +111,10 @@ def llama():
 
 @pytest.fixture(scope="session")
 def facts():
-    """Twelve Facts: subjects of one to several pieces, at the start or inside the prompt, answers of one or two words."""
+    """Twelve Facts: subjects of one to ten pieces, first in the prompt or inside, answers of one to three pieces."""
     return [Fact(case_id=i, subject=SUBJECTS[i], prompt=PROMPTS[i % 4], target_new=CITIES[i],
-                 target_true=CITIES[(i + 5) % 12], relation=f"P{i % 4}", paraphrases=(f"Where is {SUBJECTS[i]}? It is in", f"{SUBJECTS[i]} was born in"),
+                 target_true=CITIES[(i + 5) % 12], relation=f"P{i % 4}",
+                 paraphrases=(f"Where is {SUBJECTS[i]}? It is in", f"{SUBJECTS[i]} was born in"),
                  neighbours=tuple(PROMPTS[i % 4].replace("{}", SUBJECTS[(i + k) % 12]) for k in (4, 8)),
                  attributes=(PROMPTS[i % 4].replace("{}", SUBJECTS[(i + 6) % 12]),), generation=(f"{SUBJECTS[i]} is",),
                  portability=(("alias", f"People call {SUBJECTS[i]} a city of", (CITIES[i],)),))
