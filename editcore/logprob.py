@@ -1,0 +1,138 @@
+"""Prompts and continuations as token ids in; the log-probability of every continuation token out, from few passes.
+
+    made = plan(model, [(prompt_ids, target_ids), ...])     # once
+    found = read(model, made)                               # as often as the weights change
+    found.nll, found.token, found.exact                     # one number a continuation
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from editcore.tokens import batches, pad
+
+LOGITS = 2 ** 25    # entries of one block of logits (128 MB in float32): the head runs over so many at a time
+
+
+@dataclass(frozen=True)
+class Part:
+    """Positions that the vocabulary head reads together."""
+
+    place: torch.Tensor     # (P,) position b * T + t in the batch
+    entry: torch.Tensor     # (E,) which of the P places predicts the wanted token
+    token: torch.Tensor     # (E,) the wanted token
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass."""
+
+    ids: torch.Tensor       # (B, T) right-padded; no mask is needed, a causal model never looks to the right
+    parts: tuple            # of Part
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The passes that answer some (prompt, continuation) pairs, on the model's device."""
+
+    batches: tuple          # of Batch
+    back: np.ndarray        # (E,) entry of the concatenated output that holds each continuation token, in pair order
+    starts: np.ndarray      # (n,) first token of each continuation in that order
+    sizes: np.ndarray       # (n,) tokens of each continuation
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a model says about n continuations."""
+
+    logp: np.ndarray        # (E,) float64, log P of every continuation token, teacher-forced
+    hit: np.ndarray         # (E,) bool, whether that token is the most likely one
+    starts: np.ndarray      # (n,)
+    sizes: np.ndarray       # (n,)
+
+    @property
+    def nll(self):
+        """(n,) mean over the continuation's tokens of -log P, in nats."""
+        return -np.add.reduceat(self.logp, self.starts) / self.sizes
+
+    @property
+    def token(self):
+        """(n,) share of the continuation's tokens that are the most likely ones."""
+        return np.add.reduceat(self.hit.astype(float), self.starts) / self.sizes
+
+    @property
+    def exact(self):
+        """(n,) 1.0 where all tokens of the continuation are the most likely ones, else 0.0."""
+        return np.minimum.reduceat(self.hit.astype(float), self.starts)
+
+
+def plan(model, pairs, max_tokens=8192):
+    """The Plan for pairs of id lists (prompt, continuation), both non-empty.
+
+    The input of a pair is prompt + continuation without its last token. An input that begins another input is not
+    run: the longer row has the same hidden states there. So two one-token continuations of a prompt, a question that
+    several facts ask, and a short answer that begins a long one cost one row.
+    """
+    inputs = [tuple(prompt) + tuple(target[:-1]) for prompt, target in pairs]
+    rows, row_of = shared(inputs)
+    members = [[] for _ in rows]
+    for pair, row in enumerate(row_of):
+        members[row].append(pair)
+    sizes = np.array([len(target) for _, target in pairs], dtype=np.int64)
+    starts = np.concatenate([[0], sizes.cumsum()[:-1]]).astype(np.int64)
+    limit = max(1, LOGITS // model.config.vocab_size)
+    device = next(model.parameters()).device
+    made, order = [], []
+    for group in batches([len(row) for row in rows], max_tokens):
+        wanted = sorted((b, len(pairs[i][0]) - 1 + k, pairs[i][1][k], starts[i] + k)
+                        for b, row in enumerate(group) for i in members[row] for k in range(sizes[i]))
+        ids, _ = pad([list(rows[row]) for row in group], int(model.config.pad_token_id == 0))
+        made.append(Batch(ids.to(device), tuple(_parts(wanted, ids.shape[1], limit, device))))
+        order += [place for *_, place in wanted]
+    back = np.empty(len(order), dtype=np.int64)
+    back[order] = np.arange(len(order))
+    return Plan(tuple(made), back, starts, sizes)
+
+
+def shared(inputs):
+    """(rows, row_of): the input tuples that begin no other input, and for every input the row that begins with it."""
+    rows, row_of, last = [], [0] * len(inputs), ()
+    for index in sorted(range(len(inputs)), key=inputs.__getitem__, reverse=True):
+        one = inputs[index]    # in sorted order a tuple is followed by those that begin with it
+        if not rows or last[:len(one)] != one:
+            rows.append(one)
+            last = one
+        row_of[index] = len(rows) - 1
+    return rows, row_of
+
+
+@torch.no_grad()
+def read(model, made):
+    """The Found of a Plan: one pass of the base model a batch, head and float32 log-softmax at the planned places.
+
+    The whole measurement is copied to the host at once.
+    """
+    head = model.get_output_embeddings()
+    found = [torch.empty(2, 0, device=head.weight.device)]
+    for batch in made.batches:
+        hidden = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        found += [_read(head(hidden[part.place]), part) for part in batch.parts]
+    values = torch.cat(found, 1).double().cpu().numpy()[:, made.back]
+    return Found(values[0], values[1] > 0, made.starts, made.sizes)
+
+
+def _read(logits, part):
+    """(2, E): log P of the wanted tokens and whether they are the most likely, of logits (P, V)."""
+    logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    return torch.stack([logp[part.entry, part.token], (logits.argmax(-1)[part.entry] == part.token).to(logp.dtype)])
+
+
+def _parts(wanted, width, limit, device):
+    """Parts of at most `limit` places of the sorted (row, position, token, output place) of one batch."""
+    places, entries = np.unique([b * width + t for b, t, *_ in wanted], return_inverse=True)
+    tokens = np.array([token for _, _, token, _ in wanted])
+    for first in range(0, len(places), limit):
+        inside = (entries >= first) & (entries < first + limit)
+        numbers = places[first:first + limit], entries[inside] - first, tokens[inside]
+        yield Part(*(torch.from_numpy(np.ascontiguousarray(number)).to(device) for number in numbers))

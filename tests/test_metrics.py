@@ -1,0 +1,238 @@
+"""The oracle asks one question at a time: a whole forward pass of model(...).logits for every prompt and target."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import byte_tokenizer, make
+
+from editcore import generate, logprob, metrics
+from editcore.delta import Delta
+from editcore.facts import Fact
+from editcore.model import LAYOUTS, weight_of
+from editcore.tokens import target_ids
+
+ALL = ("ES", "PS", "NS", "PO")
+
+
+def one_by_one(model, tok, prompt, target):
+    """(mean nll, share of argmax hits, all hit) of one target after one prompt, from the full logits in float64."""
+    ids, wanted = tok(prompt)["input_ids"], target_ids(tok, target)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids + wanted])).logits[0, len(ids) - 1:-1].double()
+    nll = torch.nn.functional.cross_entropy(logits, torch.tensor(wanted)).item()
+    hits = [int(row.argmax()) == token for row, token in zip(logits, wanted)]
+    return nll, sum(hits) / len(hits), float(all(hits))
+
+
+def oracle(model, tok, facts):
+    """{(case_id, metric): value} by the definitions, serially."""
+    found = {}
+    for fact in facts:
+        new, true = fact.target_new, fact.target_true
+        for kind, prompts, right, rival in (("ES", [fact.text], new, true), ("PS", fact.paraphrases, new, true),
+                                            ("NS", fact.neighbours, true, new)):
+            if not prompts:
+                continue
+            scores = [(one_by_one(model, tok, p, right), one_by_one(model, tok, p, rival)) for p in prompts]
+            values = {"": [a[0] < b[0] for a, b in scores],
+                      "_prob": [math.exp(-a[0]) - math.exp(-b[0]) for a, b in scores],
+                      "_token": [a[1] for a, _ in scores], "_exact": [a[2] for a, _ in scores]}
+            found |= {(fact.case_id, kind + name): float(np.mean(several)) for name, several in values.items()}
+        for name, column in (("_token", 1), ("_exact", 2)):
+            best = [max(one_by_one(model, tok, p, a)[column] for a in answers) for _, p, answers in fact.portability]
+            found[fact.case_id, "PO" + name] = float(np.mean(best))
+    return found
+
+
+def table(rows):
+    assert len({(row["fact"], row["metric"]) for row in rows}) == len(rows)
+    return {(row["fact"], row["metric"]): row["value"] for row in rows}
+
+
+def knowing(model, tok, fact):
+    """A copy of the model trained on a few answers of a fact, so that accuracies are not all 0."""
+    model = copy.deepcopy(model).requires_grad_(True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(25):
+        for prompt, target in ((fact.text, fact.target_new), (fact.neighbours[0], fact.target_true),
+                               (fact.portability[0][1], fact.portability[0][2][-1])):
+            ids, wanted = tok(prompt)["input_ids"], target_ids(tok, target)
+            logits = model(input_ids=torch.tensor([ids + wanted])).logits[0, len(ids) - 1:-1]
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(logits, torch.tensor(wanted)).backward()
+            optimizer.step()
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "llama"])
+@pytest.mark.parametrize("max_tokens", [40, 8192])
+def test_measure_is_the_serial_full_forward_version(shape, max_tokens, facts, request):
+    model, tok = request.getfixturevalue(shape)
+    facts = [*facts[:5], Fact("six", "Farrow", "{} lies in", "New Delhi", "Rome", neighbours=("Sue Oakes lies in",),
+                              portability=(("x", "Farrow is a city of", ("Oslo", "San Marino")),))]
+    model = knowing(model, tok, facts[5])
+    found = table(metrics.measure(model, tok, facts, ALL, max_tokens))
+    expected = oracle(copy.deepcopy(model).double(), tok, facts)
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert found["six", "ES_exact"] == found["six", "NS_exact"] == found["six", "PO_exact"] == 1
+    assert {0.0, 1.0} <= {value for (_, name), value in found.items() if name in ("ES", "NS")}
+
+
+@pytest.mark.parametrize("kind", sorted(LAYOUTS))
+def test_every_layout_in_float64(kind, facts):    # GPT-J's attention is computed in float32 whatever its weights are
+    tok = byte_tokenizer()
+    model = make(kind, len(tok), layers=2, dtype=torch.float64)
+    found = table(metrics.measure(model, tok, facts[:3], ALL))
+    expected = oracle(model, tok, facts[:3])
+    assert found.keys() == expected.keys()
+    assert max(abs(found[key] - expected[key]) for key in found) < (1e-7 if kind == "gptj" else 1e-12)
+
+
+def test_prepared_once_follows_the_weights(gpt2, facts):
+    model, tok = gpt2
+    probes = metrics.prepare(model, tok, facts, ALL)
+    before = metrics.evaluate(model, probes)
+    name, weight = weight_of(model, "mlp_out", 1)
+    change = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    with Delta({name: change}).applied(model):
+        after = metrics.evaluate(model, probes)
+        assert after == metrics.measure(model, tok, facts, ALL) != before
+    assert metrics.evaluate(model, probes) == before
+    some = metrics.evaluate(model, probes.select([7, 2]))
+    assert table(some) == pytest.approx(table(metrics.measure(model, tok, [facts[7], facts[2]], ALL)), abs=1e-6)
+    assert [row["fact"] for row in some[::len(some) // 2]] == [7, 2]
+
+
+def test_rows_are_shared_where_one_begins_another():
+    rows, row_of = logprob.shared([(1, 2), (1, 2, 3), (1, 2), (1, 4), (1,), (2,)])
+    assert sorted(rows) == [(1, 2, 3), (1, 4), (2,)]
+    assert [rows[i] for i in row_of] == [(1, 2, 3), (1, 2, 3), (1, 2, 3), (1, 4), (1, 2, 3), (2,)]
+
+
+def test_two_targets_and_a_repeated_neighbour_cost_one_row(gpt2):
+    model, tok = gpt2
+    facts = [Fact(i, subject, "{} is in", "Rome", "Oslo", neighbours=("Farrow is in",))
+             for i, subject in enumerate(("Orla", "Dunmore"))]
+    assert len(target_ids(tok, "Rome")) == len(target_ids(tok, "Oslo")) == 1
+    made = metrics.prepare(model, tok, facts).plan
+    assert sum(len(batch.ids) for batch in made.batches) == 3
+
+
+def test_the_head_runs_in_blocks(gpt2, facts, monkeypatch):
+    model, tok = gpt2
+    whole = metrics.measure(model, tok, facts, ALL)
+    monkeypatch.setattr(logprob, "LOGITS", 5 * len(tok))
+    probes = metrics.prepare(model, tok, facts, ALL)
+    assert max(len(part.place) for batch in probes.plan.batches for part in batch.parts) == 5
+    assert table(metrics.evaluate(model, probes)) == pytest.approx(table(whole), abs=1e-6)
+
+
+def test_a_tie_and_a_broken_model_fail(gpt2, facts):
+    model, tok = copy.deepcopy(gpt2[0]), gpt2[1]
+    one_piece = [f for f in facts if len(target_ids(tok, f.target_new)) == len(target_ids(tok, f.target_true)) == 1]
+    model.get_output_embeddings().weight.zero_()   # all tokens equally likely
+    rows = metrics.measure(model, tok, one_piece)
+    assert {row["value"] for row in rows if row["metric"] in metrics.ASKED} == {0.0}
+    assert {row["value"] for row in rows if row["metric"].endswith("_prob")} == {0.0}
+    model.get_output_embeddings().weight.fill_(float("nan"))
+    rows = metrics.measure(model, tok, facts)
+    assert {row["value"] for row in rows if row["metric"] in metrics.ASKED} == {0.0}
+    assert all(math.isnan(row["value"]) for row in rows if row["metric"].endswith("_prob"))
+
+
+def test_a_fact_without_the_old_answer_is_not_compared(gpt2):
+    model, tok = gpt2
+    fact = Fact("a", "Orla", "{} is in", "Rome", neighbours=("Farrow is in",))
+    assert {row["metric"] for row in metrics.measure(model, tok, [fact], ALL)} == {"ES_token", "ES_exact"}
+    assert metrics.measure(model, tok, [], ALL) == metrics.measure(model, tok, [fact], ("PO",)) == []
+
+
+def test_one_error_before_any_work(gpt2, facts):
+    model, tok = gpt2
+    long = Fact("x9", "Orla", "{} is in", "Rome", "Oslo", paraphrases=("the river " * 60,))
+    broken = copy.deepcopy(model)
+    broken.forward = broken.base_model.forward = None     # any work would fail otherwise
+    for what in (metrics.ASKED, ("PS", "greedy")):
+        with pytest.raises(ValueError, match="record x9: 24. tokens.*at most 64"):
+            metrics.measure(broken, tok, [*facts, long], what)
+    with pytest.raises(ValueError, match="metric 'EX': choose some of ES, PS, NS, PO, greedy"):
+        metrics.measure(broken, tok, facts, ("EX",))
+
+
+def test_score_and_means_by_hand():
+    rows = [{"fact": fact, "metric": name, "value": value} for name, several in
+            (("ES", (1, 1)), ("PS", (1, 0)), ("NS", (0.25, 0.25))) for fact, value in enumerate(several)]
+    assert metrics.means(rows) == {"ES": 1, "PS": 0.5, "NS": 0.25}
+    assert metrics.score(rows) == pytest.approx(3 / (1 + 2 + 4))
+    assert metrics.score([row | {"value": 0.0} for row in rows]) == 0
+    with pytest.raises(ValueError, match="no rows of PS"):
+        metrics.score([row for row in rows if row["metric"] != "PS"])
+
+
+def test_entropy_by_hand():
+    # bigrams of a b a b c: ab twice, ba, bc; trigrams aba, bab, abc
+    h2, h3 = 0.5 * 1 + 2 * 0.25 * 2, math.log2(3)
+    assert metrics.entropy(["a b a b c"]) == pytest.approx(100 * (h2 / 3 + 2 * h3 / 3))
+    assert metrics.entropy(["la la la la", ""]) == 0
+    assert metrics.entropy(["a, b!", "x x x"]) == pytest.approx(50 * (math.log2(3) / 3 + 2 / 3))
+
+
+def test_generation_is_seeded_and_as_long_as_the_model_allows(gpt2, facts, monkeypatch):
+    model, tok = gpt2
+    rows = metrics.generation(model, tok, facts, seed=3)
+    assert rows == metrics.generation(model, tok, facts, seed=3) != metrics.generation(model, tok, facts, seed=4)
+    assert [row["fact"] for row in rows] == [fact.case_id for fact in facts]
+    lengths, original = [], generate.texts
+
+    def spy(model, tok, prompts, n_new, *draw):
+        lengths.extend(len(tok(prompt)["input_ids"]) + n_new for prompt in prompts)
+        return original(model, tok, prompts, n_new, *draw)
+
+    monkeypatch.setattr(generate, "texts", spy)
+    metrics.generation(model, tok, facts, seed=3)
+    assert set(lengths) == {64}
+    assert metrics.generation(model, tok, [Fact(1, "a", "{} b", "c")], seed=0) == []
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "llama"])
+def test_greedy_needs_the_answer_and_a_stop(shape, facts, request):
+    model, tok = request.getfixturevalue(shape)
+    fact = Fact(1, "Orla", "{} is in", "New Delhi", "Rome", paraphrases=("Orla is in", "Farrow is in"),
+                neighbours=("Sue Oakes is in",))
+    ids = [tok(fact.text)["input_ids"] + target_ids(tok, "New Delhi") + [tok.convert_tokens_to_ids(".")]]
+    model = copy.deepcopy(model).requires_grad_(True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(40):
+        optimizer.zero_grad()
+        model(input_ids=torch.tensor(ids), labels=torch.tensor(ids)).loss.backward()
+        optimizer.step()
+    text = generate.texts(model, tok, [fact.text], 12)[0]
+    assert text.strip().startswith("New Delhi.")
+    rows = table(metrics.measure(model.requires_grad_(False), tok, [fact], ("ES", "PS", "NS", "greedy")))
+    assert rows[1, "ES_greedy"] == rows[1, "ES_exact"] == 1
+    assert rows[1, "PS_greedy"] in (0.5, 1)
+    assert rows[1, "NS_greedy"] == 0
+
+
+def test_natural_stops():
+    assert metrics.answers(" Rome. It", "Rome") and metrics.answers("Rome\n", "Rome")
+    assert metrics.answers(" St. Ives, and", "St. Ives") and metrics.answers(" Rome</s>", "Rome", "</s>")
+    assert not any(metrics.answers(text, "Rome", "</s>") for text in (" Romeo.", " Rome and", " Rome", " in Rome.", ""))
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "llama"])
+def test_perplexity_is_that_of_each_block_alone(shape, texts, request):
+    model, tok = request.getfixturevalue(shape)
+    ids = [token for text in texts for token in (*tok(text)["input_ids"], tok.eos_token_id)]
+    losses = []
+    for block in (ids[i:i + 24] for i in range(0, len(ids), 24)):
+        if len(block) > 1:
+            logits = model(input_ids=torch.tensor([block])).logits[0, :-1].double()
+            losses += torch.nn.functional.cross_entropy(logits, torch.tensor(block[1:]), reduction="none").tolist()
+    assert metrics.perplexity(model, tok, texts, 24) == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
+    assert metrics.perplexity(model, tok, texts) == metrics.perplexity(model, tok, texts, 64)   # the model's limit
+    with pytest.raises(ValueError, match="at least two"):
+        metrics.perplexity(model, tok, [])
