@@ -1,0 +1,38 @@
+"""Every notebook, run by papermill with tiny parameters: it ends, its figures are there, its page reads offline."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from editcore import report
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+TINY = {}       # notebook -> parameters that keep it to seconds; what is not named runs with its defaults
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """One folder of results for all notebooks, so that later ones find what earlier ones made."""
+    return tmp_path_factory.mktemp("results")
+
+
+def test_tiny_parameters_name_notebooks_that_exist():
+    assert set(TINY) <= set(NOTEBOOKS)
+
+
+@pytest.mark.parametrize("stem", NOTEBOOKS)
+def test_notebook_runs_to_its_end(stem, results, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = ROOT / "notebooks" / f"{stem}.ipynb"
+    words = dict(TINY.get(stem, {}))
+    if "results" in report.parameters(path):
+        words.setdefault("results", str(results))
+    executed = report.run_notebook(path, words, results / "reports")
+    assert report.is_done(executed)
+    page = report.render(executed, results / "reports").read_text(encoding="utf-8")
+    cells = nbformat.read(executed, as_version=4).cells
+    shown = [output for cell in cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+    assert all("<figcaption>" in output.data.get("text/html", "") for output in shown), "figures are shown by show()"
+    assert page.count("<figure>") == len(shown)
