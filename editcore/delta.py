@@ -110,7 +110,7 @@ def load(path, device="cpu"):
     try:
         with safe_open(path, "pt", device=str(device)) as file:
             info = json.loads((file.metadata() or {}).get("info", "{}"))
-            return Delta({name: file.get_tensor(name) for name in file.keys()}, info)
+            return Delta({name: file.get_tensor(name) for name in file.keys()}, info)  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a delta file, or damaged ({error})") from error
 

@@ -5,7 +5,7 @@ import torch
 
 def encode(tok, texts):
     """Token id lists of texts, as the tokenizer begins a text (with a BOS only where the family has one)."""
-    return tok(list(texts))["input_ids"] if texts else []
+    return tok(list(texts), verbose=False)["input_ids"] if texts else []
 
 
 def with_subject(tok, template, subject):

@@ -1,0 +1,54 @@
+"""What an edit needs besides model and facts: where it comes from in, context templates and second moments out."""
+
+from dataclasses import dataclass
+
+from editcore import contexts as templates
+from editcore import stats as moments
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where an editor takes its context templates and second moments from."""
+
+    texts: tuple = ()           # texts for the second moments, used if `stats` is None
+    stats: object = None        # a Stats, or the path of its file
+    contexts: tuple = ()        # context templates; empty: sampled from the model
+    seed: int = 0               # of that sampling
+    cache: str | None = None    # folder that keeps second moments by content; None: computed anew
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Taken from the unedited model once, used for every edit of a run."""
+
+    contexts: tuple             # "{}" first
+    stats: object               # Stats of every layer that is edited
+
+
+def prepare(model, tok, layers, sources, config):
+    """Prepared for the second moments of `layers`; config has context_groups, n_tokens and length.
+
+    ValueError if there are neither second moments nor texts, or a moment is missing or not positive definite.
+    """
+    names = [moments.name_of(model, "mlp_out", layer) for layer in layers]
+    if sources.contexts:
+        contexts = templates.checked(list(sources.contexts))
+    else:
+        contexts = templates.sample(model, tok, config.context_groups, sources.seed)
+    stats = _stats(model, tok, layers, sources, config)
+    for name in names:
+        stats.factor(name)
+    return Prepared(contexts, stats)
+
+
+def _stats(model, tok, layers, sources, config):
+    if isinstance(sources.stats, moments.Stats):
+        return sources.stats
+    if sources.stats is not None:
+        return moments.load(sources.stats)
+    if not sources.texts:
+        raise ValueError("second moments: give texts to compute them from, or a statistics file")
+    how = moments.Count(tokens=config.n_tokens, length=config.length)
+    if sources.cache is None:
+        return moments.second_moments(model, tok, sources.texts, layers, how)
+    return moments.cached(model, tok, sources.texts, layers, sources.cache, how)

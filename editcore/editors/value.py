@@ -1,0 +1,209 @@
+"""Facts and a place in the model in; the change δ of the state there that makes the model say each new target out.
+
+The optimisation that ROME (δ on the MLP output, arXiv:2202.05262 eq. 4) and MEMIT (δ on a block's output,
+arXiv:2210.07229 eq. 16) share: Adam on δ (n, d) for all facts at once, converged facts frozen and dropped.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from editcore.model import max_length, name_of
+from editcore.tail import head, resume, start
+from editcore.tokens import check_lengths, pad, target_ids, with_subject
+from editcore.trace import capture
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where δ enters and which keys to note on the way."""
+
+    layer: int          # δ is added to this block's output, at the last subject token
+    part: str           # "block" or "mlp_out": the module whose output is h0, the start value
+    key_layer: int      # keys are inputs of this layer's MLP output projection
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fact as token rows: one a context, and a last one for the KL term."""
+
+    rows: tuple         # id lists, prompt and all target tokens but the last
+    lookups: tuple      # last subject token of each row
+    target: tuple       # target ids
+    first: tuple        # for each context row the position that predicts target[0]
+    kl_at: int          # position at which the last row is read
+
+
+@dataclass(frozen=True)
+class Values:
+    """Results for n facts."""
+
+    delta: torch.Tensor     # (n, d) optimised change
+    h0: torch.Tensor        # (n, d) value before, plain prompt
+    keys: torch.Tensor      # (n, c, m) key at the lookup position in each context; context 0 is the plain prompt
+    losses: tuple           # for each fact the loss at each evaluation
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Flat lists of the positions whose predictions the loss reads, for the facts still active."""
+
+    rows: torch.Tensor      # (M + n,) row; the last n are the KL rows
+    offsets: torch.Tensor   # (M + n,) position in the suffix
+    facts: torch.Tensor     # (M,) which fact the prediction belongs to
+    ids: torch.Tensor       # (M,) target token
+    weights: torch.Tensor   # (M,) its weight: 1 / (contexts * target tokens)
+
+
+def problem(tok, fact, contexts, config):
+    """The Problem of a Fact under context templates; `config` has kl_prompt and kl_position."""
+    target = target_ids(tok, fact.target_new)
+    coded = [with_subject(tok, context.replace("{}", fact.prompt), fact.subject) for context in contexts]
+    kl_ids, kl_lookup = with_subject(tok, config.kl_prompt, fact.subject)
+    kl_at = {"subject": kl_lookup, "last": len(kl_ids) - 1}[config.kl_position]
+    return Problem(rows=(*(ids + target[:-1] for ids, _ in coded), kl_ids),
+                   lookups=(*(lookup for _, lookup in coded), kl_lookup), target=tuple(target),
+                   first=tuple(len(ids) - 1 for ids, _ in coded), kl_at=kl_at)
+
+
+def problems(model, tok, facts, contexts, config):
+    """The Problems of all facts; ValueError names the first record that is too long for the model."""
+    made = [problem(tok, fact, contexts, config) for fact in facts]
+    for one, fact in zip(made, facts, strict=True):
+        check_lengths(one.rows, [f"record {fact.case_id}"] * len(one.rows), max_length(model))
+    return made
+
+
+def width(one):
+    """Tokens of a Problem's suffix: from the lookup position to the last position that is read."""
+    ends = [first + len(one.target) - 1 for first in one.first] + [one.kl_at]
+    return max(end - lookup for end, lookup in zip(ends, one.lookups, strict=True)) + 1
+
+
+def optimise(model, tok, facts, contexts, site, config, max_tokens=2048):
+    """Values of all facts, each optimised on its own (batched, at most max_tokens suffix tokens at a time).
+
+    config: steps, lr, stop_loss, kl_factor, weight_decay, clamp, kl_prompt, kl_position. Nothing of the model changes.
+    ValueError names the record whose loss is not finite, and the step.
+    """
+    made = problems(model, tok, facts, contexts, config)
+    parts, order = [], []
+    for batch in _chunks(made, max_tokens):
+        parts.append(_optimise([made[i] for i in batch], model, [facts[i].case_id for i in batch], site, config))
+        order += batch
+    back = torch.tensor(order).argsort().tolist()
+    losses = [loss for part in parts for loss in part.losses]
+    delta, h0, keys = (torch.cat([getattr(part, name) for part in parts])[back] for name in ("delta", "h0", "keys"))
+    return Values(delta, h0, keys, tuple(losses[i] for i in back))
+
+
+def _chunks(made, max_tokens):
+    """Index lists of Problems of similar suffix width, at most max_tokens suffix tokens each."""
+    chunk = []
+    for index in sorted(range(len(made)), key=lambda i: (width(made[i]), i)):
+        if chunk and (len(chunk) + 1) * len(made[index].rows) * width(made[index]) > max_tokens:
+            yield chunk
+            chunk = []
+        chunk.append(index)
+    if chunk:
+        yield chunk
+
+
+def _optimise(made, model, names, site, config):
+    """Values of a chunk of Problems."""
+    state, h0, keys = _begin(made, model, site)
+    aim, reference = _aim(made, state.hidden.device), None
+    delta, mean, square = (torch.zeros_like(h0) for _ in range(3))
+    limit, losses, active = config.clamp * h0.norm(dim=1), [[] for _ in made], torch.arange(len(made))
+    for step in range(config.steps):
+        last = step == config.steps - 1
+        live = delta[active].requires_grad_(not last)
+        with torch.set_grad_enabled(not last):
+            now, log_p = _loss(model, state, aim, live, h0[active], (reference, config))
+        reference = log_p.detach() if reference is None else reference
+        going = _note(now, active, losses, names, config.stop_loss)
+        if last or not going.any():
+            break
+        (gradient,) = torch.autograd.grad(now.sum(), live)
+        if not going.all():
+            active, gradient, reference = active[going], gradient[going], reference[going]
+            state, aim = _rows_of(state, going), _aim([made[i] for i in active], state.hidden.device)
+        _adam(delta, mean, square, active, (gradient, step + 1, config.lr))
+        norm = delta[active].norm(dim=1)
+        delta[active] *= (limit[active] / norm).clamp(max=1)[:, None]
+    return Values(delta, h0, keys, tuple(map(tuple, losses)))
+
+
+def _begin(made, model, site):
+    """(State, h0 (n, d), keys (n, c, m)) of a chunk: the one pass of the whole model."""
+    device, per = next(model.parameters()).device, len(made[0].rows)
+    ids, mask = pad([row for one in made for row in one.rows], device=device)
+    begin = torch.tensor([lookup for one in made for lookup in one.lookups], device=device)
+    source, target = name_of(model, "mlp_out", site.key_layer), name_of(model, site.part, site.layer)
+    with capture(model, [source], "input", stop=False) as inputs, capture(model, [target], stop=False) as outputs:
+        state = start(model, ids, mask, begin, site.layer, max(map(width, made)))
+    every = torch.arange(len(begin), device=device)
+    keys = inputs[source][every, begin].unflatten(0, (len(made), per))[:, :-1]
+    h0 = outputs[target][every, begin].unflatten(0, (len(made), per))[:, 0]
+    wide = torch.promote_types(h0.dtype, torch.float32)
+    return state, h0.to(wide), keys
+
+
+def _aim(made, device):
+    """The Aim of a chunk."""
+    per, entries = len(made[0].rows), []
+    for index, one in enumerate(made):
+        for row, (first, lookup) in enumerate(zip(one.first, one.lookups)):
+            weight = 1 / (len(one.first) * len(one.target))
+            entries += [(index * per + row, first - lookup + t, index, token, weight)
+                        for t, token in enumerate(one.target)]
+    rows, offsets, facts, ids, weights = zip(*entries)
+    rows += tuple((index + 1) * per - 1 for index in range(len(made)))
+    offsets += tuple(one.kl_at - one.lookups[-1] for one in made)
+    return Aim(*(torch.tensor(values, device=device) for values in (rows, offsets, facts, ids, weights)))
+
+
+def _loss(model, state, aim, delta, h0, rest):
+    """(loss (n,), log-probabilities (n, V) at the KL rows) with `delta` (n, d) added at the lookup positions."""
+    reference, config = rest
+    per, count = len(state.hidden) // len(delta), len(aim.facts)
+    first = state.hidden[:, 0] + delta.to(state.hidden.dtype).repeat_interleave(per, 0)
+    final = resume(model, state, torch.cat([first[:, None], state.hidden[:, 1:]], 1))
+    logits = head(model, final[aim.rows, aim.offsets])
+    each = torch.nn.functional.cross_entropy(logits[:count], aim.ids, reduction="none") * aim.weights.to(logits.dtype)
+    nll = torch.zeros(len(delta), dtype=each.dtype, device=each.device).index_add(0, aim.facts, each)
+    log_p = logits[count:].log_softmax(-1)
+    kl = (log_p.exp() * (log_p - (log_p.detach() if reference is None else reference))).sum(-1)
+    decay = config.weight_decay * delta.norm(dim=1) / h0.norm(dim=1) ** 2
+    return nll + config.kl_factor * kl + decay, log_p
+
+
+def _note(now, active, losses, names, stop):
+    """Write down each active fact's loss; (n,) bool of those that go on. One transfer from the device."""
+    values = now.detach().cpu()
+    for index, loss in zip(active.tolist(), values.tolist()):
+        losses[index].append(loss)
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise ValueError(f"record {names[index]}: the loss is {loss} at step {len(losses[index])}; "
+                             "the model's weights may be broken, or lr too large")
+    return values >= stop
+
+
+def _rows_of(state, going):
+    """The State of the facts that go on (n,) bool."""
+    per = len(state.hidden) // len(going)
+    return state.rows(going.to(state.hidden.device).repeat_interleave(per))
+
+
+def _adam(value, mean, square, active, step):
+    """One step of Adam (arXiv:1412.6980, algorithm 1; betas 0.9, 0.999, eps 1e-8) on the active rows, in place."""
+    gradient, count, lr = step
+    mean[active] = mean[active].lerp(gradient, 0.1)
+    square[active] = square[active] * 0.999 + 0.001 * gradient * gradient
+    spread = square[active].sqrt() / (1 - 0.999 ** count) ** 0.5 + 1e-8
+    value[active] -= lr / (1 - 0.9 ** count) * mean[active] / spread
+
+
+def shortened(one):
+    """The Problem cut to what its keys need: rows end at the lookup position."""
+    return replace(one, rows=tuple(row[:lookup + 1] for row, lookup in zip(one.rows, one.lookups)))
