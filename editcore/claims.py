@@ -1,0 +1,213 @@
+"""A study's rows and phases in; its figures of merit beside the paper's, and the paper's shapes tested one by one, out.
+
+The paper is arXiv 2401.07453; its values are GPT-J's, read off its figures (about ±1 % of an axis), so they are targets
+of shape and not of value for any other model.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from editcore import analysis
+
+TRIGGER = 5.0   # an edit is called disabling if its update is this many times the run's median update ...
+PART = 0.5      # ... and at least this share of what the distance grew by over the test interval of the collapse
+
+QUANTITIES = {  # key in `merits`: (words of the table, format here)
+    "ES": ("efficacy: ES of new edits in the gradual phase, %", "{:.1f}"),
+    "PS": ("paraphrases: PS of new edits in the gradual phase, %", "{:.1f}"),
+    "NS": ("locality: NS of new edits in the gradual phase, %", "{:.1f}"),
+    "duration": ("duration: edits before the collapse", "{:.0f}"),
+    "ability_before": ("few-shot ability left at the last test before the collapse, %", "{:.0f}"),
+    "ability_end": ("few-shot ability left at the end, %", "{:.0f}"),
+    "until_10": ("edits until 10 % of few-shot ability is lost", "{:.0f}"),
+    "forgotten_before": ("earlier edits failing at the last test before the collapse, %", "{:.1f}"),
+    "forgotten_end": ("earlier edits failing at the end, %", "{:.1f}"),
+    "absorbing_end": ("earlier edits that ever failed, at the end, %", "{:.1f}"),
+    "recovered": ("of those that ever failed, right again at the end, %", "{:.1f}"),
+    "untouched_end": ("never-edited facts right at the end, %", "{:.1f}"),
+    "exponent": ("distance ∝ n^b in the gradual phase: b", "{:.2f}"),
+    "disabling": ("a single disabling edit", "{}"),
+}
+PAPER = {   # GPT-J, the same keys; what the paper's figures do not show is left out
+    "rome": {"ES": "100 to about 640 edits", "PS": "100 falling to 92", "NS": "76 (20) falling to 66 (500)",
+             "duration": "559", "forgotten_before": "8.0", "absorbing_end": "98.5 (900)",
+             "ability_before": "SST-2 92.9 (50), 74 (500)", "ability_end": "SST-2 0 (from 835)", "disabling": "yes"},
+    "memit": {"ES": "100 to about 1,260 edits", "duration": "about 1,200", "forgotten_before": "14 (1,100)",
+              "absorbing_end": "99 (1,300)", "ability_before": "SST-2 92 to 1,215", "ability_end": "SST-2 0 (by 1,280)",
+              "exponent": "0.48 to 0.52 (GPT2-XL)", "disabling": "no"},
+    "ft": {"ES": "100", "PS": "about 70", "NS": "25 to 42", "ability_end": "SST-2 lost by 60 to 200 edits",
+           "absorbing_end": "46 (40), 84 (900)"},
+}
+
+
+def merits(df, phases):
+    """One row an editor, means over its runs: the keys of QUANTITIES in % or edits (`disabling`: yes, no or nothing).
+
+    df: rows with the derived ones (`analysis.with_derived`); phases: `analysis.phases`. The gradual phase is the steps
+    before the collapse, or the whole run; `duration` is the last edit before it (the run's length if there is none).
+    """
+    lost = analysis.edits_until(df, 0.10).set_index("run")["until"]
+    able = analysis.ability(df)
+    rows = [_merits(df[df["run"] == one.run], able[able["run"] == one.run].set_index("step")["ability"], one)
+            | {"until_10": lost.get(one.run, np.nan)} for one in phases.itertuples()]
+    table = pd.DataFrame(rows)
+    words = table.groupby("editor", sort=False)["disabling"].agg(lambda several: ", ".join(sorted(set(several) - {""})))
+    return table.drop(columns="disabling").groupby("editor", sort=False).mean().assign(disabling=words)
+
+
+def _merits(part, able, phase):
+    end = part["step"].max()
+    start = end + 1 if np.isnan(phase.collapse) else phase.collapse
+    early, wide = part[part["step"] < start], part[part["fact"] == ""].pivot_table("value", "step", "metric")
+    before = wide[wide.index < start]
+    means = {name: 100 * early.loc[early["metric"] == name, "value"].mean() for name in ("ES", "PS", "NS")}
+    return means | {
+        "editor": phase.editor, "edits": end, "collapsed": float(start <= end), "duration": start - 1,
+        "NS_fall": fall(early, "NS"), "absorbing_40": 100 * _at(wide, "forgotten_absorbing", 40),
+        "ability_before": 100 * _last(able[able.index < start]), "ability_end": 100 * _last(able),
+        "forgotten_before": 100 * _last(before.get("forgotten_now")),
+        "forgotten_end": 100 * _last(wide.get("forgotten_now")),
+        "absorbing_end": 100 * _last(wide.get("forgotten_absorbing")), "recovered": 100 * _last(wide.get("recovered")),
+        "untouched_end": 100 * _last(wide.get("untouched")), "exponent": exponent(early),
+        "disabling": disabling(part, phase.collapse)}
+
+
+def _last(series):
+    series = pd.Series(dtype=float) if series is None else series.dropna()
+    return series.iloc[-1] if len(series) else np.nan
+
+
+def _at(wide, metric, step):
+    later = wide.get(metric, pd.Series(dtype=float)).dropna()
+    later = later[later.index >= step]
+    return later.iloc[0] if len(later) else np.nan
+
+
+def fall(early, metric, part=0.2):
+    """Points (of 100) that a metric of new edits falls from the first to the last `part` of these rows' steps."""
+    values = early[early["metric"] == metric].groupby("step")["value"].mean()
+    count = max(1, int(part * len(values)))
+    return 100 * (values.iloc[:count].mean() - values.iloc[-count:].mean()) if len(values) else np.nan
+
+
+def exponent(part, first=10):
+    """b of relative distance ∝ n^b, least squares on log-log points from edit `first` on; NaN with under three."""
+    moved = part[(part["metric"] == "relative") & (part["step"] >= first)].groupby("step")["value"].mean()
+    moved = moved[moved > 0]
+    return float(np.polyfit(np.log(moved.index), np.log(moved), 1)[0]) if len(moved) >= 3 else np.nan
+
+
+def disabling(part, collapse):
+    """'yes' if one edit stands out in the test interval that ends at `collapse` (TRIGGER, PART), else 'no'; '' without
+    a collapse. part: the rows of one run, with update (norm of one edit's change) and relative."""
+    if np.isnan(collapse):
+        return ""
+    updates = part[part["metric"] == "update"].groupby("step")["value"].mean()
+    moved = part[part["metric"] == "distance"].groupby("step")["value"].mean()
+    tests = sorted(part.loc[part["metric"] == "forgotten_now", "step"].unique())
+    before = max([step for step in tests if step < collapse], default=0)
+    inside = updates[(updates.index > before) & (updates.index <= collapse)]
+    grown = _last(moved[moved.index <= collapse]) - (_last(moved[moved.index <= before]) if before else 0.0)
+    if inside.empty or np.isnan(grown):
+        return ""
+    return "yes" if inside.max() >= TRIGGER * updates.median() and inside.max() >= PART * grown else "no"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One shape that the paper shows, and how it is tested here."""
+
+    says: str       # the paper's finding, in words and its own numbers
+    test: str       # what must hold here
+    holds: object   # merits by editor -> bool
+    shows: object   # merits by editor -> the numbers behind it, a text
+    needs: tuple    # editors that the claim is about
+
+
+CLAIMS = (
+    Claim("ROME: new edits succeed throughout the gradual phase (ES 100 to about 640 edits)",
+          "mean ES ≥ 95 before the collapse",
+          lambda m: m.ES["rome"] >= 95,
+          lambda m: f"ES {m.ES['rome']:.1f}", ("rome",)),
+    Claim("ROME: locality erodes before anything breaks (NS 76 at 20 edits, 66 at 500)",
+          "NS ≥ 5 points lower in the last fifth of the gradual phase than in its first",
+          lambda m: m.NS_fall["rome"] >= 5,
+          lambda m: f"NS falls by {m.NS_fall['rome']:.1f} points", ("rome",)),
+    Claim("ROME: earlier edits are forgotten slowly (8 % in 559 edits), then nearly all at once",
+          "a catastrophic phase begins, with ≤ 30 % of earlier edits failing just before",
+          lambda m: m.collapsed["rome"] == 1 and m.forgotten_before["rome"] <= 30,
+          lambda m: collapse(m, "rome"), ("rome",)),
+    Claim("ROME: one disabling edit starts the collapse",
+          f"one update ≥ {TRIGGER:g} × the median update and ≥ {PART:.0%} of that interval's growth in distance",
+          lambda m: m.disabling["rome"] == "yes",
+          lambda m: f"disabling edit: {m.disabling['rome'] or 'no collapse'}", ("rome",)),
+    Claim("MEMIT: the same two phases, the second without a single trigger",
+          "a catastrophic phase begins and no edit is disabling",
+          lambda m: m.collapsed["memit"] == 1 and m.disabling["memit"] == "no",
+          lambda m: collapse(m, "memit"), ("memit",)),
+    Claim("MEMIT lasts longer than ROME (about 1,200 edits against 559)",
+          "ROME collapses, and MEMIT later or not at all",
+          lambda m: m.collapsed["rome"] > 0 and m.duration["memit"] > m.duration["rome"],
+          lambda m: f"MEMIT: {collapse(m, 'memit')}; ROME: {collapse(m, 'rome')}", ("rome", "memit")),
+    Claim("FT: the edit itself always works (ES 100)",
+          "mean ES ≥ 95",
+          lambda m: m.ES["ft"] >= 95,
+          lambda m: f"ES {m.ES['ft']:.1f}", ("ft",)),
+    Claim("FT: locality is poor from the start (NS 25 to 42, ROME's 66 to 76)",
+          "NS ≥ 20 points under ROME's",
+          lambda m: m.NS["ft"] <= m.NS["rome"] - 20,
+          lambda m: f"NS {m.NS['ft']:.1f} against {m.NS['rome']:.1f}", ("ft", "rome")),
+    Claim("FT: forgets at once (46 % of earlier edits at 40)",
+          "≥ 40 % have failed at the first test with 40 edits or more",
+          lambda m: m.absorbing_40["ft"] >= 40,
+          lambda m: f"{m.absorbing_40['ft']:.1f} %", ("ft",)),
+    Claim("Distance grows like a random walk, ∝ √n (n^0.48 to n^0.52 in the authors' MEMIT logs)",
+          "exponent of MEMIT's relative distance between 0.4 and 0.6",
+          lambda m: 0.4 <= m.exponent["memit"] <= 0.6,
+          lambda m: f"n^{m.exponent['memit']:.2f}", ("memit",)),
+    Claim("Few-shot ability declines gently under ROME before its collapse (SST-2 92.9 to 86.7 in 400 edits)",
+          "50 to 95 % of the ability left at the last test before the collapse",
+          lambda m: 50 <= m.ability_before["rome"] < 95,
+          lambda m: f"{m.ability_before['rome']:.0f} % left", ("rome",)),
+    Claim("Few-shot ability is gone after ROME's collapse (SST-2 0 from 835 edits)",
+          "≤ 10 % of the ability left at the end",
+          lambda m: m.ability_end["rome"] <= 10,
+          lambda m: f"{m.ability_end['rome']:.0f} % left", ("rome",)),
+)
+
+
+def collapse(merits, editor):
+    """'collapse after 559 edits, 8 % failing before' or 'no collapse in 800 edits', for one editor."""
+    one = merits.loc[editor]
+    if one["collapsed"] == 0:
+        return f"no collapse in {one['edits']:.0f} edits"
+    return f"collapse after {one['duration']:.0f} edits, {one['forgotten_before']:.0f} % of the earlier failing by then"
+
+
+def replication(merits):
+    """The paper's shapes with what was found: claim, test, here, replicates ('yes', 'no', or '-' if it was not run)."""
+    out = []
+    for claim in CLAIMS:
+        known = all(editor in merits.index for editor in claim.needs)
+        found = claim.shows(merits) if known else "not run"
+        verdict = "-" if not known or "nan" in found else "yes" if claim.holds(merits) else "no"
+        out.append({"claim": claim.says, "test": claim.test, "here": found, "replicates": verdict})
+    return pd.DataFrame(out)
+
+
+def beside_paper(merits):
+    """QUANTITIES by editor, here and in the paper (GPT-J): a table of texts; '-' where something was not measured."""
+    table = {}
+    for editor, one in merits.iterrows():
+        here = {key: form.format(one[key]) if one[key] == one[key] and one[key] != "" else "-"
+                for key, (_, form) in QUANTITIES.items()}
+        if not one["collapsed"]:
+            here["duration"] = f"more than {one['edits']:.0f}"
+            here["disabling"] = "no collapse"
+        if np.isnan(one["until_10"]):
+            here["until_10"] = f"more than {one['edits']:.0f}"
+        table[editor, "here"] = here
+        table[editor, "paper"] = {key: PAPER.get(editor, {}).get(key, "-") for key in QUANTITIES}
+    return pd.DataFrame(table).rename(index={key: words for key, (words, _) in QUANTITIES.items()})
