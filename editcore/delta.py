@@ -117,8 +117,9 @@ def load(path, device="cpu"):
 
 def added(weight, change):
     """weight + change in the wider of float32 and their dtypes, cast back to the weight's dtype and device."""
-    wide = torch.promote_types(torch.promote_types(weight.dtype, dense(change).dtype), torch.float32)
-    return (weight.to(wide) + dense(change).to(weight.device, wide)).to(weight.dtype)
+    change = dense(change)
+    wide = torch.promote_types(torch.promote_types(weight.dtype, change.dtype), torch.float32)
+    return (weight.to(wide) + change.to(weight.device, wide)).to(weight.dtype)
 
 
 def oriented(left, right, module):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from editcore.editors import rome
+from editcore.editors import ft, memit, rome
 from editcore.editors.sources import Prepared, Sources
 
 __all__ = ["EDITORS", "Editor", "Prepared", "Sources", "configure"]
@@ -24,6 +24,8 @@ class Editor:
 
 EDITORS = {
     "rome": Editor(rome.Rome, rome.PAPER, rome.prepare, rome.edit, rome.each),
+    "memit": Editor(memit.Memit, memit.PAPER, memit.prepare, memit.edit, memit.each),
+    "ft": Editor(ft.Ft, ft.PAPER, ft.prepare, ft.edit, ft.each),
 }
 
 

@@ -4,7 +4,7 @@ The optimisation that ROME (δ on the MLP output, arXiv:2202.05262 eq. 4) and ME
 arXiv:2210.07229 eq. 16) share: Adam on δ (n, d) for all facts at once, converged facts frozen and dropped.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -128,7 +128,7 @@ def _optimise(made, model, names, site, config):
         if not going.all():
             active, gradient, reference = active[going], gradient[going], reference[going]
             state, aim = _rows_of(state, going), _aim([made[i] for i in active], state.hidden.device)
-        _adam(delta, mean, square, active, (gradient, step + 1, config.lr))
+        adam(delta, mean, square, active, (gradient, step + 1, config.lr))
         norm = delta[active].norm(dim=1)
         delta[active] *= (limit[active] / norm).clamp(max=1)[:, None]
     return Values(delta, h0, keys, tuple(map(tuple, losses)))
@@ -195,7 +195,7 @@ def _rows_of(state, going):
     return state.rows(going.to(state.hidden.device).repeat_interleave(per))
 
 
-def _adam(value, mean, square, active, step):
+def adam(value, mean, square, active, step):
     """One step of Adam (arXiv:1412.6980, algorithm 1; betas 0.9, 0.999, eps 1e-8) on the active rows, in place."""
     gradient, count, lr = step
     mean[active] = mean[active].lerp(gradient, 0.1)
@@ -203,7 +203,3 @@ def _adam(value, mean, square, active, step):
     spread = square[active].sqrt() / (1 - 0.999 ** count) ** 0.5 + 1e-8
     value[active] -= lr / (1 - 0.9 ** count) * mean[active] / spread
 
-
-def shortened(one):
-    """The Problem cut to what its keys need: rows end at the lookup position."""
-    return replace(one, rows=tuple(row[:lookup + 1] for row, lookup in zip(one.rows, one.lookups)))

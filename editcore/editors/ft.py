@@ -1,0 +1,144 @@
+"""Facts in; the change of one layer's MLP output projection by constrained fine-tuning out (FT-L, arXiv:2012.00363)."""
+
+from dataclasses import dataclass
+
+import torch
+
+from editcore.delta import Delta
+from editcore.editors.value import adam
+from editcore.model import is_input_first, max_length, module_of, name_of
+from editcore.tail import head, resume, start
+from editcore.tokens import check_lengths, encode, pad, target_ids
+from editcore.trace import capture
+
+
+@dataclass(frozen=True)
+class Ft:
+    """Settings of FT-L; epsilon has no default, the rest is as published."""
+
+    epsilon: float                  # every weight stays within ± epsilon of its value at the start of the edit
+    layer: int = 0                  # the edited layer: its MLP output projection, weight and bias
+    lr: float = 5e-4                # of Adam
+    steps: int = 25                 # most steps
+    stop_loss: float = 0.01         # done once the loss is below
+    last_position: bool = False     # read all target tokens at the last prompt position, as the published code does
+
+
+PAPER = {   # published settings by model
+    "gpt2-medium": {"epsilon": 2e-3},
+    "gpt2-large": {"epsilon": 1e-3},
+    "gpt2-xl": {"epsilon": 5e-4},
+    "gpt-j-6b": {"epsilon": 5e-5},
+    "pocket": {"epsilon": 5e-3, "lr": 1e-3},
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Facts as padded rows and flat lists of the predictions that the loss reads."""
+
+    ids: torch.Tensor       # (n, T)
+    mask: torch.Tensor      # (n, T)
+    facts: torch.Tensor     # (M,) which row
+    places: torch.Tensor    # (M,) position
+    targets: torch.Tensor   # (M,) target token
+    weights: torch.Tensor   # (M,) 1 / target tokens of the fact
+
+
+def prepare(model, tok, config, given):
+    """Nothing but a check: FT needs neither contexts nor statistics. ValueError if the model lacks the layer."""
+    name_of(model, "mlp_out", config.layer)
+
+
+def edit(model, tok, facts, config, prepared=None):
+    """One Delta that lowers the mean loss of all facts; the model stays as it was."""
+    return _tuned(model, rows_of(model, tok, facts, config.last_position), facts, config, joint=True)[0]
+
+
+def each(model, tok, facts, config, prepared=None):
+    """A Delta a fact, each an edit of the current model on its own; as many together as 50 million weights allow."""
+    at_once = max(1, 50_000_000 // module_of(model, "mlp_out", config.layer).weight.numel())
+    deltas = []
+    for first in range(0, len(facts), at_once):
+        part = facts[first:first + at_once]
+        deltas += _tuned(model, rows_of(model, tok, part, config.last_position), part, config, joint=False)
+    return deltas
+
+
+def rows_of(model, tok, facts, last_position):
+    """The Rows of facts; ValueError names a record that is too long for the model."""
+    rows, entries = [], []
+    for index, fact in enumerate(facts):
+        (prompt,), target = encode(tok, [fact.text]), target_ids(tok, fact.target_new)
+        rows.append(prompt if last_position else prompt + target[:-1])
+        entries += [(index, len(prompt) - 1 + (0 if last_position else t), token, 1 / len(target))
+                    for t, token in enumerate(target)]
+    check_lengths(rows, [f"record {fact.case_id}" for fact in facts], max_length(model))
+    device = next(model.parameters()).device
+    return Rows(*pad(rows, device=device), *(torch.tensor(values, device=device) for values in zip(*entries)))
+
+
+def _tuned(model, rows, facts, config, joint):
+    """Deltas of Adam on D = ΔW and e = Δb: one of all facts if `joint`, else one a fact.
+
+    The layer's output is its state plus k D + e with k the layer's keys, so only the blocks above it run again.
+    """
+    name, module = name_of(model, "mlp_out", config.layer), module_of(model, "mlp_out", config.layer)
+    with capture(model, [name], "input", stop=False) as inputs:
+        state = start(model, rows.ids, rows.mask, torch.zeros_like(rows.ids[:, 0]), config.layer, rows.ids.shape[1])
+    groups, wide = 1 if joint else len(facts), torch.promote_types(module.weight.dtype, torch.float32)
+    d = state.hidden.shape[-1]
+    shapes = [(inputs[name].shape[-1], d)] + [(d,)] * (module.bias is not None)
+    values = [torch.zeros(groups, *shape, dtype=wide, device=rows.ids.device) for shape in shapes]
+    _descend(model, (state, inputs[name], rows), values, [fact.case_id for fact in facts], config)
+    names = [name + ".weight", name + ".bias"]
+    out = []
+    for group in range(groups):
+        parts = [value[group] for value in values]
+        parts[0] = parts[0] if is_input_first(module) else parts[0].T.contiguous()
+        out.append(Delta(dict(zip(names, parts)), {"editor": "ft"}))
+    return out
+
+
+def _descend(model, given, values, names, config):
+    """Run Adam on `values` ([(g, m, d), (g, d)]) in place, each group until its loss is below stop_loss."""
+    moments = [(torch.zeros_like(value), torch.zeros_like(value)) for value in values]
+    state, keys, rows = given
+    active = torch.arange(len(values[0]), device=rows.ids.device)
+    for step in range(config.steps):
+        live = [value[active].requires_grad_() for value in values]
+        loss = _loss(model, (state, keys, rows), live)
+        going = loss.detach() >= config.stop_loss
+        if not torch.isfinite(loss).all():
+            bad = active[~torch.isfinite(loss)][0] if len(values[0]) > 1 else 0
+            raise ValueError(f"record {names[bad]}: the loss is not finite at step {step + 1}")
+        if not going.any():
+            return
+        gradients = torch.autograd.grad(loss.sum(), live)
+        for value, (mean, square), gradient in zip(values, moments, gradients, strict=True):
+            adam(value, mean, square, active[going], (gradient[going], step + 1, config.lr))
+            value.clamp_(-config.epsilon, config.epsilon)
+        if not going.all():
+            state, keys, rows, active = state.rows(going), keys[going], _kept(rows, going), active[going]
+
+
+def _loss(model, given, live):
+    """(g,) mean-token NLL of each group of facts (g = 1: mean over all facts) with the change `live` in place."""
+    state, keys, rows = given
+    change = keys.to(live[0].dtype) @ live[0]
+    for bias in live[1:]:
+        change = change + bias[:, None]
+    final = resume(model, state, state.hidden + change.to(state.hidden.dtype))
+    logits = head(model, final[rows.facts, rows.places])
+    each_token = torch.nn.functional.cross_entropy(logits, rows.targets, reduction="none")
+    losses = torch.zeros(len(rows.ids), dtype=logits.dtype, device=logits.device)
+    losses = losses.index_add(0, rows.facts, each_token * rows.weights.to(logits.dtype))
+    return losses if len(live[0]) == len(losses) else losses.mean(0, keepdim=True)
+
+
+def _kept(rows, going):
+    """The Rows of the facts in `going` (n,) bool."""
+    inside = going[rows.facts]
+    number = going.cumsum(0) - 1
+    return Rows(rows.ids[going], rows.mask[going], number[rows.facts[inside]],
+                *(part[inside] for part in (rows.places, rows.targets, rows.weights)))
