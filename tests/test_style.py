@@ -14,10 +14,10 @@ MODULES = sorted((ROOT / "editcore").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # Reading order, which is also the order of imports: a module imports only from those before it.
-LAYERS = ["files", "progress", "facts", "model", "tokens", "generate", "trace", "tail", "delta", "stats", "logprob",
-          "editors", "metrics", "tasks", "downstream", "gradients", "inputs", "checkpoint", "study", "analysis",
-          "bench", "look", "portraits", "figures", "pages", "publish", "report", "world", "worldtext", "corpus",
-          "pocket", "data", "__main__"]
+LAYERS = ["files", "progress", "facts", "model", "tokens", "generate", "trace", "tail", "delta", "stats", "contexts",
+          "logprob", "editors", "tasks", "metrics", "downstream", "gradients", "inputs", "checkpoint", "lab", "study",
+          "analysis", "claims", "bench", "look", "portraits", "figures", "pages", "publish", "report", "world",
+          "worldtext", "corpus", "pocket", "pocket_report", "data", "__main__"]
 
 
 def name(path):
@@ -107,6 +107,15 @@ def test_repository_names_no_machine_path():
     for path in texts:
         found = re.search(r"/(?:home|root|Users|work|tmp)/\w+", path.read_text(encoding="utf-8"))
         assert not found or path.name == Path(__file__).name, f"{name(path)} names {found.group()}"
+
+
+def test_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150 and max(map(len, text.splitlines())) <= 200
+    links = re.findall(r"\]\((?!#)([^)]+)\)", text)
+    published = (ROOT / "docs").is_dir()
+    assert [link for link in links if not (ROOT / link).exists() and (published or not link.startswith("docs"))] == []
+    assert all(alt.strip() for alt in re.findall(r"!\[([^\]]*)\]", text))
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=name)
