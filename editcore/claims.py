@@ -119,6 +119,7 @@ def disabling(part, collapse):
 class Claim:
     """One shape that the paper shows, and how it is tested here."""
 
+    figure: str     # the figure that shows it
     says: str       # the paper's finding, in words and its own numbers
     test: str       # what must hold here
     holds: object   # merits by editor -> bool
@@ -127,51 +128,51 @@ class Claim:
 
 
 CLAIMS = (
-    Claim("ROME: new edits succeed throughout the gradual phase (ES 100 to about 640 edits)",
+    Claim("proficiency", "ROME: new edits succeed throughout the gradual phase (ES 100 to about 640 edits)",
           "mean ES ≥ 95 before the collapse",
           lambda m: m.ES["rome"] >= 95,
           lambda m: f"ES {m.ES['rome']:.1f}", ("rome",)),
-    Claim("ROME: locality erodes before anything breaks (NS 76 at 20 edits, 66 at 500)",
+    Claim("proficiency", "ROME: locality erodes before anything breaks (NS 76 at 20 edits, 66 at 500)",
           "NS ≥ 5 points lower in the last fifth of the gradual phase than in its first",
           lambda m: m.NS_fall["rome"] >= 5,
           lambda m: f"NS falls by {m.NS_fall['rome']:.1f} points", ("rome",)),
-    Claim("ROME: earlier edits are forgotten slowly (8 % in 559 edits), then nearly all at once",
+    Claim("forgetting", "ROME: earlier edits are forgotten slowly (8 % in 559 edits), then nearly all at once",
           "a catastrophic phase begins, with ≤ 30 % of earlier edits failing just before",
           lambda m: m.collapsed["rome"] == 1 and m.forgotten_before["rome"] <= 30,
           lambda m: collapse(m, "rome"), ("rome",)),
-    Claim("ROME: one disabling edit starts the collapse",
+    Claim("distance", "ROME: one disabling edit starts the collapse",
           f"one update ≥ {TRIGGER:g} × the median update and ≥ {PART:.0%} of that interval's growth in distance",
           lambda m: m.disabling["rome"] == "yes",
           lambda m: f"disabling edit: {m.disabling['rome'] or 'no collapse'}", ("rome",)),
-    Claim("MEMIT: the same two phases, the second without a single trigger",
+    Claim("forgetting", "MEMIT: the same two phases, the second without a single trigger",
           "a catastrophic phase begins and no edit is disabling",
           lambda m: m.collapsed["memit"] == 1 and m.disabling["memit"] == "no",
           lambda m: collapse(m, "memit"), ("memit",)),
-    Claim("MEMIT lasts longer than ROME (about 1,200 edits against 559)",
+    Claim("forgetting", "MEMIT lasts longer than ROME (about 1,200 edits against 559)",
           "ROME collapses, and MEMIT later or not at all",
           lambda m: m.collapsed["rome"] > 0 and m.duration["memit"] > m.duration["rome"],
           lambda m: f"MEMIT: {collapse(m, 'memit')}; ROME: {collapse(m, 'rome')}", ("rome", "memit")),
-    Claim("FT: the edit itself always works (ES 100)",
+    Claim("proficiency", "FT: the edit itself always works (ES 100)",
           "mean ES ≥ 95",
           lambda m: m.ES["ft"] >= 95,
           lambda m: f"ES {m.ES['ft']:.1f}", ("ft",)),
-    Claim("FT: locality is poor from the start (NS 25 to 42, ROME's 66 to 76)",
+    Claim("proficiency", "FT: locality is poor from the start (NS 25 to 42, ROME's 66 to 76)",
           "NS ≥ 20 points under ROME's",
           lambda m: m.NS["ft"] <= m.NS["rome"] - 20,
           lambda m: f"NS {m.NS['ft']:.1f} against {m.NS['rome']:.1f}", ("ft", "rome")),
-    Claim("FT: forgets at once (46 % of earlier edits at 40)",
+    Claim("forgetting", "FT: forgets at once (46 % of earlier edits at 40)",
           "≥ 40 % have failed at the first test with 40 edits or more",
           lambda m: m.absorbing_40["ft"] >= 40,
           lambda m: f"{m.absorbing_40['ft']:.1f} %", ("ft",)),
-    Claim("Distance grows like a random walk, ∝ √n (n^0.48 to n^0.52 in the authors' MEMIT logs)",
+    Claim("distance", "Distance grows like a random walk, ∝ √n (n^0.48 to n^0.52 in the authors' MEMIT logs)",
           "exponent of MEMIT's relative distance between 0.4 and 0.6",
           lambda m: 0.4 <= m.exponent["memit"] <= 0.6,
           lambda m: f"n^{m.exponent['memit']:.2f}", ("memit",)),
-    Claim("Few-shot ability declines gently under ROME before its collapse (SST-2 92.9 to 86.7 in 400 edits)",
+    Claim("downstream", "Few-shot ability declines gently under ROME before its collapse (SST-2 92.9 to 86.7 in 400)",
           "50 to 95 % of the ability left at the last test before the collapse",
           lambda m: 50 <= m.ability_before["rome"] < 95,
           lambda m: f"{m.ability_before['rome']:.0f} % left", ("rome",)),
-    Claim("Few-shot ability is gone after ROME's collapse (SST-2 0 from 835 edits)",
+    Claim("downstream", "Few-shot ability is gone after ROME's collapse (SST-2 0 from 835 edits)",
           "≤ 10 % of the ability left at the end",
           lambda m: m.ability_end["rome"] <= 10,
           lambda m: f"{m.ability_end['rome']:.0f} % left", ("rome",)),
@@ -193,8 +194,28 @@ def replication(merits):
         known = all(editor in merits.index for editor in claim.needs)
         found = claim.shows(merits) if known else "not run"
         verdict = "-" if not known or "nan" in found else "yes" if claim.holds(merits) else "no"
-        out.append({"claim": claim.says, "test": claim.test, "here": found, "replicates": verdict})
+        out.append({"figure": claim.figure, "claim": claim.says, "test": claim.test, "here": found,
+                    "replicates": verdict})
     return pd.DataFrame(out)
+
+
+def verdict(table, figure):
+    """One sentence on a figure: how many of the paper's shapes it replicates, and which it does not. table: that of
+    `replication`."""
+    part = table[(table["figure"] == figure) & (table["replicates"] != "-")]
+    if part.empty:
+        return "None of the paper's shapes could be tested on it."
+    missed = [f"“{claim}” (here: {here})" for claim, here, said in
+              part[["claim", "here", "replicates"]].itertuples(index=False) if said == "no"]
+    counted = f"Of the paper's shapes tested on it, {len(part) - len(missed)} of {len(part)} replicate"
+    return f"{counted}; not replicated: {'; '.join(missed)}." if missed else f"{counted}."
+
+
+def said(merits, labels, **formats):
+    """'ROME: ES 99, NS 80; MEMIT: …' from merits: formats are key=format, in the order wanted; nothing for NaN."""
+    return "; ".join(f"{labels[editor]}: " + ", ".join(
+        form.format(one[key]) for key, form in formats.items() if one[key] == one[key])
+        for editor, one in merits.iterrows())
 
 
 def beside_paper(merits):

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from editcore.look import WIDTH, curves, draw, legend, methods_in, note, runs_in, span, style, theme
+from editcore.look import WIDTH, curves, draw, legend, methods_in, note, panel, runs_in, span, style, theme
 
 __all__ = ["theme", "proficiency", "forgetting", "downstream", "distance", "agreement"]
 TASKS = {"sst2": "SST-2", "mrpc": "MRPC", "cola": "CoLA", "rte": "RTE"}
@@ -17,12 +17,11 @@ CHANCE = {100 / 3: "same answer to all (33.3)", 0.0: "no readable answer (0)"}  
 
 def proficiency(df, window=25):
     """Does the n-th edit still work? ES, PS and NS of the edit just made against n, one panel each."""
-    methods, window = methods_in(df), span(df, window)
+    window = span(df, window)
     fig, axes = plt.subplots(1, 3, figsize=(WIDTH, 3.4), sharey=True)
     names = {"ES": "Efficacy, ES", "PS": "Paraphrases, PS", "NS": "Neighbours kept, NS"}
     for ax, (metric, title) in zip(axes, names.items()):
-        for method, table in curves(df, metric, window).items():
-            draw(ax, table.clip(0, 100), method, methods)
+        panel(ax, df, metric, window)
         ax.set(title=title, xlabel="edits made, n", ylim=(-3, 103), xlim=(0, df["step"].max()))
     axes[0].set_ylabel("success of the n-th edit, %")
     legend(fig, axes)
@@ -71,8 +70,7 @@ def forgetting(df, phases, window=25):
               ("recovered", "Recovered, of the failed", 1), ("NS", "New edits: neighbours kept", window),
               ("untouched", "Facts never edited: right", 1), ("f1", "Few-shot tasks, F1 × 100", 1))
     for ax, (metric, title, steps) in zip(axes.ravel(), panels):
-        for method, table in curves(df, metric, steps).items():
-            draw(ax, table.clip(0, 100), method, methods)
+        panel(ax, df, metric, steps)
         ax.set(title=title, xlim=(0, end), ylim=(-3, 103))
     chance_lines(axes[1, 2])
     phase_strip(strip, phases, methods, end)
@@ -99,17 +97,14 @@ def downstream(df):
     methods, end = methods_in(df), df["step"].max()
     fig, axes = plt.subplots(2, 3, figsize=(WIDTH, 5.4))
     for ax, (task, title) in zip(axes.ravel(), TASKS.items()):
-        for method, table in curves(df, f"{task}_f1").items():
-            draw(ax, table.clip(0, 100), method, methods)
+        panel(ax, df, f"{task}_f1")
         for method, table in curves(df, f"{task}_prob_f1").items():
             draw(ax, table, method, methods, band=False, linewidth=0.9, markerfacecolor="white", label=None)
         chance_lines(ax, labels=True)
         ax.set(title=title, ylim=(-4, 104), ylabel="weighted F1 × 100")
-    for method, table in curves(df, "invalid").items():
-        draw(axes[1, 1], table.clip(0, 100), method, methods)
+    panel(axes[1, 1], df, "invalid")
     axes[1, 1].set(title="Greedy answers not readable", ylim=(-4, 104), ylabel="% of items, four tasks")
-    for method, table in curves(df, "perplexity", scale=1.0).items():
-        draw(axes[1, 2], table.clip(lower=1), method, methods)
+    panel(axes[1, 2], df, "perplexity", scale=1.0)
     axes[1, 2].set(title="Perplexity, held-out text", yscale="log", ylabel="perplexity")
     for ax in axes.ravel():
         ax.set(xlim=(0, end), xlabel="edits made, n" if ax in axes[1] else "")

@@ -61,13 +61,13 @@ def methods_in(df):
 def curves(df, metric, window=1, scale=100.0):
     """{editor: table with index step, columns mean, low, high} of scale · `metric`, averaged over `window` steps.
 
-    With several seeds low and high are the 95 % interval of the mean over runs (1.96 standard errors); with one run
+    With several runs low and high are the 95 % interval of the mean over runs (1.96 standard errors); with one run
     they are that interval over the values inside the window, and equal to the mean where the window holds one value.
     """
     out, rows = {}, df[df["metric"] == metric]
     for editor in methods_in(rows):
         part = rows[rows["editor"] == editor]
-        table = scale * part.pivot_table(index="step", columns="seed", values="value", aggfunc="mean")
+        table = scale * part.pivot_table(index="step", columns="run", values="value", aggfunc="mean")
         rolled = table.rolling(window, min_periods=(window + 1) // 2).mean()
         if table.shape[1] > 1:
             mean, error = rolled.mean(axis=1), rolled.std(axis=1) / np.sqrt(rolled.count(axis=1))
@@ -90,6 +90,15 @@ def draw(ax, table, method, methods, band=True, **changes):
     ax.plot(table.index, table["mean"], **settings)
     if band and (table["high"] > table["low"]).any():
         ax.fill_between(table.index, table["low"], table["high"], color=settings["color"], alpha=0.15, linewidth=0)
+
+
+def panel(ax, df, metric, window=1, scale=100.0):
+    """Draw one metric's curves, a line a method, on `ax`, shares within 0 to 100; a panel without data says so."""
+    found, methods = curves(df, metric, window, scale), methods_in(df)
+    for method, table in found.items():
+        draw(ax, table.clip(0, 100 if scale == 100 else None), method, methods)
+    if not found:
+        ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center", color="#777777")
 
 
 def note(fig, text):

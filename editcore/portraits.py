@@ -6,11 +6,11 @@ The study's figures of many edits are in figures.py; the look of both is in look
 import matplotlib.pyplot as plt
 import seaborn as sns
 
-from editcore.look import WIDTH, curves, draw, legend, methods_in, note, runs_in, share_interval, span, style
+from editcore.look import WIDTH, legend, methods_in, note, panel, runs_in, share_interval, span, style
 
 KINDS = {"state": "State restored", "mlp": "MLP output restored", "attention": "Attention output restored"}
 PLACES = {"subject": ("last subject token", 0, "o", "-"), "last": ("last prompt token", 1, "s", "--")}
-PROMPTS = {"rewrite": "The edited prompt", "paraphrase": "Paraphrases", "neighborhood": "Neighbours"}
+PROMPTS = {"ES": "The edited prompt", "PS": "Paraphrases", "NS": "Neighbours"}
 
 
 def causal_trace(df, n):
@@ -94,7 +94,7 @@ def tasks(df, n, chance=100 / 3):
 def one_edit(df):
     """P(new target) and P(true target) before and after one edit, one panel a kind of prompt, a line a prompt.
 
-    df: columns kind (rewrite, paraphrase, neighborhood), prompt, target (new, true), when (before, after), value (P).
+    df: rows of `metrics.probabilities` with a column when (before, after).
     """
     fig, axes = plt.subplots(1, 3, figsize=(WIDTH, 3.2), sharey=True)
     looks = {"new": (1, "o", "-"), "true": (0, "s", "--")}
@@ -115,13 +115,12 @@ def one_edit(df):
 
 def health(df, window=25):
     """One run at a glance: success of the edit just made, earlier edits forgotten, distance, perplexity."""
-    methods, window, end = methods_in(df), span(df, window), df["step"].max()
+    window, end = span(df, window), df["step"].max()
     fig, axes = plt.subplots(1, 4, figsize=(WIDTH, 2.9))
     panels = (("ES", "n-th edit, ES, %", window, 100), ("forgotten_now", "Forgotten now, %", 1, 100),
               ("relative", "‖ΔW‖ / ‖W‖", 1, 1), ("perplexity", "Perplexity", 1, 1))
     for ax, (metric, title, steps, scale) in zip(axes, panels):
-        for method, table in curves(df, metric, steps, scale).items():
-            draw(ax, table.clip(lower=0, upper=100 if scale == 100 else None), method, methods)
+        panel(ax, df, metric, steps, scale)
         ax.set(title=title, xlabel="edits made, n", xlim=(0, end))
         ax.set_ylim(*((-4, 104) if scale == 100 else (0, None)))
     legend(fig, axes)
