@@ -5,6 +5,7 @@
     with delta.applied(model):
         rows = evaluate(model, probes)                    # ... and measure after every edit
         rows = evaluate(model, probes.select([0, 1, 2]))  # or some of the facts
+    kept = probes.above(model, 5)                         # or without ever again running the blocks below the edits
 """
 
 import re
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from editcore import generate
-from editcore.logprob import Plan, plan, read
+from editcore.logprob import Plan, keep, plan, read
 from editcore.model import max_length
 from editcore.tokens import check_lengths, encode, target_ids
 
@@ -53,8 +54,15 @@ class Probes:
         return replace(self, cases=tuple(self.cases[i] for i in indices), questions=questions,
                        plan=self.replan(_pairs(questions)))
 
+    def above(self, model, layer):
+        """The Probes for edits of block `layer` and those above it only: what lies below is run now and kept.
 
-def measure(model, tok, facts, what=ASKED, max_tokens=8192):
+        Worth it when the same facts are measured many times; layer 0 has nothing below and changes nothing.
+        """
+        return replace(self, plan=keep(model, self.plan, layer)) if layer else self
+
+
+def measure(model, tok, facts, what=ASKED, max_tokens=2048):
     """Rows {"fact": case_id, "metric": name, "value": float} of the model's answers about `facts`.
 
     what: some of "ES" (rewriting prompt), "PS" (paraphrases), "NS" (neighbours), "PO" (portability), "greedy". With
@@ -73,7 +81,7 @@ def measure(model, tok, facts, what=ASKED, max_tokens=8192):
     return rows + (greedy(model, tok, facts, what) if "greedy" in what else [])
 
 
-def prepare(model, tok, facts, what=ASKED, max_tokens=8192):
+def prepare(model, tok, facts, what=ASKED, max_tokens=2048):
     """The Probes of facts: tokenised, rows shared, batched by length. Valid as long as model and tokenizer are."""
     if unknown := [name for name in what if name not in KNOWN]:
         raise ValueError(f"metric {unknown[0]!r}: choose some of {', '.join(KNOWN)}")
@@ -145,6 +153,16 @@ def means(rows):
     for row in rows:
         values.setdefault(row["metric"], []).append(row["value"])
     return {name: float(np.mean(several)) for name, several in values.items()}
+
+
+def probabilities(model, tok, fact):
+    """Rows {"kind": "ES", "PS" or "NS", "prompt", "target": "new" or "true", "value": exp(-nll)} of one fact."""
+    asked = [(kind, text, name, target) for kind in ASKED for text, _, _ in _prompts(fact, kind)
+             for name, target in (("new", fact.target_new), ("true", fact.target_true)) if target]
+    prompts = encode(tok, [text for _, text, _, _ in asked])
+    pairs = [(tuple(prompt), tuple(target_ids(tok, one[3]))) for prompt, one in zip(prompts, asked)]
+    return [{"kind": kind, "prompt": text, "target": name, "value": float(np.exp(-nll))}
+            for (kind, text, name, _), nll in zip(asked, read(model, plan(model, pairs)).nll)]
 
 
 def score(rows):
@@ -222,7 +240,7 @@ def _bits(text, k):
     return float(-(shares * np.log2(shares)).sum())
 
 
-def perplexity(model, tok, texts, length=512, max_tokens=8192):
+def perplexity(model, tok, texts, length=512, max_tokens=2048):
     """exp(-1/N sum log P(token | those before it in its block)) over texts, packed; a float >= 1.
 
     The texts are joined (end-of-text token between them, if the tokenizer has one) and cut into blocks of `length`

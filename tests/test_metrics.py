@@ -11,7 +11,7 @@ from conftest import byte_tokenizer, make
 from editcore import generate, logprob, metrics
 from editcore.delta import Delta
 from editcore.facts import Fact
-from editcore.model import LAYOUTS, weight_of
+from editcore.model import LAYOUTS, module_of, weight_of
 from editcore.tokens import target_ids
 
 ALL = ("ES", "PS", "NS", "PO")
@@ -104,6 +104,26 @@ def test_prepared_once_follows_the_weights(gpt2, facts):
     some = metrics.evaluate(model, probes.select([7, 2]))
     assert table(some) == pytest.approx(table(metrics.measure(model, tok, [facts[7], facts[2]], ALL)), abs=1e-6)
     assert [row["fact"] for row in some[::len(some) // 2]] == [7, 2]
+
+
+@pytest.mark.parametrize("kind", sorted(LAYOUTS))
+def test_only_the_edited_layers_run_again(kind, facts):
+    tok = byte_tokenizer()
+    model = make(kind, len(tok), layers=3, dtype=torch.float64)
+    probes = metrics.prepare(model, tok, facts[:4], ALL, max_tokens=100)
+    assert probes.above(model, 0) is probes
+    name, weight = weight_of(model, "mlp_out", 1)
+    change = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with Delta({name: change}).applied(model):
+        kept = probes.above(model, 1)
+        expected = table(metrics.evaluate(model, probes))
+    calls = []
+    handle = module_of(model, "block", 0).register_forward_hook(lambda *_: calls.append(0))
+    assert table(metrics.evaluate(model, kept)) != expected
+    with Delta({name: change}).applied(model):
+        assert table(metrics.evaluate(model, kept)) == pytest.approx(expected, abs=1e-6 if kind == "gptj" else 1e-12)
+    handle.remove()
+    assert not calls
 
 
 def test_rows_are_shared_where_one_begins_another():
@@ -215,6 +235,16 @@ def test_greedy_needs_the_answer_and_a_stop(shape, facts, request):
     assert rows[1, "ES_greedy"] == rows[1, "ES_exact"] == 1
     assert rows[1, "PS_greedy"] in (0.5, 1)
     assert rows[1, "NS_greedy"] == 0
+
+
+def test_probabilities_of_every_prompt_average_to_the_magnitudes(gpt2, facts):
+    model, tok = gpt2
+    fact = next(one for one in facts if one.target_true and one.neighbours)
+    found, one = table(metrics.measure(model, tok, [fact])), metrics.probabilities(model, tok, fact)
+    for kind, sign in (("ES", 1), ("PS", 1), ("NS", -1)):
+        mean = {name: np.mean([row["value"] for row in one if (row["kind"], row["target"]) == (kind, name)])
+                for name in ("new", "true")}
+        assert found[fact.case_id, f"{kind}_prob"] == pytest.approx(sign * (mean["new"] - mean["true"]), rel=1e-4)
 
 
 def test_natural_stops():
