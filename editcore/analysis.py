@@ -105,7 +105,7 @@ def _mean_of(df, suffix, name):
     return rows.groupby(["run", "step"], sort=False)["value"].mean().reset_index().assign(metric=name)
 
 
-def untouched(df, metric="untouched_exact"):
+def untouched(df, metric="untouched_ES_exact"):
     """Share still right of the never-edited facts that the unedited model answered right: run, step, value."""
     rows = df[df["metric"] == metric]
     known = rows[(rows["step"] == 0) & (rows["value"] >= 1)].set_index(["run", "fact"]).index

@@ -120,8 +120,8 @@ def test_retention_and_half_life():
 
 
 def test_untouched_counts_only_what_was_known():
-    df = rows((0, "a", "untouched_exact", 1.0), (0, "b", "untouched_exact", 0.0), (0, "c", "untouched_exact", 1.0),
-              (20, "a", "untouched_exact", 1.0), (20, "b", "untouched_exact", 1.0), (20, "c", "untouched_exact", 0.0))
+    values = {(0, "a"): 1, (0, "b"): 0, (0, "c"): 1, (20, "a"): 1, (20, "b"): 1, (20, "c"): 0}
+    df = rows(*[(step, fact, "untouched_ES_exact", float(value)) for (step, fact), value in values.items()])
     assert list(analysis.untouched(df)["value"]) == [1.0, 0.5]
 
 

@@ -1,0 +1,169 @@
+"""A run and its unedited model in; instruments prepared once, and rows of what they show after each edit, out."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from editcore import contexts, downstream, inputs, metrics
+from editcore.delta import Delta, added
+from editcore.editors import EDITORS, Sources, configure
+from editcore.inputs import Run
+from editcore.model import content_hash, default_device, load, max_length
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A run's model and all that is measured on it."""
+
+    run: Run
+    model: torch.nn.Module      # carries the edits made so far
+    tok: object
+    config: object              # the editor's settings
+    prepared: object            # the editor's contexts and second moments, from the unedited model
+    facts: list                 # to edit, in order
+    probes: metrics.Probes      # run.measure of these facts
+    before: metrics.Probes      # run.before of these facts
+    again: metrics.Probes       # ES of these facts, for the re-tests
+    untouched: metrics.Probes   # ES of never-edited facts' true answers
+    tasks: dict                 # few-shot items by task
+    held_out: list              # texts for perplexity
+    weights_hash: str           # of the unedited model
+    original: dict              # name -> (unedited value, its norm) of changed parameters; filled by `put`
+
+
+def set_up(run, paths, templates, cache):
+    """The Lab of a run; all files are read and all prompts checked here, before any edit.
+
+    paths: inputs.files(run); templates: context templates of an earlier start of the same run, () at the first;
+    cache: folder for second moments.
+    """
+    facts, rest = inputs.schedule(run, paths["facts"])
+    tasks = inputs.read_tasks(paths["tasks"], run.items) if "tasks" in paths and run.downstream_every else {}
+    held_out = inputs.read_lines(paths["held_out"]) if "held_out" in paths and run.downstream_every else []
+    texts = tuple(inputs.read_lines(paths["texts"])) if "texts" in paths else ()
+    if "contexts" in paths and not templates:
+        templates = contexts.read(paths["contexts"])
+    config = configure(run.editor, dict(run.settings), run.model)
+    model, tok = load(inputs.model_place(run.model), run.device or default_device(), inputs.dtype_of(run.dtype))
+    inputs.check_prompts(max_length(model), tok, facts, templates or ("{}",))
+    mirrored = [replace(one, target_new=one.target_true, target_true=one.target_new) for one in rest]
+    probes = {"probes": metrics.prepare(model, tok, facts, [name for name in run.measure if name != "greedy"]),
+              "before": metrics.prepare(model, tok, facts, run.before),
+              "again": metrics.prepare(model, tok, facts, ("ES",)),
+              "untouched": metrics.prepare(model, tok, mirrored, ("ES",))}
+    given = Sources(texts, paths.get("stats"), tuple(templates), run.seed, str(cache))
+    prepared = EDITORS[run.editor].prepare(model, tok, config, given)
+    return Lab(run, model, tok, config, prepared, facts, **probes, tasks=tasks, held_out=held_out,
+               weights_hash=content_hash(model), original={})
+
+
+def put(lab, total):
+    """Give the model's changed parameters their unedited value plus `total`, always from the unedited value."""
+    with torch.no_grad():
+        for name, change in total.changes.items():
+            weight = lab.model.get_parameter(name)
+            if name not in lab.original:
+                lab.original[name] = (weight.detach().clone(), weight.double().norm().item())
+            weight.copy_(added(lab.original[name][0], change))
+
+
+def before(lab, group):
+    """Rows of the facts with indices `group` just before they are edited."""
+    return _named("before_", metrics.evaluate(lab.model, lab.before.select(group)))
+
+
+def after(lab, group):
+    """Rows of the same facts right after their update."""
+    facts = [lab.facts[i] for i in group] if "greedy" in lab.run.measure else []
+    return metrics.evaluate(lab.model, lab.probes.select(group)) + \
+        (metrics.greedy(lab.model, lab.tok, facts, ("ES",)) if facts else [])
+
+
+def retest(lab, n):
+    """Rows of the first n edited facts, asked again."""
+    return _named("retest_", metrics.evaluate(lab.model, lab.again.select(range(n))))
+
+
+def ability(lab, n):
+    """Rows of what the model can do beside the edits: few-shot tasks, perplexity, untouched facts, sampled text.
+
+    n facts have been edited; the text is sampled after the newest of them (before the first edit: after the first).
+    """
+    run, rows = lab.run, _named("untouched_", metrics.evaluate(lab.model, lab.untouched))
+    if lab.tasks:
+        rows += downstream.few_shot(lab.model, lab.tok, lab.tasks, run.shots, run.seed)
+    if lab.held_out:
+        rows.append({"metric": "perplexity", "value": metrics.perplexity(lab.model, lab.tok, lab.held_out)})
+    if run.generation:
+        newest = lab.facts[max(0, n - run.generation):max(n, run.generation)]
+        rows += metrics.generation(lab.model, lab.tok, newest, run.seed)
+    return rows
+
+
+def movement(lab, total, new):
+    """Rows for every edited parameter: distance (‖ΔW‖_F / number of entries, arXiv 2401.07453), relative
+    (‖ΔW‖_F / ‖W‖_F) and update (‖·‖_F of the newest update)."""
+    rows = []
+    for name in sorted(total.changes):
+        moved, (weight, norm) = total.norm(name), lab.original[name]
+        values = {"distance": moved / weight.numel(), "relative": moved / norm if norm else math.inf,
+                  "update": new.norm(name) if name in new.changes else 0.0}
+        rows += [{"fact": name, "metric": metric, "value": value} for metric, value in values.items()]
+    return rows
+
+
+def spectra(lab, total):
+    """Rows for every edited matrix: spectral norm and effective rank of its total change, its condition number."""
+    rows = []
+    for name in sorted(name for name, change in total.changes.items() if change.ndim == 2):
+        change = singular_values(total.changes[name])
+        weight = singular_values(lab.model.get_parameter(name))
+        values = {"spectral": change[0].item(), "effective_rank": effective_rank(change),
+                  "condition": (weight[0] / weight[-1]).item()}
+        rows += [{"fact": name, "metric": metric, "value": value} for metric, value in values.items()]
+    return rows
+
+
+def singular_values(matrix):
+    """(min(rows, columns),) float64 singular values, largest first, from the smaller Gram matrix.
+
+    Values under 1e-8 of the largest are rounding.
+    """
+    wide = matrix.detach().double()
+    gram = wide @ wide.T if wide.shape[0] <= wide.shape[1] else wide.T @ wide
+    return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).sqrt()
+
+
+def effective_rank(values):
+    """exp of the entropy of singular values scaled to sum 1 (Roy and Vetterli 2007); 0 for a zero matrix."""
+    total = values.sum()
+    return torch.special.entr(values / total).sum().exp().item() if total > 0 else 0.0
+
+
+def reported(facts, info):
+    """Rows "edit_<name>" of the numbers that an editor reports: one a fact where its list is as long as `facts`."""
+    rows = []
+    for name, value in sorted(info.items()):
+        if isinstance(value, (list, tuple)) and len(value) == len(facts):
+            rows += [{"fact": one.case_id, "metric": f"edit_{name}", "value": item}
+                     for one, item in zip(facts, value) if _is_number(item)]
+        elif _is_number(value):
+            rows.append({"metric": f"edit_{name}", "value": value})
+    return [row for row in rows if "seconds" not in row["metric"]]     # rows are the same at every repetition
+
+
+def update(lab, facts):
+    """The dense Delta of one update of the present model; ValueError if it is not finite."""
+    new = EDITORS[lab.run.editor].edit(lab.model, lab.tok, facts, lab.config, lab.prepared).dense()
+    if not new.is_finite():
+        raise ValueError("the update is not finite")
+    return Delta({name: new.changes[name] for name in sorted(new.changes)}, new.info)
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _named(prefix, rows):
+    return [row | {"metric": prefix + row["metric"]} for row in rows]
