@@ -28,6 +28,7 @@ __all__ = ["build", "declare", "home", "is_done", "parameters", "publish", "rend
            "typed"]
 
 KERNEL = "python3"      # the interpreter that runs this module, whatever the notebook's author called it
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} cells, {elapsed}{postfix}"
 TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": (list, tuple), "tuple": (list, tuple),
          "dict": dict}
 STAMPED = ("torch", "transformers", "numpy", "pandas", "matplotlib", "papermill")   # versions shown with a report
@@ -44,16 +45,20 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Relay:
-    """What a running notebook writes to standard error, passed on line by line beside the bar of the whole report."""
+class Console:
+    """What a running notebook writes to standard error: beside its bar in a terminal, else line by line in the log."""
 
-    name: str
+    name: str           # of the notebook
+    bar: tqdm           # its code cells; disabled outside a terminal
 
     def write(self, text):
-        """Print each non-empty line of `text` after the notebook's name."""
-        for line in text.splitlines():
-            if line.strip():
-                tqdm.write(f"{self.name}: {line}", file=sys.stderr)
+        """Show the last line of `text` behind the bar, or print each line after the notebook's name."""
+        lines = [line for line in text.splitlines() if line.strip()]
+        if not self.bar.disable:
+            self.bar.set_postfix_str(lines[-1] if lines else "")
+            return
+        for line in lines:
+            tqdm.write(f"{self.name}: {line}", file=sys.stderr)
 
     def flush(self):
         """Standard error is not buffered."""
@@ -145,6 +150,7 @@ def run_notebook(path, parameters=None, out_dir="results/reports", force=False, 
     check(path, values)
     executed, key = Path(out_dir).resolve() / path.name, run_key(path, values, root, after)
     if not force and is_done(executed, key):
+        progress.log.info("%s: done before, nothing it depends on has changed", path.stem)
         return executed
     executed.parent.mkdir(parents=True, exist_ok=True)
     made_from = stamp(root)     # before the run: what the run started from
@@ -159,18 +165,21 @@ def run_notebook(path, parameters=None, out_dir="results/reports", force=False, 
 
 def execute(path, executed, values, root):
     """One papermill run in a kernel of its own; RuntimeError tells where it stopped."""
-    figures = executed.parent.parent / "figures"
+    figures, cells = executed.parent.parent / "figures", nbformat.read(path, as_version=4).cells
     search = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    with tempfile.TemporaryDirectory(prefix="editcore-") as sockets, environment(
-            **{FIGURES: str(figures), "PYTHONPATH": search}):
+    terminal, total = sys.stderr.isatty(), sum(cell.cell_type == "code" for cell in cells) + bool(values)
+    with (tempfile.TemporaryDirectory(prefix="editcore-") as sockets, warnings.catch_warnings(),
+          environment(**{FIGURES: str(figures), "PYTHONPATH": search}),
+          tqdm(desc=path.stem, total=total, bar_format=BAR, disable=not terminal) as bar):
+        warnings.simplefilter("ignore", DeprecationWarning)     # papermill's and the kernel client's own
         # Kernels on TCP race for free ports when several start at once; sockets in a folder of one's own cannot.
         local = {"config": Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})}
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)     # papermill's and the kernel client's own
-                papermill.execute_notebook(
-                    str(path), str(executed), values, kernel_name=KERNEL, cwd=str(root), progress_bar=False,
-                    stderr_file=Relay(path.stem), **(local if os.name == "posix" else {}))
+            papermill.execute_notebook(
+                str(path), str(executed), values, kernel_name=KERNEL, cwd=str(root), progress_bar=False,
+                stderr_file=Console(path.stem, bar), on_cell_executed=lambda **_: bar.update(),
+                shutdown_kernel="immediate",    # nothing is left to do in it, and waiting costs a second or two
+                **(local if os.name == "posix" else {}))
         except papermill.PapermillExecutionError as error:
             raise RuntimeError(f"{path.name}: cell {error.exec_count} failed with {error.ename}: {error.evalue} "
                                f"(executed so far: {executed})") from error
