@@ -89,20 +89,20 @@ def distance(df):
 
 def with_derived(df, metric="ES_exact"):
     """The rows and, in the same columns (fact ""), what is computed from several of them: forgotten_absorbing,
-    forgotten_now and recovered (see `forgotten`), f1 and invalid (means over the few-shot tasks), untouched (share of
-    never-edited facts still right, of those right at step 0)."""
+    forgotten_now and recovered (see `forgotten`), f1 (mean over the few-shot tasks), untouched (share of never-edited
+    facts still right, of those right at step 0)."""
     heads = df.drop_duplicates("run").set_index("run").drop(columns=["step", "fact", "metric", "value"])
     lost = forgotten(df, metric).rename(columns={"absorbing": "forgotten_absorbing", "non_absorbing": "forgotten_now"})
     tables = [lost.melt(["run", "step"], ["forgotten_absorbing", "forgotten_now", "recovered"], "metric").dropna()]
-    tables += [_mean_of(df, suffix, name) for suffix, name in (("_f1", "f1"), ("_invalid", "invalid"))]
+    tables.append(_mean_f1(df))
     tables.append(untouched(df).assign(metric="untouched")[["run", "step", "metric", "value"]])
     new = pd.concat(tables).assign(fact="")
     return pd.concat([df, new.join(heads, on="run")[list(df.columns)]], ignore_index=True)
 
 
-def _mean_of(df, suffix, name):
-    rows = df[(df["fact"] == "") & df["metric"].str.endswith(suffix) & ~df["metric"].str.endswith("_prob_f1")]
-    return rows.groupby(["run", "step"], sort=False)["value"].mean().reset_index().assign(metric=name)
+def _mean_f1(df):
+    rows = df[(df["fact"] == "") & df["metric"].str.endswith("_f1") & ~df["metric"].str.endswith("_prob_f1")]
+    return rows.groupby(["run", "step"], sort=False)["value"].mean().reset_index().assign(metric="f1")
 
 
 def untouched(df, metric="untouched_ES_exact"):

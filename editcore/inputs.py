@@ -4,14 +4,14 @@ import dataclasses
 import hashlib
 import json
 import random
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from editcore import facts as records
-from editcore.files import read_json, sha256, sha256_text
+from editcore.downstream import balanced, read_items
+from editcore.files import sha256, sha256_text
 from editcore.tasks import TASKS
 from editcore.tokens import check_lengths, encode, target_ids
 
@@ -186,8 +186,9 @@ def check_prompts(model_limit, tok, facts, templates=("{}",)):
 
 
 def read_lines(path):
-    """The non-empty lines of a text file; ValueError if there is none."""
-    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    """The non-empty lines of a text file, "\\n" in a line read as a line break; ValueError if there is none."""
+    lines = [line.strip().replace("\\n", "\n") for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line]
     if not lines:
         raise ValueError(f"{path}: no text in it")
     return lines
@@ -196,19 +197,10 @@ def read_lines(path):
 def read_tasks(folder, limit=0):
     """{task: items} of the known tasks' JSON files in a folder; with a limit, so many items, as many of each label."""
     paths = {name: Path(folder) / f"{name}.json" for name in TASKS}
-    found = {name: read_json(path) for name, path in paths.items() if path.is_file()}
+    found = {name: read_items(path, name) for name, path in paths.items() if path.is_file()}
     if not found:
         raise ValueError(f"{folder}: none of {', '.join(path.name for path in paths.values())} is in it")
-    return {name: _balanced(items, limit) if limit else items for name, items in found.items()}
-
-
-def _balanced(items, limit):
-    """The first `limit` items when one of each label is taken in turn, in file order."""
-    seen, turns = Counter(), []
-    for i, item in enumerate(items):
-        seen[item.get("label")] += 1
-        turns.append((seen[item.get("label")], i))
-    return [items[i] for i in sorted(i for _, i in sorted(turns)[:limit])]
+    return {name: balanced(items, limit) if 0 < limit < len(items) else items for name, items in found.items()}
 
 
 def _frozen(value):

@@ -26,7 +26,7 @@ class Lab:
     before: metrics.Probes      # run.before of these facts
     again: metrics.Probes       # ES of these facts, for the re-tests
     untouched: metrics.Probes   # ES of never-edited facts' true answers
-    tasks: dict                 # few-shot items by task
+    tasks: tuple                # downstream.Task of each few-shot task
     held_out: list              # texts for perplexity
     weights_hash: str           # of the unedited model
     original: dict              # name -> (unedited value, its norm) of changed parameters; filled by `put`
@@ -39,7 +39,7 @@ def set_up(run, paths, templates, cache):
     cache: folder for second moments.
     """
     facts, rest = inputs.schedule(run, paths["facts"])
-    tasks = inputs.read_tasks(paths["tasks"], run.items) if "tasks" in paths and run.downstream_every else {}
+    items = inputs.read_tasks(paths["tasks"], run.items) if "tasks" in paths and run.downstream_every else {}
     held_out = inputs.read_lines(paths["held_out"]) if "held_out" in paths and run.downstream_every else []
     texts = tuple(inputs.read_lines(paths["texts"])) if "texts" in paths else ()
     if "contexts" in paths and not templates:
@@ -52,6 +52,7 @@ def set_up(run, paths, templates, cache):
               "before": metrics.prepare(model, tok, facts, run.before),
               "again": metrics.prepare(model, tok, facts, ("ES",)),
               "untouched": metrics.prepare(model, tok, mirrored, ("ES",))}
+    tasks = downstream.prepare(model, tok, items, run.shots, run.seed)
     given = Sources(texts, paths.get("stats"), tuple(templates), run.seed, str(cache))
     prepared = EDITORS[run.editor].prepare(model, tok, config, given)
     return Lab(run, model, tok, config, prepared, facts, **probes, tasks=tasks, held_out=held_out,
@@ -92,7 +93,7 @@ def ability(lab, n):
     """
     run, rows = lab.run, _named("untouched_", metrics.evaluate(lab.model, lab.untouched))
     if lab.tasks:
-        rows += downstream.few_shot(lab.model, lab.tok, lab.tasks, run.shots, run.seed)
+        rows += downstream.evaluate(lab.model, lab.tok, lab.tasks)
     if lab.held_out:
         rows.append({"metric": "perplexity", "value": metrics.perplexity(lab.model, lab.tok, lab.held_out)})
     if run.generation:
