@@ -5,22 +5,25 @@
     found.nll, found.token, found.exact                     # one number a continuation
 """
 
+import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from transformers import DynamicCache
 
 from editcore.tail import State, resume, start
 from editcore.tokens import batches, pad
 
 LOGITS = 2 ** 25    # entries of one block of logits (128 MB in float32): the head runs over so many at a time
+PREFIX = 16         # tokens that all rows must begin with before it pays to run them once
 
 
 @dataclass(frozen=True)
 class Part:
     """Positions that the vocabulary head reads together."""
 
-    place: torch.Tensor     # (P,) position b * T + t in the batch
+    place: torch.Tensor     # (P,) position b * T + t in the batch's ids
     entry: torch.Tensor     # (E,) which of the P places predicts the wanted token
     token: torch.Tensor     # (E,) the wanted token
 
@@ -29,7 +32,7 @@ class Part:
 class Batch:
     """One forward pass."""
 
-    ids: torch.Tensor       # (B, T) right-padded; no mask is needed, a causal model never looks to the right
+    ids: torch.Tensor       # (B, T) after the prefix, right-padded; no mask: a causal model never looks to the right
     parts: tuple            # of Part
     state: State | None = None  # with `keep`: the states that enter the first edited block
 
@@ -38,6 +41,7 @@ class Batch:
 class Plan:
     """The passes that answer some (prompt, continuation) pairs, on the model's device."""
 
+    prefix: torch.Tensor    # (1, C) what every row begins with, run once; C = 0 if it is not worth it
     batches: tuple          # of Batch
     back: np.ndarray        # (E,) entry of the concatenated output that holds each continuation token, in pair order
     starts: np.ndarray      # (n,) first token of each continuation in that order
@@ -74,7 +78,8 @@ def plan(model, pairs, max_tokens=2048):
 
     The input of a pair is prompt + continuation without its last token. An input that begins another input is not
     run: the longer row has the same hidden states there. So two one-token continuations of a prompt, a question that
-    several facts ask, and a short answer that begins a long one cost one row.
+    several facts ask, and a short answer that begins a long one cost one row. A beginning that all rows have in common
+    (solved examples before a few-shot question) costs one row too.
     """
     inputs = [tuple(prompt) + tuple(target[:-1]) for prompt, target in pairs]
     rows, row_of = shared(inputs)
@@ -83,18 +88,20 @@ def plan(model, pairs, max_tokens=2048):
         members[row].append(pair)
     sizes = np.array([len(target) for _, target in pairs], dtype=np.int64)
     starts = np.concatenate([[0], sizes.cumsum()[:-1]]).astype(np.int64)
+    common = _common(rows, min((len(prompt) - 1 for prompt, _ in pairs), default=0))
     limit = max(1, LOGITS // model.config.vocab_size)
     device = next(model.parameters()).device
     made, order = [], []
-    for group in batches([len(row) for row in rows], max_tokens):
-        wanted = sorted((b, len(pairs[i][0]) - 1 + k, pairs[i][1][k], starts[i] + k)
+    for group in batches([len(row) - common for row in rows], max_tokens):
+        wanted = sorted((b, len(pairs[i][0]) - common - 1 + k, pairs[i][1][k], starts[i] + k)
                         for b, row in enumerate(group) for i in members[row] for k in range(sizes[i]))
-        ids, _ = pad([list(rows[row]) for row in group], int(model.config.pad_token_id == 0))
+        ids, _ = pad([list(rows[row][common:]) for row in group], int(model.config.pad_token_id == 0))
         made.append(Batch(ids.to(device), tuple(_parts(wanted, ids.shape[1], limit, device))))
         order += [place for *_, place in wanted]
     back = np.empty(len(order), dtype=np.int64)
     back[order] = np.arange(len(order))
-    return Plan(tuple(made), back, starts, sizes)
+    prefix = torch.tensor([rows[0][:common] if rows else ()], dtype=torch.long, device=device)
+    return Plan(prefix, tuple(made), back, starts, sizes)
 
 
 def shared(inputs):
@@ -115,12 +122,24 @@ def keep(model, made, layer):
     Valid while no weight below `layer` changes; the weights above may be edited ones now or later. Costs one pass, and
     d numbers a token of memory. Saves layer / L of the time of every `read`; the numbers stay the same.
     """
+    common = made.prefix.shape[1]
+
     def kept(batch):
-        begin = torch.zeros(len(batch.ids), dtype=torch.long, device=batch.ids.device)
-        state = start(model, batch.ids, torch.ones_like(batch.ids), begin, layer - 1, batch.ids.shape[1])
-        return replace(batch, state=state)
+        n, width = batch.ids.shape
+        ids = torch.cat([made.prefix.expand(n, common), batch.ids], 1)
+        begin = torch.full((n,), common, device=ids.device)
+        return replace(batch, state=start(model, ids, torch.ones_like(ids), begin, layer - 1, width))
 
     return replace(made, batches=tuple(kept(batch) for batch in made.batches))
+
+
+def _common(rows, limit):
+    """Number of tokens, at most limit, that all of several rows begin with; 0 if under PREFIX."""
+    if len(rows) < 2:
+        return 0
+    low, high = min(rows), max(rows)    # in sorted order everything else lies between
+    same = next((i for i in range(limit) if low[i] != high[i]), limit)
+    return same if same >= PREFIX else 0
 
 
 @torch.no_grad()
@@ -131,17 +150,24 @@ def read(model, made):
     """
     head = model.get_output_embeddings()
     found = [torch.empty(2, 0, device=head.weight.device)]
+    prefix = None
+    if made.prefix.numel() and any(batch.state is None for batch in made.batches):
+        prefix = model.base_model(input_ids=made.prefix, past_key_values=DynamicCache(), use_cache=True).past_key_values
     for batch in made.batches:
-        hidden = _hidden(model, batch).flatten(0, 1)
+        hidden = _hidden(model, batch, prefix).flatten(0, 1)
         found += [_read(head(hidden[part.place]), part) for part in batch.parts]
     values = torch.cat(found, 1).double().cpu().numpy()[:, made.back]
     return Found(values[0], values[1] > 0, made.starts, made.sizes)
 
 
-def _hidden(model, batch):
-    """(B, T, d) states after the final norm."""
+def _hidden(model, batch, prefix):
+    """(B, T, d) states after the final norm; prefix: a cache of one row, or None."""
     if batch.state is not None:
         return resume(model, batch.state, batch.state.hidden)
+    if prefix is not None:
+        past = copy.deepcopy(prefix)
+        past.batch_repeat_interleave(len(batch.ids))
+        return model.base_model(input_ids=batch.ids, past_key_values=past, use_cache=True).last_hidden_state
     return model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
 
 

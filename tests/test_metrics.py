@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import byte_tokenizer, make
 
-from editcore import generate, logprob, metrics
+from editcore import generate, metrics
 from editcore.delta import Delta
 from editcore.facts import Fact
 from editcore.model import LAYOUTS, module_of, weight_of
@@ -126,12 +126,6 @@ def test_only_the_edited_layers_run_again(kind, facts):
     assert not calls
 
 
-def test_rows_are_shared_where_one_begins_another():
-    rows, row_of = logprob.shared([(1, 2), (1, 2, 3), (1, 2), (1, 4), (1,), (2,)])
-    assert sorted(rows) == [(1, 2, 3), (1, 4), (2,)]
-    assert [rows[i] for i in row_of] == [(1, 2, 3), (1, 2, 3), (1, 2, 3), (1, 4), (1, 2, 3), (2,)]
-
-
 def test_two_targets_and_a_repeated_neighbour_cost_one_row(gpt2):
     model, tok = gpt2
     facts = [Fact(i, subject, "{} is in", "Rome", "Oslo", neighbours=("Farrow is in",))
@@ -139,15 +133,6 @@ def test_two_targets_and_a_repeated_neighbour_cost_one_row(gpt2):
     assert len(target_ids(tok, "Rome")) == len(target_ids(tok, "Oslo")) == 1
     made = metrics.prepare(model, tok, facts).plan
     assert sum(len(batch.ids) for batch in made.batches) == 3
-
-
-def test_the_head_runs_in_blocks(gpt2, facts, monkeypatch):
-    model, tok = gpt2
-    whole = metrics.measure(model, tok, facts, ALL)
-    monkeypatch.setattr(logprob, "LOGITS", 5 * len(tok))
-    probes = metrics.prepare(model, tok, facts, ALL)
-    assert max(len(part.place) for batch in probes.plan.batches for part in batch.parts) == 5
-    assert table(metrics.evaluate(model, probes)) == pytest.approx(table(whole), abs=1e-6)
 
 
 def test_a_tie_and_a_broken_model_fail(gpt2, facts):
