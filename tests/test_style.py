@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -15,9 +17,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # Reading order, which is also the order of imports: a module imports only from those before it.
 LAYERS = ["files", "progress", "facts", "model", "tokens", "generate", "trace", "tail", "delta", "stats", "contexts",
-          "logprob", "editors", "tasks", "metrics", "downstream", "gradients", "inputs", "checkpoint", "lab", "study",
-          "analysis", "claims", "bench", "look", "portraits", "figures", "pages", "publish", "report", "world",
-          "worldtext", "corpus", "pocket", "pocket_report", "data", "__main__"]
+          "logprob", "editors", "serial", "tasks", "metrics", "downstream", "gradients", "inputs", "checkpoint", "lab",
+          "study", "analysis", "claims", "bench", "look", "portraits", "figures", "pages", "publish", "report",
+          "world", "worldtext", "corpus", "pocket_report", "pocket", "data", "commands", "__main__"]
 
 
 def name(path):
@@ -107,6 +109,12 @@ def test_repository_names_no_machine_path():
     for path in texts:
         found = re.search(r"/(?:home|root|Users|work|tmp)/\w+", path.read_text(encoding="utf-8"))
         assert not found or path.name == Path(__file__).name, f"{name(path)} names {found.group()}"
+
+
+def test_ruff_finds_nothing():
+    words = [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format=concise", "."]
+    found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
 
 
 def test_readme_is_short_and_its_links_lead_somewhere():

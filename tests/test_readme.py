@@ -1,0 +1,40 @@
+"""What README.md tells a reader to type: its commands are understood, its example of an editor edits."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from editcore import __main__ as cli
+from editcore.editors import Editor
+from editcore.metrics import means, measure
+
+README = Path(__file__).parents[1] / "README.md"
+COMMANDS = re.findall(r"^python -m editcore (.+?)(?:\s+#.*)?$", README.read_text(encoding="utf-8"), re.M)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_readmes_commands_are_understood(command):
+    assert callable(cli.parser().parse_args(shlex.split(command)).do)
+
+
+def test_readmes_editor_edits(gpt2, facts):
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+    names = {"__name__": "nudge"}
+    exec(compile(block, str(README), "exec", dont_inherit=True), names)
+    (line,) = re.findall(r'`"nudge": (Editor\(.*\)),`', README.read_text(encoding="utf-8"))
+    assert line == "Editor(nudge.Nudge, {}, nudge.prepare, nudge.edit, nudge.each)"
+    nudge = Editor(names["Nudge"], {}, names["prepare"], names["edit"], names["each"])
+    model, tok = gpt2
+    config = nudge.config()
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    deltas = nudge.each(model, tok, facts, config, nudge.prepare(model, tok, config, None))
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+    plain, edited = [], []
+    for fact, delta in zip(facts, deltas, strict=True):
+        plain += measure(model, tok, [fact], ("ES",))
+        with delta.applied(model):
+            edited += measure(model, tok, [fact], ("ES",))
+    assert means(edited)["ES"] > means(plain)["ES"]
