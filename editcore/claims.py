@@ -94,25 +94,27 @@ def fall(early, metric, part=0.2):
 
 def exponent(part, first=10):
     """b of relative distance ∝ n^b, least squares on log-log points from edit `first` on; NaN with under three."""
-    moved = part[(part["metric"] == "relative") & (part["step"] >= first)].groupby("step")["value"].mean()
+    matrices = part[(part["metric"] == "relative") & ~part["fact"].str.endswith(".bias")]
+    moved = matrices[matrices["step"] >= first].groupby("step")["value"].mean()
     moved = moved[moved > 0]
     return float(np.polyfit(np.log(moved.index), np.log(moved), 1)[0]) if len(moved) >= 3 else np.nan
 
 
 def disabling(part, collapse):
-    """'yes' if one edit stands out in the test interval that ends at `collapse` (TRIGGER, PART), else 'no'; '' without
-    a collapse. part: the rows of one run, with update (norm of one edit's change) and relative."""
-    if np.isnan(collapse):
-        return ""
-    updates = part[part["metric"] == "update"].groupby("step")["value"].mean()
-    moved = part[part["metric"] == "distance"].groupby("step")["value"].mean()
-    tests = sorted(part.loc[part["metric"] == "forgotten_now", "step"].unique())
-    before = max([step for step in tests if step < collapse], default=0)
-    inside = updates[(updates.index > before) & (updates.index <= collapse)]
-    grown = _last(moved[moved.index <= collapse]) - (_last(moved[moved.index <= before]) if before else 0.0)
-    if inside.empty or np.isnan(grown):
-        return ""
-    return "yes" if inside.max() >= TRIGGER * updates.median() and inside.max() >= PART * grown else "no"
+    """'yes' if one update stands out in the test interval that ends at `collapse` (TRIGGER, PART; in any edited
+    matrix), else 'no'; '' without a collapse or without distances. part: the rows of one run."""
+    tests = part.loc[part["metric"] == "forgotten_now", "step"]
+    before, found = max(tests[tests < collapse], default=0), []
+    for name, moved in analysis.distance(part).groupby("parameter"):
+        if name.endswith(".bias"):
+            continue
+        moved = moved.sort_values("step").set_index("step")
+        weight = moved["update"].iloc[0] / moved["relative"].iloc[0]    # norm of W: the first total is the first update
+        total = weight * moved["relative"]
+        grown = _last(total[total.index <= collapse]) - np.nan_to_num(_last(total[total.index <= before]))
+        inside = moved["update"][(moved.index > before) & (moved.index <= collapse)].max()
+        found.append(inside >= TRIGGER * moved["update"].median() and inside >= PART * grown)
+    return "" if np.isnan(collapse) or not found else "yes" if any(found) else "no"
 
 
 @dataclass(frozen=True)
@@ -205,17 +207,17 @@ def verdict(table, figure):
     part = table[(table["figure"] == figure) & (table["replicates"] != "-")]
     if part.empty:
         return "None of the paper's shapes could be tested on it."
-    missed = [f"“{claim}” (here: {here})" for claim, here, said in
+    missed = [f"“{claim.split(' (')[0]}” (here: {here})" for claim, here, said in
               part[["claim", "here", "replicates"]].itertuples(index=False) if said == "no"]
     counted = f"Of the paper's shapes tested on it, {len(part) - len(missed)} of {len(part)} replicate"
     return f"{counted}; not replicated: {'; '.join(missed)}." if missed else f"{counted}."
 
 
 def said(merits, labels, **formats):
-    """'ROME: ES 99, NS 80; MEMIT: …' from merits: formats are key=format, in the order wanted; nothing for NaN."""
-    return "; ".join(f"{labels[editor]}: " + ", ".join(
-        form.format(one[key]) for key, form in formats.items() if one[key] == one[key])
-        for editor, one in merits.iterrows())
+    """'ROME: ES 99, NS 80; MEMIT: …' from merits: formats are key=format in the order wanted, NaNs are left out."""
+    words = {editor: ", ".join(form.format(one[key]) for key, form in formats.items() if one[key] == one[key])
+             for editor, one in merits.iterrows()}
+    return "; ".join(f"{labels[editor]}: {text or 'not measured'}" for editor, text in words.items())
 
 
 def beside_paper(merits):

@@ -6,7 +6,7 @@ has one row a run: editor, seed, collapse (first step of the catastrophic phase,
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullLocator
 
 from editcore.look import WIDTH, curves, draw, legend, methods_in, note, panel, runs_in, span, style, theme
 
@@ -106,6 +106,7 @@ def downstream(df):
     axes[1, 1].set(title="Greedy answers not readable", ylim=(-4, 104), ylabel="% of items, four tasks")
     panel(axes[1, 2], df, "perplexity", scale=1.0)
     axes[1, 2].set(title="Perplexity, held-out text", yscale="log", ylabel="perplexity")
+    plain_log(axes[1, 2].yaxis)
     for ax in axes.ravel():
         ax.set(xlim=(0, end), xlabel="edits made, n" if ax in axes[1] else "")
     legend(fig, axes)
@@ -124,9 +125,16 @@ def root_n(ax, curve):
                 linestyle=(0, (2, 2)), zorder=1, label="∝ √n")
 
 
+def plain_log(axis):
+    """Ticks of a logarithmic axis at 1, 2, 5 · 10^k, written out, also where it spans less than a decade."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+
+
 def distance(df, phases):
     """How far have the weights moved? Published distance and ‖ΔW‖/‖W‖ against n, log-log, beside √n."""
-    methods = methods_in(df)
+    methods, df = methods_in(df), df[~df["fact"].astype(str).str.endswith(".bias")]
     fig, axes = plt.subplots(1, 2, figsize=(WIDTH, 4.0))
     panels = (("distance", "As published", "‖ΔW‖ / (rows · columns)"), ("relative", "Relative", "‖ΔW‖ / ‖W‖"))
     for ax, (metric, title, label) in zip(axes, panels):
@@ -137,13 +145,11 @@ def distance(df, phases):
         for table in list(tables.values())[:1]:
             root_n(ax, table)
         ax.set(title=title, ylabel=label, xlabel="edits made, n", xscale="log", yscale="log")
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter(NullFormatter())
+        plain_log(ax.xaxis)
+        plain_log(ax.yaxis)
     mark_collapse(axes, phases, methods)
     legend(fig, axes)
-    note(fig, "Mean over the edited layers. Vertical lines: start of the catastrophic phase. "
+    note(fig, "Mean over the edited matrices. Vertical lines: start of the catastrophic phase. "
               f"Dotted: a random walk, ∝ √n. {runs_in(df)}.")
     return fig
 
@@ -161,8 +167,10 @@ def agreement(df, share=0.25):
         for shift, method in enumerate(methods):
             part = df[chosen & (df["editor"] == method)]
             values = part.groupby("metric")["value"].agg(["mean", "sem"]).reindex(shown)
+            error = 1.96 * values["sem"].fillna(0)
+            bars = np.minimum([error, error], [values["mean"], 1 - values["mean"]])    # a share stays within 0 and 1
             ax.errorbar(np.arange(len(shown)) + 0.12 * (shift - (len(methods) - 1) / 2), 100 * values["mean"],
-                        yerr=196 * values["sem"].fillna(0), capsize=3, **style(method, methods))
+                        yerr=100 * bars, capsize=3, **style(method, methods))
         ax.set(title=title, xticks=range(len(shown)), xticklabels=[measures[name] for name in shown], ylim=(-3, 103),
                xlim=(-0.5, len(shown) - 0.5))
     axes[0].set_ylabel("rewrite prompts, %")

@@ -14,17 +14,18 @@ def rows(editor, collapse=None, jump=1.0, end=100, every=10):
     update (and the distance) is `jump` times as large."""
     head, out = ["r" + editor, "pocket", editor, "facts", 0], []
     for step in range(1, end + 1):
-        gone = collapse is not None and step >= collapse
-        values = {"ES": 1.0, "PS": 0.9, "NS": 0.8 - 0.2 * step / end, "update": jump if step == collapse else 0.01}
+        gone, sudden = collapse is not None and step >= collapse, step == collapse
+        values = {"ES": 1.0, "PS": 0.9, "NS": 0.8 - 0.2 * step / end}
         out += [[*head, step, str(step), metric, value] for metric, value in values.items()]
+        far = 1e-2 * step**0.5 + (jump if gone else 0)
+        values = {"distance": far / 1000, "relative": far / 4, "update": jump if sudden else 0.01}
+        out += [[*head, step, "layer", metric, value] for metric, value in values.items()]
     for step in range(0, end + 1, every):
         gone = collapse is not None and step >= collapse
-        far = 1e-3 * step**0.5 + (jump if gone else 0)
         values = {"forgotten_now": 0.9 if gone else 0.001 * step, "forgotten_absorbing": 0.95 if gone else 0.002 * step,
                   "recovered": 0.25, "untouched": 0.1 if gone else 0.9}
         values |= {f"{task}_f1": 0.0 if gone else 0.9 - 0.001 * step for task in ("sst2", "rte")}
         out += [[*head, step, "", metric, value] for metric, value in values.items()]
-        out += [[*head, step, "layer", metric, far] for metric in ("distance", "relative")]
     return pd.DataFrame(out, columns=COLUMNS)
 
 
