@@ -64,6 +64,11 @@ def default_device():
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def batch_tokens(device):
+    """Tokens worth optimising over at a time: few where caches are small (a CPU), many on a GPU."""
+    return 16384 if torch.device(device).type == "cuda" else 256
+
+
 def synchronize(device):
     """Wait until `device` has done its work, so that a clock read after it is right."""
     if torch.device(device).type == "cuda":

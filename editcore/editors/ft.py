@@ -7,7 +7,7 @@ import torch
 from editcore.delta import Delta
 from editcore.editors.value import adam
 from editcore.model import is_input_first, max_length, module_of, name_of
-from editcore.tail import head, resume, start
+from editcore.tail import fused, head, resume, start
 from editcore.tokens import check_lengths, encode, pad, target_ids
 from editcore.trace import capture
 
@@ -40,9 +40,10 @@ class Rows:
     ids: torch.Tensor       # (n, T)
     mask: torch.Tensor      # (n, T)
     facts: torch.Tensor     # (M,) which row
-    places: torch.Tensor    # (M,) position
+    columns: torch.Tensor   # (M,) which of the row's wanted positions
     targets: torch.Tensor   # (M,) target token
     weights: torch.Tensor   # (M,) 1 / target tokens of the fact
+    wanted: torch.Tensor    # (n, s) positions that are read in each row
 
 
 def prepare(model, tok, config, given):
@@ -67,15 +68,17 @@ def each(model, tok, facts, config, prepared=None):
 
 def rows_of(model, tok, facts, last_position):
     """The Rows of facts; ValueError names a record that is too long for the model."""
-    rows, entries = [], []
-    for index, fact in enumerate(facts):
-        (prompt,), target = encode(tok, [fact.text]), target_ids(tok, fact.target_new)
+    rows, entries, wanted = [], [], []
+    targets = [target_ids(tok, fact.target_new) for fact in facts]
+    most = 1 if last_position else max(map(len, targets))
+    for index, (prompt, target) in enumerate(zip(encode(tok, [fact.text for fact in facts]), targets)):
         rows.append(prompt if last_position else prompt + target[:-1])
-        entries += [(index, len(prompt) - 1 + (0 if last_position else t), token, 1 / len(target))
-                    for t, token in enumerate(target)]
+        entries += [(index, 0 if last_position else t, token, 1 / len(target)) for t, token in enumerate(target)]
+        wanted.append([min(len(prompt) - 1 + t, len(rows[-1]) - 1) for t in range(most)])
     check_lengths(rows, [f"record {fact.case_id}" for fact in facts], max_length(model))
     device = next(model.parameters()).device
-    return Rows(*pad(rows, device=device), *(torch.tensor(values, device=device) for values in zip(*entries)))
+    return Rows(*pad(rows, device=device), *(torch.tensor(values, device=device) for values in zip(*entries)),
+                torch.tensor(wanted, device=device))
 
 
 def _tuned(model, rows, facts, config, joint):
@@ -85,12 +88,13 @@ def _tuned(model, rows, facts, config, joint):
     """
     name, module = name_of(model, "mlp_out", config.layer), module_of(model, "mlp_out", config.layer)
     with capture(model, [name], "input", stop=False) as inputs:
-        state = start(model, rows.ids, rows.mask, torch.zeros_like(rows.ids[:, 0]), config.layer, rows.ids.shape[1])
+        state = start(model, rows.ids, rows.mask, torch.zeros_like(rows.ids[:, 0]), config.layer, rows.wanted)
     groups, wide = 1 if joint else len(facts), torch.promote_types(module.weight.dtype, torch.float32)
     d = state.hidden.shape[-1]
     shapes = [(inputs[name].shape[-1], d)] + [(d,)] * (module.bias is not None)
     values = [torch.zeros(groups, *shape, dtype=wide, device=rows.ids.device) for shape in shapes]
-    _descend(model, (state, inputs[name], rows), values, [fact.case_id for fact in facts], config)
+    with fused(model):
+        _descend(model, (state, inputs[name], rows), values, [fact.case_id for fact in facts], config)
     names = [name + ".weight", name + ".bias"]
     out = []
     for group in range(groups):
@@ -129,7 +133,7 @@ def _loss(model, given, live):
     for bias in live[1:]:
         change = change + bias[:, None]
     final = resume(model, state, state.hidden + change.to(state.hidden.dtype))
-    logits = head(model, final[rows.facts, rows.places])
+    logits = head(model, final[rows.facts, rows.columns])
     each_token = torch.nn.functional.cross_entropy(logits, rows.targets, reduction="none")
     losses = torch.zeros(len(rows.ids), dtype=logits.dtype, device=logits.device)
     losses = losses.index_add(0, rows.facts, each_token * rows.weights.to(logits.dtype))
@@ -141,4 +145,4 @@ def _kept(rows, going):
     inside = going[rows.facts]
     number = going.cumsum(0) - 1
     return Rows(rows.ids[going], rows.mask[going], number[rows.facts[inside]],
-                *(part[inside] for part in (rows.places, rows.targets, rows.weights)))
+                *(part[inside] for part in (rows.columns, rows.targets, rows.weights)), rows.wanted[going])

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from editcore.model import max_length, name_of
-from editcore.tail import head, resume, start
+from editcore.model import batch_tokens, max_length, name_of
+from editcore.tail import fused, head, resume, start
 from editcore.tokens import check_lengths, pad, target_ids, with_subject
 from editcore.trace import capture
 
@@ -49,7 +49,7 @@ class Aim:
     """Flat lists of the positions whose predictions the loss reads, for the facts still active."""
 
     rows: torch.Tensor      # (M + n,) row; the last n are the KL rows
-    offsets: torch.Tensor   # (M + n,) position in the suffix
+    columns: torch.Tensor   # (M + n,) which of the row's wanted positions
     facts: torch.Tensor     # (M,) which fact the prediction belongs to
     ids: torch.Tensor       # (M,) target token
     weights: torch.Tensor   # (M,) its weight: 1 / (contexts * target tokens)
@@ -80,17 +80,19 @@ def width(one):
     return max(end - lookup for end, lookup in zip(ends, one.lookups, strict=True)) + 1
 
 
-def optimise(model, tok, facts, contexts, site, config, max_tokens=2048):
-    """Values of all facts, each optimised on its own (batched, at most max_tokens suffix tokens at a time).
+def optimise(model, tok, facts, contexts, site, config):
+    """Values of all facts, each optimised on its own (batched, as many as suit the device).
 
     config: steps, lr, stop_loss, kl_factor, weight_decay, clamp, kl_prompt, kl_position. Nothing of the model changes.
     ValueError names the record whose loss is not finite, and the step.
     """
     made = problems(model, tok, facts, contexts, config)
+    max_tokens = batch_tokens(next(model.parameters()).device)
     parts, order = [], []
-    for batch in _chunks(made, max_tokens):
-        parts.append(_optimise([made[i] for i in batch], model, [facts[i].case_id for i in batch], site, config))
-        order += batch
+    with fused(model):
+        for batch in _chunks(made, max_tokens):
+            parts.append(_optimise([made[i] for i in batch], model, [facts[i].case_id for i in batch], site, config))
+            order += batch
     back = torch.tensor(order).argsort().tolist()
     losses = [loss for part in parts for loss in part.losses]
     delta, h0, keys = (torch.cat([getattr(part, name) for part in parts])[back] for name in ("delta", "h0", "keys"))
@@ -141,10 +143,9 @@ def _begin(made, model, site):
     begin = torch.tensor([lookup for one in made for lookup in one.lookups], device=device)
     source, target = name_of(model, "mlp_out", site.key_layer), name_of(model, site.part, site.layer)
     with capture(model, [source], "input", stop=False) as inputs, capture(model, [target], stop=False) as outputs:
-        state = start(model, ids, mask, begin, site.layer, max(map(width, made)))
-    every = torch.arange(len(begin), device=device)
-    keys = inputs[source][every, begin].unflatten(0, (len(made), per))[:, :-1]
-    h0 = outputs[target][every, begin].unflatten(0, (len(made), per))[:, 0]
+        state = start(model, ids, mask, begin, site.layer, torch.tensor(_wanted(made), device=device))
+    keys = inputs[source][:, 0].unflatten(0, (len(made), per))[:, :-1]
+    h0 = outputs[target][:, 0].unflatten(0, (len(made), per))[:, 0]
     wide = torch.promote_types(h0.dtype, torch.float32)
     return state, h0.to(wide), keys
 
@@ -153,14 +154,24 @@ def _aim(made, device):
     """The Aim of a chunk."""
     per, entries = len(made[0].rows), []
     for index, one in enumerate(made):
-        for row, (first, lookup) in enumerate(zip(one.first, one.lookups)):
+        for row in range(len(one.first)):
             weight = 1 / (len(one.first) * len(one.target))
-            entries += [(index * per + row, first - lookup + t, index, token, weight)
-                        for t, token in enumerate(one.target)]
-    rows, offsets, facts, ids, weights = zip(*entries)
+            entries += [(index * per + row, t, index, token, weight) for t, token in enumerate(one.target)]
+    rows, columns, facts, ids, weights = zip(*entries)
     rows += tuple((index + 1) * per - 1 for index in range(len(made)))
-    offsets += tuple(one.kl_at - one.lookups[-1] for one in made)
-    return Aim(*(torch.tensor(values, device=device) for values in (rows, offsets, facts, ids, weights)))
+    columns += (0,) * len(made)
+    return Aim(*(torch.tensor(values, device=device) for values in (rows, columns, facts, ids, weights)))
+
+
+def _wanted(made):
+    """Offsets from the lookup position that are read in each row of a chunk, all lists of one length."""
+    count = max(len(one.target) for one in made)
+    offsets = []
+    for one in made:
+        steps = [min(t, len(one.target) - 1) for t in range(count)]
+        offsets += [[first - lookup + t for t in steps] for first, lookup in zip(one.first, one.lookups)]
+        offsets.append([one.kl_at - one.lookups[-1]] * count)
+    return offsets
 
 
 def _loss(model, state, aim, delta, h0, rest):
@@ -169,7 +180,7 @@ def _loss(model, state, aim, delta, h0, rest):
     per, count = len(state.hidden) // len(delta), len(aim.facts)
     first = state.hidden[:, 0] + delta.to(state.hidden.dtype).repeat_interleave(per, 0)
     final = resume(model, state, torch.cat([first[:, None], state.hidden[:, 1:]], 1))
-    logits = head(model, final[aim.rows, aim.offsets])
+    logits = head(model, final[aim.rows, aim.columns])
     each = torch.nn.functional.cross_entropy(logits[:count], aim.ids, reduction="none") * aim.weights.to(logits.dtype)
     nll = torch.zeros(len(delta), dtype=each.dtype, device=each.device).index_add(0, aim.facts, each)
     log_p = logits[count:].log_softmax(-1)
