@@ -5,13 +5,15 @@
 """
 
 import dataclasses
+import os
 import platform
 import subprocess
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from importlib import metadata
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import pandas as pd
@@ -226,3 +228,10 @@ def _flat(record):
 def _start_worker(threads):
     torch.set_num_threads(threads)
     progress.to_stderr()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    """A killed parent must not leave a worker behind that writes the run which the next start takes up."""
+    parent_process().join()
+    os._exit(1)
