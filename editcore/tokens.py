@@ -81,6 +81,18 @@ def batches(lengths, max_tokens=8192):
         yield current
 
 
+def common(rows, limit, least=16):
+    """Number of tokens, at most limit, that all id lists begin with: worth running once if there are several rows.
+
+    0 for a single row and where there are fewer than `least`.
+    """
+    if len(rows) < 2:
+        return 0
+    low, high = min(rows), max(rows)    # in sorted order every other row lies between them
+    same = next((i for i in range(limit) if low[i] != high[i]), limit)
+    return same if same >= least else 0
+
+
 def check_lengths(rows, labels, limit):
     """ValueError naming the first of `labels` whose id list is longer than the model's limit."""
     for row, label in zip(rows, labels, strict=True):
