@@ -8,10 +8,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import LogLocator, NullLocator
 
-from editcore.look import WIDTH, curves, draw, legend, methods_in, note, panel, runs_in, span, style, theme
+from editcore.look import TASKS, WIDTH, curves, draw, legend, methods_in, note, panel, runs_in, span, style, theme
 
 __all__ = ["theme", "proficiency", "forgetting", "downstream", "distance", "agreement"]
-TASKS = {"sst2": "SST-2", "mrpc": "MRPC", "cola": "CoLA", "rte": "RTE"}
 CHANCE = {100 / 3: "same answer to all (33.3)", 0.0: "no readable answer (0)"}  # weighted F1 of two balanced labels
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
+TASKS = {"sst2": "SST-2", "mrpc": "MRPC", "cola": "CoLA", "rte": "RTE"}     # few-shot tasks as they are written
 WIDTH = 9.0  # inches: 900 px at 100 dots an inch
 
 

@@ -6,7 +6,7 @@ The study's figures of many edits are in figures.py; the look of both is in look
 import matplotlib.pyplot as plt
 import seaborn as sns
 
-from editcore.look import WIDTH, legend, methods_in, note, panel, runs_in, share_interval, span, style
+from editcore.look import TASKS, WIDTH, legend, methods_in, note, panel, runs_in, share_interval, span, style
 
 KINDS = {"state": "State restored", "mlp": "MLP output restored", "attention": "Attention output restored"}
 PLACES = {"subject": ("last subject token", 0, "o", "-"), "last": ("last prompt token", 1, "s", "--")}
@@ -76,8 +76,12 @@ def layers(df, chosen=()):
 def tasks(df, n, chance=100 / 3):
     """Few-shot weighted F1 of one model: a pair of bars a task (greedy answer; label of higher probability).
 
-    df: columns task, scoring (greedy, probability), value (x 100); n items a task; `chance` is one answer to all.
+    df: rows of `downstream.few_shot` (metric such as sst2_f1 or sst2_prob_f1, value 0 to 1); n items a task; `chance`
+    is one answer to all.
     """
+    df = df[df["metric"].str.endswith("_f1")]
+    scoring = df["metric"].str.endswith("_prob_f1").map({True: "likelier label", False: "greedy answer"})
+    df = df.assign(task=df["metric"].str.split("_").str[0].map(TASKS), scoring=scoring, value=100 * df["value"])
     fig, ax = plt.subplots(figsize=(WIDTH * 0.72, 3.2))
     sns.barplot(df, x="task", y="value", hue="scoring", ax=ax, palette=["#0173b2", "#a6cbe3"], edgecolor="#333333")
     for bars in ax.containers:

@@ -40,7 +40,7 @@ def rows(seeds=(0,), editors=("rome", "memit", "ft"), end=200, every=20):
                          "untouched": 0.97 - lost * 0.9, "f1": 0.9 - 0.5 * lost, "invalid": 0.5 * gone,
                          "perplexity": 8 + 400 * gone, "distance": 1e-5 * step**0.5 * (1 + 6 * gone),
                          "relative": 0.05 * step**0.5 * (1 + 6 * gone)}
-                for task, drop in zip(figures.TASKS, (0.1, 0.2, 0.3, 0.4)):
+                for task, drop in zip(look.TASKS, (0.1, 0.2, 0.3, 0.4)):
                     level[f"{task}_f1"] = max(0, 0.92 - drop - lost)
                     level[f"{task}_prob_f1"] = max(1 / 3, 0.9 - drop - lost)
                 out += [known | {"step": step, "fact": -1, "metric": metric, "value": value * random.uniform(0.97, 1)}
@@ -154,9 +154,11 @@ def test_portraits():
                            for metric in ("ES", "PS", "NS")])
     bars = portraits.layers(single, (1,)).axes[2].containers[1]
     assert bars.lines[0].get_ydata() == pytest.approx([50, 50, 50])
-    tasks = pd.DataFrame([{"task": task, "scoring": scoring, "value": 80.0} for task in ("SST-2", "RTE")
-                          for scoring in ("greedy", "probability")])
-    assert portraits.tasks(tasks, 200).axes[0].get_ylabel() == "weighted F1 × 100"
+    tasks = pd.DataFrame([{"metric": f"{task}_{kind}", "value": value} for task in look.TASKS
+                          for kind, value in (("f1", 0.8), ("prob_f1", 0.7), ("invalid", 0.1))])
+    greedy, likelier = portraits.tasks(tasks, 200).axes[0].containers
+    assert [bar.get_height() for bar in greedy] == pytest.approx([80] * 4)
+    assert [bar.get_height() for bar in likelier] == pytest.approx([70] * 4)
 
 
 def test_one_edit_and_health():
