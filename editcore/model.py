@@ -19,7 +19,6 @@ class Layout:
     attn: str       # its attention
     embed: str      # token embedding
     norm: str       # the final norm
-    head: str = "lm_head"
 
 
 LLAMA = Layout(block="model.layers.{}", mlp="model.layers.{}.mlp", mlp_in="model.layers.{}.mlp.up_proj",
@@ -37,7 +36,7 @@ LAYOUTS = {
     "gpt_neox": Layout(block="gpt_neox.layers.{}", mlp="gpt_neox.layers.{}.mlp",
                        mlp_in="gpt_neox.layers.{}.mlp.dense_h_to_4h", mlp_out="gpt_neox.layers.{}.mlp.dense_4h_to_h",
                        attn="gpt_neox.layers.{}.attention", embed="gpt_neox.embed_in",
-                       norm="gpt_neox.final_layer_norm", head="embed_out"),
+                       norm="gpt_neox.final_layer_norm"),
     "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA,
 }
 
