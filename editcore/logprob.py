@@ -6,17 +6,17 @@
 """
 
 import copy
+import inspect
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from transformers import DynamicCache
 
-from editcore.tail import State, resume, start
-from editcore.tokens import batches, pad
+from editcore.model import layout, module_of, n_layers
+from editcore.tokens import batches, common, pad
 
 LOGITS = 2 ** 25    # entries of one block of logits (128 MB in float32): the head runs over so many at a time
-PREFIX = 16         # tokens that all rows must begin with before it pays to run them once
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,21 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What `read` goes on from at one block of one batch, so that the blocks below need not run again."""
+
+    layer: int
+    hidden: torch.Tensor    # (B, C + T, d) states that enter block `layer`
+    calls: tuple            # what that block and each above is called with beside the states, by name
+
+
+@dataclass(frozen=True)
 class Batch:
     """One forward pass."""
 
     ids: torch.Tensor       # (B, T) after the prefix, right-padded; no mask: a causal model never looks to the right
     parts: tuple            # of Part
-    state: State | None = None  # with `keep`: the states that enter the first edited block
+    kept: Kept | None = None    # with `keep`: only the blocks from one on are run
 
 
 @dataclass(frozen=True)
@@ -88,19 +97,19 @@ def plan(model, pairs, max_tokens=2048):
         members[row].append(pair)
     sizes = np.array([len(target) for _, target in pairs], dtype=np.int64)
     starts = np.concatenate([[0], sizes.cumsum()[:-1]]).astype(np.int64)
-    common = _common(rows, min((len(prompt) - 1 for prompt, _ in pairs), default=0))
+    skip = common(rows, min((len(prompt) - 1 for prompt, _ in pairs), default=0))
     limit = max(1, LOGITS // model.config.vocab_size)
     device = next(model.parameters()).device
     made, order = [], []
-    for group in batches([len(row) - common for row in rows], max_tokens):
-        wanted = sorted((b, len(pairs[i][0]) - common - 1 + k, pairs[i][1][k], starts[i] + k)
+    for group in batches([len(row) - skip for row in rows], max_tokens):
+        wanted = sorted((b, len(pairs[i][0]) - skip - 1 + k, pairs[i][1][k], starts[i] + k)
                         for b, row in enumerate(group) for i in members[row] for k in range(sizes[i]))
-        ids, _ = pad([list(rows[row][common:]) for row in group], int(model.config.pad_token_id == 0))
+        ids, _ = pad([list(rows[row][skip:]) for row in group], int(model.config.pad_token_id == 0))
         made.append(Batch(ids.to(device), tuple(_parts(wanted, ids.shape[1], limit, device))))
         order += [place for *_, place in wanted]
     back = np.empty(len(order), dtype=np.int64)
     back[order] = np.arange(len(order))
-    prefix = torch.tensor([rows[0][:common] if rows else ()], dtype=torch.long, device=device)
+    prefix = torch.tensor([rows[0][:skip] if rows else ()], dtype=torch.long, device=device)
     return Plan(prefix, tuple(made), back, starts, sizes)
 
 
@@ -117,29 +126,33 @@ def shared(inputs):
 
 
 def keep(model, made, layer):
-    """The Plan with the states that enter block `layer` (from 1 on), so that `read` runs only from that block up.
+    """The Plan with the states that enter block `layer`, so that `read` runs only from that block up.
 
     Valid while no weight below `layer` changes; the weights above may be edited ones now or later. Costs one pass, and
-    d numbers a token of memory. Saves layer / L of the time of every `read`; the numbers stay the same.
+    d numbers a token of memory. Saves about layer / L of the time of every `read`; the numbers stay the same.
     """
-    common = made.prefix.shape[1]
-
-    def kept(batch):
-        n, width = batch.ids.shape
-        ids = torch.cat([made.prefix.expand(n, common), batch.ids], 1)
-        begin = torch.full((n,), common, device=ids.device)
-        return replace(batch, state=start(model, ids, torch.ones_like(ids), begin, layer - 1, width))
-
-    return replace(made, batches=tuple(kept(batch) for batch in made.batches))
+    return replace(made, batches=tuple(replace(batch, kept=_kept(model, made.prefix, batch.ids, layer))
+                                       for batch in made.batches))
 
 
-def _common(rows, limit):
-    """Number of tokens, at most limit, that all of several rows begin with; 0 if under PREFIX."""
-    if len(rows) < 2:
-        return 0
-    low, high = min(rows), max(rows)    # in sorted order everything else lies between
-    same = next((i for i in range(limit) if low[i] != high[i]), limit)
-    return same if same >= PREFIX else 0
+@torch.no_grad()
+def _kept(model, prefix, ids, layer):
+    """The Kept of one batch: the states and arguments that its blocks are seen to be called with."""
+    entered, handles = [], []
+
+    def watch(block, args, words):
+        arguments = inspect.signature(block.forward).bind(*args, **words).arguments
+        states, *others = {**arguments, **arguments.pop("kwargs", {})}.items()
+        entered.append((states[1], dict(others)))
+
+    for index in range(layer, n_layers(model)):
+        handles.append(module_of(model, "block", index).register_forward_pre_hook(watch, with_kwargs=True))
+    try:
+        model.base_model(input_ids=torch.cat([prefix.expand(len(ids), -1), ids], 1), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Kept(layer, entered[0][0], tuple(others for _, others in entered))
 
 
 @torch.no_grad()
@@ -151,7 +164,7 @@ def read(model, made):
     head = model.get_output_embeddings()
     found = [torch.empty(2, 0, device=head.weight.device)]
     prefix = None
-    if made.prefix.numel() and any(batch.state is None for batch in made.batches):
+    if made.prefix.numel() and any(batch.kept is None for batch in made.batches):
         prefix = model.base_model(input_ids=made.prefix, past_key_values=DynamicCache(), use_cache=True).past_key_values
     for batch in made.batches:
         hidden = _hidden(model, batch, prefix).flatten(0, 1)
@@ -162,13 +175,22 @@ def read(model, made):
 
 def _hidden(model, batch, prefix):
     """(B, T, d) states after the final norm; prefix: a cache of one row, or None."""
-    if batch.state is not None:
-        return resume(model, batch.state, batch.state.hidden)
+    if batch.kept is not None:
+        return _above(model, batch.kept)[:, -batch.ids.shape[1]:]
     if prefix is not None:
         past = copy.deepcopy(prefix)
         past.batch_repeat_interleave(len(batch.ids))
         return model.base_model(input_ids=batch.ids, past_key_values=past, use_cache=True).last_hidden_state
     return model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
+
+
+def _above(model, kept):
+    """(B, C + T, d) states after the final norm, from those that enter block kept.layer."""
+    hidden = kept.hidden
+    for index, words in enumerate(kept.calls, kept.layer):
+        output = module_of(model, "block", index)(hidden, **words)
+        hidden = output[0] if isinstance(output, tuple) else output
+    return model.get_submodule(layout(model).norm)(hidden)
 
 
 def _read(logits, part):
