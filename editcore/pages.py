@@ -125,6 +125,7 @@ def exporter():
     """nbconvert's HTML exporter with this package's own template, which names no script and no style sheet."""
     priority = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
     config = Config({"NbConvertBase": {"display_data_priority": priority},
+                     "CoalesceStreamsPreprocessor": {"enabled": True},      # one folded log a cell, not one a line
                      "HTMLExporter": {"exclude_anchor_links": True}})
     return HTMLExporter(config=config, template_name="report",
                         extra_template_basedirs=[str(Path(__file__).parent / "templates")])
