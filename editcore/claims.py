@@ -137,7 +137,7 @@ CLAIMS = (
     Claim("proficiency", "ROME: locality erodes before anything breaks (NS 76 at 20 edits, 66 at 500)",
           "NS ≥ 5 points lower in the last fifth of the gradual phase than in its first",
           lambda m: m.NS_fall["rome"] >= 5,
-          lambda m: f"NS falls by {m.NS_fall['rome']:.1f} points", ("rome",)),
+          lambda m: f"NS changes by {-m.NS_fall['rome']:+.1f} points", ("rome",)),
     Claim("forgetting", "ROME: earlier edits are forgotten slowly (8 % in 559 edits), then nearly all at once",
           "a catastrophic phase begins, with ≤ 30 % of earlier edits failing just before",
           lambda m: m.collapsed["rome"] == 1 and m.forgotten_before["rome"] <= 30,
@@ -234,3 +234,35 @@ def beside_paper(merits):
         table[editor, "here"] = here
         table[editor, "paper"] = {key: PAPER.get(editor, {}).get(key, "-") for key in QUANTITIES}
     return pd.DataFrame(table).rename(index={key: words for key, (words, _) in QUANTITIES.items()})
+
+
+def headline(merits, seconds):
+    """The table of the index page, texts, one row an editor; seconds: Series of seconds an edit by editor."""
+    last = [collapse_step(one) for _, one in merits.iterrows()]
+    paper = [PAPER.get(editor, {}).get("duration", "-") for editor in merits.index]
+    table = {"gradual phase, edits": last, "in the paper (GPT-J)": paper}
+    table |= {name: [f"{value:.0f} %" if value == value else "-" for value in merits[key]] for name, key in (
+        ("ES", "ES"), ("NS", "NS"), ("forgotten", "forgotten_end"), ("untouched facts right", "untouched_end"),
+        ("ability left", "ability_end"))}
+    table["disabling edit"] = [word or "no collapse" for word in merits["disabling"]]
+    table["seconds an edit"] = [f"{seconds[editor]:.2f}" for editor in merits.index]
+    return pd.DataFrame(table, index=merits.index)
+
+
+def collapse_step(one):
+    """'559' or 'all 800': how long the gradual phase of one row of merits lasted."""
+    return f"{one['duration']:.0f}" if one["collapsed"] else f"all {one['edits']:.0f}"
+
+
+def summary(merits, shapes, labels, model):
+    """Markdown: a sentence a method, then the paper's shapes that replicate and those that do not."""
+    lines = [f"On {model}, one fact at a time:", ""]
+    lines += [f"- **{labels[editor]}**: {collapse(merits, editor)}; at the end {one['forgotten_end']:.0f} % of the "
+              f"earlier edits fail, {one['untouched_end']:.0f} % of the never-edited facts are right and "
+              f"{one['ability_end']:.0f} % of the few-shot ability is left. New edits: ES {one['ES']:.0f}, "
+              f"PS {one['PS']:.0f}, NS {one['NS']:.0f} in the gradual phase." for editor, one in merits.iterrows()]
+    for word, title in (("yes", "Replicates"), ("no", "Does not replicate"), ("-", "Not tested")):
+        found = shapes[shapes["replicates"] == word]
+        lines += ["", f"{title}:", ""] * bool(len(found))
+        lines += [f"- {row.claim} — here: {row.here}." for row in found.itertuples()]
+    return "\n".join(lines).replace("nan %", "an unmeasured share")

@@ -43,8 +43,8 @@ class Run:
     measure_every: int = 1          # edits between these measurements
     retest_every: int = 20          # edits between re-tests of all earlier edits
     downstream_every: int = 20      # edits between few-shot tasks, perplexity, untouched facts and spectra
-    items: int = 100                # items a few-shot task; 0 = all in the file
-    shots: int = 4                  # solved examples before each item
+    items: int = 100                # items a few-shot task, and held-out passages; 0 = all in the files
+    shots: int = 2                  # solved examples before each item
     untouched: int = 100            # never-edited facts whose true answer is followed
     generation: int = 0             # newest edits whose sampled text's entropy is taken, with downstream
     checkpoint_every: int = 50      # edits between checkpoints (not part of the run's identity)
@@ -117,6 +117,13 @@ def files(run):
     return found
 
 
+def check_moments(run, config, paths):
+    """ValueError if the editor's settings ask for second moments and there is nothing to take them from."""
+    if hasattr(config, "n_tokens") and not {"texts", "stats"} & set(paths):     # a setting of how they are counted
+        raise ValueError(f"run: {run.editor} needs second moments of the keys of {run.model}: give texts (a text file "
+                         "to compute them from) or stats (a file of them)")
+
+
 def hashes(paths):
     """{name: SHA-256} of files; of a folder, over its JSON files' names and contents."""
     return {name: sha256_text(*(part for file in sorted(path.glob("*.json")) for part in (file.name, sha256(file))))
@@ -185,13 +192,13 @@ def check_prompts(model_limit, tok, facts, templates=("{}",)):
                       model_limit - room)
 
 
-def read_lines(path):
-    """The non-empty lines of a text file, "\\n" in a line read as a line break; ValueError if there is none."""
+def read_lines(path, limit=0):
+    """The (first `limit`) non-empty lines of a text file, "\\n" read as a line break; ValueError if there is none."""
     lines = [line.strip().replace("\\n", "\n") for line in Path(path).read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if line]
     if not lines:
         raise ValueError(f"{path}: no text in it")
-    return lines
+    return lines[:limit or None]
 
 
 def read_tasks(folder, limit=0):
