@@ -67,7 +67,7 @@ def read(value, field, name):
     kind = field.type
     try:
         if kind is tuple:
-            items = value.split(",") if isinstance(value, str) else value
+            items = value.split(",") if isinstance(value, str) else (value,) if isinstance(value, int) else value
             return tuple(int(item) if isinstance(item, (str, int)) else item for item in items)
         if kind is bool:
             return {"true": True, "false": False}[str(value).lower()]

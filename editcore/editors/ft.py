@@ -77,8 +77,9 @@ def rows_of(model, tok, facts, last_position):
         wanted.append([min(len(prompt) - 1 + t, len(rows[-1]) - 1) for t in range(most)])
     check_lengths(rows, [f"record {fact.case_id}" for fact in facts], max_length(model))
     device = next(model.parameters()).device
-    return Rows(*pad(rows, device=device), *(torch.tensor(values, device=device) for values in zip(*entries)),
-                torch.tensor(wanted, device=device))
+    *integers, weights = zip(*entries)
+    return Rows(*pad(rows, device=device), *(torch.tensor(values, device=device) for values in integers),
+                torch.tensor(weights, dtype=torch.float64, device=device), torch.tensor(wanted, device=device))
 
 
 def _tuned(model, rows, facts, config, joint):

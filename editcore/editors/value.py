@@ -160,7 +160,8 @@ def _aim(made, device):
     rows, columns, facts, ids, weights = zip(*entries)
     rows += tuple((index + 1) * per - 1 for index in range(len(made)))
     columns += (0,) * len(made)
-    return Aim(*(torch.tensor(values, device=device) for values in (rows, columns, facts, ids, weights)))
+    integers = (torch.tensor(values, device=device) for values in (rows, columns, facts, ids))
+    return Aim(*integers, torch.tensor(weights, dtype=torch.float64, device=device))
 
 
 def _wanted(made):
