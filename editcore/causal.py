@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from editcore.logprob import plan, read
+from editcore.logprob import plan, read, states
 from editcore.model import layout, max_length, n_layers, name_of
 from editcore.progress import bar
 from editcore.tokens import batches, check_lengths, encode, pad, subject_span, target_ids
@@ -174,7 +174,7 @@ def _chance(model, case, ids):
 
 def _logits(model, ids, places):
     """Logits in float32 or better at some places [:, places] of a pass over ids (B, T), right-padded."""
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    hidden = states(model, ids)
     logits = model.get_output_embeddings()(hidden[:, places] if isinstance(places, slice) else hidden[places])
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -244,7 +244,7 @@ def _patched(model, rows, spots, answers):
     names = [name_of(model, "block", layer) for layer in range(n_layers(model))]
     (ids, _), (source, _) = (pad(side, device=device) for side in rows)
     with capture(model, names) as kept:
-        run(model, input_ids=source)
+        run(model, inputs_embeds=model.get_input_embeddings()(source))
     every, tokens, taken = torch.arange(n), spots[0].T.reshape(-1), spots[1].to(device)
     ends, wanted = spots[0][:, 1].repeat(2).to(device), torch.tensor(answers * 2, device=device)
     hits = []

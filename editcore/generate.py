@@ -37,7 +37,8 @@ def texts(model, tok, prompts, n_new, top_k=0, generator=None):
 @torch.no_grad()
 def _cache(model, ids):
     """Keys and values of one row of ids."""
-    return model.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=True).past_key_values
+    embedded = model.get_input_embeddings()(torch.tensor([ids], device=model.device))   # ids may look like padding
+    return model.base_model(inputs_embeds=embedded, use_cache=True).past_key_values
 
 
 @torch.no_grad()

@@ -148,7 +148,7 @@ def _kept(model, prefix, ids, layer):
     for index in range(layer, n_layers(model)):
         handles.append(module_of(model, "block", index).register_forward_pre_hook(watch, with_kwargs=True))
     try:
-        model.base_model(input_ids=torch.cat([prefix.expand(len(ids), -1), ids], 1), use_cache=False)
+        states(model, torch.cat([prefix.expand(len(ids), -1), ids], 1))
     finally:
         for handle in handles:
             handle.remove()
@@ -165,7 +165,8 @@ def read(model, made):
     found = [torch.empty(2, 0, device=head.weight.device)]
     prefix = None
     if made.prefix.numel() and any(batch.kept is None for batch in made.batches):
-        prefix = model.base_model(input_ids=made.prefix, past_key_values=DynamicCache(), use_cache=True).past_key_values
+        prefix = DynamicCache()
+        states(model, made.prefix, prefix)
     for batch in made.batches:
         hidden = _hidden(model, batch, prefix).flatten(0, 1)
         found += [_read(head(hidden[part.place]), part) for part in batch.parts]
@@ -178,10 +179,18 @@ def _hidden(model, batch, prefix):
     if batch.kept is not None:
         return _above(model, batch.kept)[:, -batch.ids.shape[1]:]
     if prefix is not None:
-        past = copy.deepcopy(prefix)
-        past.batch_repeat_interleave(len(batch.ids))
-        return model.base_model(input_ids=batch.ids, past_key_values=past, use_cache=True).last_hidden_state
-    return model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
+        prefix = copy.deepcopy(prefix)
+        prefix.batch_repeat_interleave(len(batch.ids))
+    return states(model, batch.ids, prefix)
+
+
+def states(model, ids, cache=None):
+    """(B, T, d) states after the final norm of ids (B, T), right-padded or not; a cache is read and filled.
+
+    The embeddings are looked up here: given ids without a mask, some models search them for padding and warn.
+    """
+    inputs = {"inputs_embeds": model.get_input_embeddings()(ids), "use_cache": cache is not None}
+    return model.base_model(**inputs, past_key_values=cache).last_hidden_state
 
 
 def _above(model, kept):

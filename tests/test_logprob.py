@@ -96,6 +96,19 @@ def test_half_precision_is_summed_in_float32():
     assert found.logp[0] != torch.tensor(found.logp[0]).bfloat16().item()
 
 
+def test_nobody_looks_for_padding(monkeypatch):
+    model = make("gpt2", VOCABULARY, layers=1)
+    seen = []
+    monkeypatch.setattr(type(model.base_model), "warn_if_padding_and_no_attention_mask", lambda *_: seen.append(1))
+    model.base_model(input_ids=torch.tensor([[7, 8]]))
+    assert seen == [1]      # the check that warns, and reads the ids back from the device
+    made = logprob.plan(model, random_pairs(model, 20))
+    seen.clear()
+    logprob.read(model, made)
+    logprob.read(model, logprob.keep(model, made, 0))
+    assert not seen
+
+
 def test_no_pairs_no_work():
     model = make("gpt2", VOCABULARY, layers=1)
     found = logprob.read(model, logprob.plan(model, []))
