@@ -40,7 +40,7 @@ def set_up(run, paths, templates, cache):
     """
     facts, rest = inputs.schedule(run, paths["facts"])
     items = inputs.read_tasks(paths["tasks"], run.items) if "tasks" in paths and run.downstream_every else {}
-    held_out = inputs.read_lines(paths["held_out"]) if "held_out" in paths and run.downstream_every else []
+    held_out = inputs.read_lines(paths["held_out"], run.items) if "held_out" in paths and run.downstream_every else []
     texts = tuple(inputs.read_lines(paths["texts"])) if "texts" in paths else ()
     if "contexts" in paths and not templates:
         templates = contexts.read(paths["contexts"])

@@ -40,8 +40,8 @@ def execute(run, out_dir="results/runs", keep_going=False):
     result, else a ValueError that names record and step. Bad input is one error before anything is done.
     """
     inputs.check(run)
-    configure(run.editor, dict(run.settings), run.model)
     paths = inputs.files(run)
+    inputs.check_moments(run, configure(run.editor, dict(run.settings), run.model), paths)
     identity = {"the model's files": inputs.model_files_hash(run.model)} | inputs.hashes(paths)
     folder = Path(out_dir) / inputs.run_id(run, identity)
     if _status(folder) in (("finished", "stopped") if keep_going else ("finished",)):

@@ -173,7 +173,7 @@ def test_evaluate_writes_rows_and_prints_means(at, capsys):
     ("edit model facts.json --editor rome --set layer=9 --texts texts.txt -o d", "layer 9: the model has layers 0"),
     ("edit model facts.json --editor surgery -o d", "unknown editor 'surgery'"),
     ("edit model none.json --editor ft -o d", "none.json: no such file"),
-    ("edit none facts.json --editor ft --set epsilon=0.1 -o d", "none.*cannot be loaded"),
+    ("edit ./none facts.json --editor ft --set epsilon=0.1 -o d", "none.*cannot be loaded"),
     ("edit model facts.json --editor rome --set layer=1 --texts none.txt -o d", "none.txt: no such file"),
     ("edit model facts.json --editor ft --set epsilon=0.1 --dtype int8 -o d", "dtype 'int8'"),
     ("edit model facts.json --editor ft --set epsilon=0.1 --batch-size 0 -o d", "--batch-size must be at least 1"),
