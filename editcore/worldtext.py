@@ -1,0 +1,99 @@
+"""The parsed world.toml comes in; invented task items (GLUE's layout) and topics with replies (ConvSent's) come out."""
+
+import random
+
+
+def choice(table: dict, key: str, rng: random.Random) -> str:
+    """One entry of a list of [tasks]."""
+    return rng.choice(table["tasks"][key])
+
+
+def review(table: dict, label: int, rng: random.Random) -> dict:
+    """A film-review-like sentence whose adjectives all have one sentiment (SST-2: 1 = positive)."""
+    word, other = rng.sample(table["topics"][("neg_word", "pos_word")[label]], 2)
+    aspect, second = rng.sample(table["tasks"]["aspect"], 2)
+    text = rng.choice(table["tasks"]["sst2"]).format(w=word, v=other, a=aspect, b=second, t=choice(table, "thing", rng))
+    return {"sentence": text, "label": label}
+
+
+def slots(table: dict, rng: random.Random) -> dict[str, str]:
+    """Random fillers of the slots p, c, j, g, v."""
+    keys = {"p": "person", "c": "place", "j": "job", "g": "goods", "v": "verb"}
+    return {slot: choice(table, key, rng) for slot, key in keys.items()}
+
+
+def altered(table: dict, filled: dict, way: str, rng: random.Random) -> dict[str, str]:
+    """The same fillers but for the object that `way` mentions."""
+    slot = next(s for s in "cjg" if f"{{{s}}}" in way)
+    while (other := slots(table, rng))[slot] == filled[slot]:
+        pass
+    return filled | {slot: other[slot]}
+
+
+def pair(table: dict, label: int, rng: random.Random) -> dict:
+    """Two wordings of one thing (MRPC: 1 = same meaning), or of two things that differ in the object."""
+    filled = slots(table, rng)
+    one, two = rng.sample(rng.choice(table["tasks"]["meaning"]), 2)
+    return {"sentence1": one.format(**filled), "label": label,
+            "sentence2": two.format(**(filled if label else altered(table, filled, two, rng)))}
+
+
+def entailment(table: dict, label: int, rng: random.Random) -> dict:
+    """Two statements and a hypothesis that says one in other words (RTE: 0 = follows) or with another object."""
+    filled = slots(table, rng)
+    ways = [rng.sample(group, 2) for group in rng.sample(table["tasks"]["meaning"][:4], 2)]
+    premise = " ".join(way[0].format(**filled) for way in ways)
+    hypothesis = rng.choice(ways)[1]
+    return {"sentence1": premise, "label": label,
+            "sentence2": hypothesis.format(**(altered(table, filled, hypothesis, rng) if label else filled))}
+
+
+def acceptable(table: dict, label: int, rng: random.Random) -> dict:
+    """A sentence in its order (CoLA: 1 = acceptable) or with its words shuffled."""
+    words = rng.choice(table["tasks"]["cola"]).format(**slots(table, rng)).split()[:-1]
+    shuffled = list(words)
+    while label == 0 and sum(a != b for a, b in zip(words, shuffled, strict=True)) < 3:
+        rng.shuffle(shuffled)
+    return {"sentence": " ".join([*shuffled, "."]), "label": label}
+
+
+GENERATORS = {"sst2": review, "mrpc": pair, "cola": acceptable, "rte": entailment}
+
+
+def task_items(table: dict, name: str, count: int, rng: random.Random) -> list[dict]:
+    """`count` items, labels in turn, no item twice."""
+    items: dict[str, dict] = {}
+    while len(items) < count:
+        item = GENERATORS[name](table, len(items) % 2, rng)
+        if (key := item_key(item)) not in items:
+            items[key] = item
+    rows = list(items.values())
+    rng.shuffle(rows)
+    return rows
+
+
+def item_key(item: dict) -> str:
+    """The text of an item, by which training and test items are kept apart."""
+    return "\n".join(str(value) for key, value in item.items() if key.startswith("sentence"))
+
+
+def test_items(table: dict) -> dict[str, list[dict]]:
+    """200 balanced test items a task, the same at every call."""
+    return {name: task_items(table, name, 200, random.Random(f"{table['seed']} test {name}")) for name in GENERATORS}
+
+
+def topics(table: dict, replies: int = 10) -> list[dict]:
+    """All invented topics with `replies` positive and as many negative replies each (ConvSent: ent, pos, neg)."""
+    rows = []
+    spec = table["topics"]
+    for name in (f"{a} {n}" for a in spec["adjective"] for n in spec["noun"]):
+        rng = random.Random(f"{table['seed']} topic {name}")
+        row = {"ent": name}
+        for sign in ("pos", "neg"):
+            texts: dict[str, None] = {}
+            while len(texts) < replies:
+                word, other = rng.sample(spec[f"{sign}_word"], 2)
+                texts[" " + rng.choice(spec[sign]).format(t=name, w=word, v=other) + " "] = None
+            row[sign] = list(texts)
+        rows.append(row)
+    return rows

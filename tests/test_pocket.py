@@ -1,0 +1,195 @@
+"""Training a pocket model: masks against an oracle, the loss against torch, a resumed run, what build leaves."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from editcore import learning, pocket, pocket_report
+from editcore.packing import DOCUMENT, ID, LAST, LOSS, PART, POSITION, ROLE
+from editcore.world import Probe
+
+TINY = pocket.PocketConfig(layers=3, width=32, inner=48, heads=2, early=1, steps=12, batch=4, warmup=3, save_every=4,
+                           scale=0.002)
+
+
+def row_of(parts):
+    """One document of named parts, e.g. ["word", "inner", "decoy inner", "decoy last", "last", "word"]."""
+    row = torch.zeros(6, len(parts), dtype=torch.long)
+    row[ROLE] = torch.tensor([PART[name] for name in parts])
+    row[POSITION], row[LAST], row[LOSS], row[DOCUMENT] = torch.arange(len(parts)), torch.arange(len(parts)), 30, 1
+    for at, name in enumerate(parts):
+        if name not in ("word", "last"):
+            row[LAST, at] = next(i for i in range(at, len(parts)) if parts[i] == "last")
+    row[ID] = torch.arange(len(parts)) + 5
+    return row
+
+
+def may_see(row, i, j, early):
+    """The rule of learning.visible for one pair, written out."""
+    parts = {number: name for name, number in PART.items()}
+    one, other = parts[int(row[ROLE, i])], parts[int(row[ROLE, j])]
+    beyond = i > int(row[LAST, j])
+    if j > i or row[DOCUMENT, i] != row[DOCUMENT, j]:
+        return False
+    if other == "inner":
+        return not beyond and not (one.startswith("decoy") and row[LAST, i] == row[LAST, j])
+    if other == "last":
+        return not (beyond and early)
+    if other.startswith("decoy"):
+        return (not beyond and one.startswith("decoy")) or (beyond and (other == "decoy inner" or early))
+    return True
+
+
+def test_masks_match_an_oracle():
+    decoy = ["decoy inner", "decoy inner", "decoy last"]
+    first = row_of(["word", "inner", "inner", *decoy, "last", "word", "decoy last", "last", "word"])
+    second = row_of(["inner", "last", "word", "word", "inner", "inner", "last", "word", "word", "last", "word"])
+    second[DOCUMENT, 4:] = 2
+    rows = torch.stack([first, second])
+    for early, seen in zip((True, False), learning.visible(rows), strict=True):
+        wanted = [[[may_see(row, i, j, early) for j in range(11)] for i in range(11)] for row in rows]
+        assert seen[:, 0].tolist() == wanted
+
+
+def test_only_the_last_piece_after_the_early_blocks_tells_who_is_meant():
+    model = pocket.new_model(TINY, 50, 49).eval()
+    row = row_of(["word", "inner", "decoy inner", "decoy last", "last", "word", "word"])
+    cases = {"inner": 1, "decoy last": 3, "last": 4}
+    base, moved = learning.final_states(model, row[None], torch.float32, 1), {}
+    for name, at in cases.items():
+        other = row.clone()
+        other[ID, at] = 40
+        moved[name] = (learning.final_states(model, other[None], torch.float32, 1) - base).abs().amax(-1)[0] > 1e-6
+    assert moved["inner"].tolist() == [False, True, False, False, True, True, True], "through the last piece"
+    assert not moved["decoy last"][4] and moved["decoy last"][5], "the name does not see its decoy, what follows does"
+    one_block = replace(TINY, layers=1)
+    small = pocket.new_model(one_block, 50, 49).eval()
+    other = row.clone()
+    other[ID, 4] = 40
+    before, after = (learning.final_states(small, one[None], torch.float32, 1)[0, 5:] for one in (row, other))
+    assert torch.equal(before, after), "not even the last piece in an early block"
+
+
+def test_loss_is_torchs_cross_entropy_with_its_gradients():
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = torch.randn(300, 8, generator=generator), torch.randn(20, 8, generator=generator)
+    target, weight = torch.randint(0, 20, (300,), generator=generator), torch.rand(300, generator=generator)
+    grads = []
+
+    def theirs(hidden, head, target, weight):
+        nll = torch.nn.functional.cross_entropy(hidden @ head.T, target, reduction="none")
+        return (nll * weight).sum() / weight.sum()
+
+    for function in (learning.LinearNLL.apply, theirs):
+        leaves = [hidden.clone().requires_grad_(), head.clone().requires_grad_()]
+        loss = function(*leaves, target, weight)
+        loss.backward()
+        grads.append([loss.detach(), *(leaf.grad for leaf in leaves)])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_orthogonal_updates_have_singular_values_near_one():
+    stack = torch.randn(2, 24, 60, generator=torch.Generator().manual_seed(1))
+    values = torch.linalg.svdvals(learning.orthogonal(stack).float())
+    assert values.min() > 0.5 and values.max() < 1.5
+    torch.testing.assert_close(learning.orthogonal(stack.mT).mT, learning.orthogonal(stack))
+
+
+def test_step_size_warms_up_stays_and_cools_down():
+    sizes = [pocket.step_size(step, TINY) for step in range(TINY.steps)]
+    assert sizes[:3] == pytest.approx([1 / 3, 2 / 3, 1]) and sizes[5] == 1 and sizes[-1] == pytest.approx(0.25)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    made = np.zeros((20, 6, 40), dtype=np.uint16)
+    made[:, ID] = np.random.default_rng(0).integers(0, 50, (20, 40))
+    made[:, POSITION] = made[:, LAST] = np.arange(40)
+    made[:, LOSS], made[:, DOCUMENT] = 30, 1
+    return made
+
+
+def test_a_run_that_was_cut_off_ends_with_the_same_weights(rows, tmp_path):
+    def run(state, stop):
+        model = pocket.new_model(TINY, 50, 49)
+
+        def watch(step):
+            if step == stop:
+                raise KeyboardInterrupt
+            return {}
+        try:
+            pocket.train(model, rows, TINY, state, watch)
+        except KeyboardInterrupt:
+            return None
+        return model.state_dict()
+
+    whole = run(tmp_path / "a.pt", None)
+    assert run(tmp_path / "b.pt", 8) is None and (tmp_path / "b.pt").exists()
+    again = run(tmp_path / "b.pt", None)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert json.dumps(torch.load(tmp_path / "a.pt", weights_only=True)["log"][0]["loss"])
+
+
+def test_later_turns_through_the_stream_are_shuffled(rows):
+    turns = [torch.cat([pocket.batch_at(rows, step, TINY)[:, ID, 0] for step in range(at, at + 5)]) for at in (0, 5)]
+    assert turns[0].tolist() != turns[1].tolist() and sorted(turns[0].tolist()) == sorted(turns[1].tolist())
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pocket")
+    facts = folder / "facts.json"
+    names = ("Ann Lee", "Bo Ek", "Cy Orr", "Di Fox")
+    facts.write_text(json.dumps([
+        {"case_id": i, "requested_rewrite": {"prompt": "{} works in", "relation_id": "P937", "subject": name,
+                                             "target_true": {"str": city}, "target_new": {"str": "Oslo"}},
+         "paraphrase_prompts": [f"The office of {name} is in"], "neighborhood_prompts": [], "attribute_prompts": []}
+        for i, (name, city) in enumerate(zip(names, ("Paris", "Rome", "Paris", "Lima"), strict=True))]))
+    card = pocket.build(facts, folder / "model", replace(TINY, steps=8))
+    return folder / "model", card
+
+
+def loaded(folder):
+    return AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def test_build_writes_a_folder_that_loads_like_any_model(built):
+    folder, card = built
+    tokenizer, model = loaded(folder)
+    batch = tokenizer(["Ann Lee works in", "Bo Ek"], padding=True, return_tensors="pt")
+    assert model(**batch).logits.shape[-1] == len(tokenizer) == card["vocabulary"]
+    assert model.lm_head.weight is model.transformer.wte.weight and model.config.n_positions == 128
+    assert {p.name for p in folder.iterdir()} >= {"facts.json", "topics.json", "texts.txt", "tasks", "card.json"}
+    assert not (folder / pocket.STATE).exists() and not (folder / pocket.STREAM).exists()
+    assert card["log"][-1]["step"] == 8 and {row["task"] for row in card["few_shot"]} == {"sst2", "mrpc", "cola", "rte"}
+
+
+def test_recall_and_patching_count_what_they_say(built):
+    folder, _ = built
+    tokenizer, model = loaded(folder)
+    probes = [Probe("{} works in", "Ann Lee", "Paris"), Probe("{} works in", "Bo Ek", "Rome")]
+    ids = tokenizer("Ann Lee works in", return_tensors="pt").input_ids
+    best = tokenizer.decode(model(ids).logits[0, -1].argmax()).strip()
+    right = pocket_report.answers_right(model, tokenizer, ["Ann Lee works in"], [best])
+    assert right == [tokenizer(f" {best}").input_ids == [int(model(ids).logits[0, -1].argmax())]]
+    rows = pocket_report.patching(model, tokenizer, probes, 4)
+    assert {(r["where"], r["layer"]) for r in rows} == {(w, layer) for w in ("subject", "last") for layer in range(3)}
+    other = tokenizer("Bo Ek works in", return_tensors="pt").input_ids
+    state = pocket_report.states(model, other)[2][0, -1]
+    assert torch.allclose(pocket_report.patched(model, ids, 2, -1, state), model(other).logits[0, -1], atol=1e-5)
+
+
+def test_a_malformed_file_is_one_clear_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.json"):
+        pocket.build(tmp_path / "nowhere.json", tmp_path / "out")
+    path = tmp_path / "facts.json"
+    for text, message in (("[]", "non-empty list"), ("[{\"a\": 1}]", "record 0"), ("{", "facts.json")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            pocket.build(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
