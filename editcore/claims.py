@@ -24,6 +24,7 @@ QUANTITIES = {  # key in `merits`: (words of the table, format here)
     "until_10": ("edits until 10 % of few-shot ability is lost", "{:.0f}"),
     "forgotten_before": ("earlier edits failing at the last test before the collapse, %", "{:.1f}"),
     "forgotten_end": ("earlier edits failing at the end, %", "{:.1f}"),
+    "absorbing_before": ("earlier edits that ever failed, at the last test before the collapse, %", "{:.1f}"),
     "absorbing_end": ("earlier edits that ever failed, at the end, %", "{:.1f}"),
     "recovered": ("of those that ever failed, right again at the end, %", "{:.1f}"),
     "untouched_end": ("never-edited facts right at the end, %", "{:.1f}"),
@@ -32,9 +33,9 @@ QUANTITIES = {  # key in `merits`: (words of the table, format here)
 }
 PAPER = {   # GPT-J, the same keys; what the paper's figures do not show is left out
     "rome": {"ES": "100 to about 640 edits", "PS": "100 falling to 92", "NS": "76 (20) falling to 66 (500)",
-             "duration": "559", "forgotten_before": "8.0", "absorbing_end": "98.5 (900)",
+             "duration": "559", "absorbing_before": "8.0 (559)", "absorbing_end": "98.5 (900)",
              "ability_before": "SST-2 92.9 (50), 74 (500)", "ability_end": "SST-2 0 (from 835)", "disabling": "yes"},
-    "memit": {"ES": "100 to about 1,260 edits", "duration": "about 1,200", "forgotten_before": "14 (1,100)",
+    "memit": {"ES": "100 to about 1,260 edits", "duration": "about 1,200", "absorbing_before": "14 (1,100)",
               "absorbing_end": "99 (1,300)", "ability_before": "SST-2 92 to 1,215", "ability_end": "SST-2 0 (by 1,280)",
               "exponent": "0.48 to 0.52 (GPT2-XL)", "disabling": "no"},
     "ft": {"ES": "100", "PS": "about 70", "NS": "25 to 42", "ability_end": "SST-2 lost by 60 to 200 edits",
@@ -69,6 +70,7 @@ def _merits(part, able, phase):
         "ability_before": 100 * _last(able[able.index < start]), "ability_end": 100 * _last(able),
         "forgotten_before": 100 * _last(before.get("forgotten_now")),
         "forgotten_end": 100 * _last(wide.get("forgotten_now")),
+        "absorbing_before": 100 * _last(before.get("forgotten_absorbing")),
         "absorbing_end": 100 * _last(wide.get("forgotten_absorbing")), "recovered": 100 * _last(wide.get("recovered")),
         "untouched_end": 100 * _last(wide.get("untouched")), "exponent": exponent(early),
         "disabling": disabling(part, phase.collapse)}
@@ -139,8 +141,8 @@ CLAIMS = (
           lambda m: m.NS_fall["rome"] >= 5,
           lambda m: f"NS changes by {-m.NS_fall['rome']:+.1f} points", ("rome",)),
     Claim("forgetting", "ROME: earlier edits are forgotten slowly (8 % in 559 edits), then nearly all at once",
-          "a catastrophic phase begins, with ≤ 30 % of earlier edits failing just before",
-          lambda m: m.collapsed["rome"] == 1 and m.forgotten_before["rome"] <= 30,
+          "a catastrophic phase begins, with ≤ 30 % of earlier edits ever failed just before",
+          lambda m: m.collapsed["rome"] == 1 and m.absorbing_before["rome"] <= 30,
           lambda m: collapse(m, "rome"), ("rome",)),
     Claim("distance", "ROME: one disabling edit starts the collapse",
           f"one update ≥ {TRIGGER:g} × the median update and ≥ {PART:.0%} of that interval's growth in distance",
