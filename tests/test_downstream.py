@@ -92,8 +92,8 @@ def test_rows_and_their_values(small):
     for one in downstream.prepare(model, tok, given, shots=2, seed=1):
         greedy, likely = downstream.answers(model, tok, one)
         how = {"labels": [0, 1], "average": "weighted", "zero_division": 0}
-        assert values[f"{one.name}_f1"] == f1_score(one.gold, greedy, **how)
-        assert values[f"{one.name}_prob_f1"] == f1_score(one.gold, likely, **how)
+        assert values[f"{one.name}_f1"] == pytest.approx(f1_score(one.gold, greedy, **how))
+        assert values[f"{one.name}_prob_f1"] == pytest.approx(f1_score(one.gold, likely, **how))
         assert values[f"{one.name}_invalid"] == np.mean(greedy == INVALID)
         unread += (greedy == INVALID).tolist()
     assert values["invalid"] == np.mean(unread)
