@@ -81,7 +81,8 @@ def read_facts(path, bad=None):
         try:
             one = fact(record, index)
             if one.case_id in seen:
-                raise ValueError(f"record {one.case_id}: case_id occurs twice (records {seen[one.case_id]} and {index})")
+                first = seen[one.case_id]
+                raise ValueError(f"record {one.case_id}: case_id occurs twice (records {first} and {index})")
             seen[one.case_id] = index
             facts.append(one)
         except ValueError as error:

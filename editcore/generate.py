@@ -7,7 +7,7 @@ import torch
 from editcore.tokens import batches, common, encode, pad_id
 
 
-def continuations(model, tok, prompts, n_new, top_k=0, generator=None, max_tokens=8192):
+def continuations(model, tok, prompts, n_new, top_k=0, generator=None):
     """The n_new token ids that follow each prompt: (len(prompts), n_new) int64 on the CPU.
 
     top_k 0 is greedy; else tokens are drawn from the top_k most likely with `generator` (on the CPU, so that a seed
@@ -23,7 +23,7 @@ def continuations(model, tok, prompts, n_new, top_k=0, generator=None, max_token
     out = torch.empty(len(rows), n_new, dtype=torch.long)
     skip = common(rows, min((len(row) - 1 for row in rows), default=0))
     past = _cache(model, rows[0][:skip]) if skip else None
-    for batch in batches([len(row) - skip + n_new for row in rows], max_tokens):
+    for batch in batches([len(row) - skip + n_new for row in rows]):
         made = _continue(model, [rows[i][skip:] for i in batch], (skip, past), pad_id(tok), n_new, (top_k, generator))
         out[batch] = made
     return out

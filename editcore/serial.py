@@ -53,11 +53,11 @@ def value(model, tok, fact, contexts, place, config):
     return delta.detach(), seen[0], losses
 
 
-def look(model, tok, fact, contexts, part, layer, what):
-    """(c, ·) input or output of a module at the subject's last token in each context, by a pass of the whole model."""
+def look(model, tok, fact, contexts, place, what):
+    """(c, ·) "input" or "output" of place (part, layer) at the subject's last token in each context."""
     coded = [with_subject(tok, one.replace("{}", fact.prompt), fact.subject) for one in contexts]
     ids, mask = pad([ids for ids, _ in coded])
-    name = name_of(model, part, layer)
+    name = name_of(model, *place)
     with capture(model, [name], what, stop=False) as kept:
         run(model, input_ids=ids, attention_mask=mask)
     return kept[name][torch.arange(len(coded)), [lookup for _, lookup in coded]]
@@ -66,10 +66,10 @@ def look(model, tok, fact, contexts, part, layer, what):
 def rome(model, tok, fact, config, prepared):
     """{weight name: ΔW} of one ROME edit (the published convention) in the stored orientation."""
     name = name_of(model, "mlp_out", config.layer)
-    keys = look(model, tok, fact, prepared.contexts, "mlp_out", config.layer, "input")
+    keys = look(model, tok, fact, prepared.contexts, ("mlp_out", config.layer), "input")
     right = prepared.stats.solve(name, keys.mean(0))
     delta, _, _ = value(model, tok, fact, prepared.contexts, ("mlp_out", config.layer), config)
-    plain = look(model, tok, fact, ("{}",), "mlp_out", config.layer, "input")[0]
+    plain = look(model, tok, fact, ("{}",), ("mlp_out", config.layer), "input")[0]
     right = right / right.norm()
     matrix = torch.outer(delta.double() / (plain.double() @ right), right)
     return {name + ".weight": _stored(model, config.layer, matrix)}
@@ -85,9 +85,9 @@ def memit(model, tok, facts, config, prepared):
     kept, changes = {}, {}
     for index, layer in enumerate(config.layers):
         name = name_of(model, "mlp_out", layer)
-        keys = [look(model, tok, fact, prepared.contexts, "mlp_out", layer, "input").double() for fact in facts]
+        keys = [look(model, tok, fact, prepared.contexts, ("mlp_out", layer), "input").double() for fact in facts]
         keys = torch.stack([(one[0] + one[1:].mean(0)) / 2 for one in keys], 1)
-        now = torch.stack([look(model, tok, fact, ("{}",), "block", last, "output")[0] for fact in facts], 1)
+        now = torch.stack([look(model, tok, fact, ("{}",), ("block", last), "output")[0] for fact in facts], 1)
         residual = (torch.stack(z, 1) - now).double() / (len(config.layers) - index)
         moment = config.lambda_ * prepared.stats.moments[name].double()
         matrix = residual @ torch.linalg.solve(moment + keys @ keys.T, keys).T

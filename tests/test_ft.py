@@ -11,8 +11,8 @@ from editcore.editors import EDITORS, configure
 from editcore.model import content_hash
 
 SETTINGS = {"epsilon": 0.02, "layer": 1, "lr": 5e-3, "steps": 8}
-# Adam starts with lr · sign(gradient): in float32 a gradient at rounding level may flip single weights. Llama's norms work
-# in float32 whatever the model's dtype.
+# Adam starts with lr · sign(gradient): in float32 a gradient at rounding level may flip single weights.
+# Llama's norms work in float32 whatever the model's dtype.
 GATES = {("gpt2", torch.float32): 2e-3, ("gpt2", torch.float64): 1e-9, ("llama", torch.float32): 2e-3,
          ("llama", torch.float64): 2e-3}
 

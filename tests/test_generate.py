@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from editcore import generate
 from editcore.generate import continuations, texts
+from editcore.tokens import batches
 from editcore.trace import run
 
 PROMPTS = ["Orla is", "The capital of Vintar Melk", "Everybody knows that Sue Oakes lies", "Rome"]
@@ -18,11 +20,12 @@ def plain(model, tok, prompt, n_new):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_greedy_equals_the_plain_loop(family, request):
+def test_greedy_equals_the_plain_loop(family, request, monkeypatch):
     model, tok = request.getfixturevalue(family)
     expected = [plain(model, tok, prompt, 6) for prompt in PROMPTS]
     assert continuations(model, tok, PROMPTS, 6).tolist() == expected
-    assert continuations(model, tok, PROMPTS, 6, max_tokens=10).tolist() == expected
+    monkeypatch.setattr(generate, "batches", lambda lengths: batches(lengths, max_tokens=10))
+    assert continuations(model, tok, PROMPTS, 6).tolist() == expected       # one prompt a batch
     assert texts(model, tok, PROMPTS[:2], 6) == tok.batch_decode(expected[:2])
 
 

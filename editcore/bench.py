@@ -1,0 +1,164 @@
+"""A model in; seconds per edit of each editor beside the serial full-forward version, and how far both differ, out."""
+
+import contextlib
+import random
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from editcore import serial
+from editcore.delta import dense
+from editcore.editors import EDITORS, Prepared, configure
+from editcore.facts import Fact, read_facts
+from editcore.model import n_layers, synchronize
+from editcore.stats import Count, Stats, second_moments
+
+SYLLABLES = "bel dar fen gol hul jan kor lim mas nor pel quin ras sten tor vul wex yor zan"
+PROMPTS = ("The mother tongue of {} is", "{} is located in the country of", "The seat of {} is in", "{} plays the")
+WORDS = "the old river runs by a small town and people there speak of their work in many tongues every day"
+CONTEXTS = ("The old river runs by. {}", "People there speak of the. {}", "A small town and. {}",
+            "Their work in many. {}", "Every day the river runs by a small old town. {}",
+            "The people of the town speak in many old tongues. {}", "A small river runs by the people there. {}",
+            "There people speak of many small towns every day. {}")
+
+
+def bench(model, tok, facts, configs, threads=1, repeats=2):
+    """DataFrame with a row a way of editing: seconds an edit here and serially, their ratio, largest difference.
+
+    configs {editor: its configuration}; facts the batch. "one by one" calls `edit` for each fact alone, "together" is
+    one call (MEMIT: one update of all facts; others: independent edits). Ways take turns, `repeats` times, and each
+    one's least time counts.
+    difference: largest ‖ΔW − ΔW_serial‖ / ‖ΔW_serial‖ over facts and weights.
+    """
+    rows = []
+    with _threads(threads):
+        for name, config in configs.items():
+            rows += _editor(name, (model, tok, facts, config), repeats)
+    return pd.DataFrame(rows).assign(threads=threads)
+
+
+def covariance(model, tok, texts, layers, threads=1):
+    """DataFrame row: seconds for the second moments of `layers` in one pass, and in one whole pass a layer."""
+    how = Count(length=128, pack=False)
+    with _threads(threads):
+        seconds, stats = _timed(lambda: second_moments(model, tok, texts, layers, how), model)
+        each, _ = _timed(lambda: [second_moments(model, tok, texts, [layer], how) for layer in layers], model)
+    return pd.DataFrame([{"layers": len(layers), "tokens": stats.count, "seconds": seconds, "one pass a layer": each,
+                          "ratio": each / seconds, "threads": threads}])
+
+
+def table(model, tok, editors, n, name):
+    """The bench of a model as text; facts are those beside its folder, else invented ones."""
+    beside = Path(name) / "facts.json"
+    facts = read_facts(beside)[:n] if beside.is_file() else invented(n)
+    configs = {editor: settings(editor, model, name) for editor in editors}
+    return bench(model, tok, facts, configs).to_string(index=False, float_format="{:.3g}".format)
+
+
+def settings(editor, model, name=""):
+    """The published configuration for `name`, else that of gpt2-xl at the same relative depth."""
+    try:
+        return configure(editor, {}, name)
+    except ValueError:
+        at = round(17 / 48 * n_layers(model))
+        layers = tuple(range(max(0, at - 4), at + 1))
+        return configure(editor, {"rome": {"layer": at}, "memit": {"layers": layers}}.get(editor, {}), "gpt2-xl")
+
+
+def invented(n, seed=0):
+    """n Facts of invented names of two to four syllables."""
+    draw = random.Random(seed)
+    def name():
+        return " ".join("".join(draw.sample(SYLLABLES.split(), draw.choice((1, 2)))).title() for _ in range(2))
+    return [Fact(i, name(), PROMPTS[i % len(PROMPTS)], name().split()[0]) for i in range(n)]
+
+
+def random_gpt2(layers=12, width=768, heads=12, vocabulary=50257, seed=0):
+    """(model, tokenizer): GPT-2 of this size with random weights, and pieces that fit the invented facts."""
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    lines = [fact.text + " " + fact.target_new for fact in invented(200)] + list(CONTEXTS) + [WORDS]
+    tok.train_from_iterator(lines, trainers.BpeTrainer(
+        vocab_size=600, special_tokens=["<|endoftext|>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    config = GPT2Config(n_layer=layers, n_embd=width, n_head=heads, vocab_size=vocabulary, resid_pdrop=0.0,
+                        embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel(config).eval().requires_grad_(False)
+    return model, PreTrainedTokenizerFast(tokenizer_object=tok, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+
+
+def prepared(model, tok, name, config):
+    """Context templates (21 for ROME, 6 for MEMIT) and second moments of a few words, made definite by a ridge."""
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(WORDS.split(), k=40)) for _ in range(50)]
+    layers = getattr(config, "layers", None) or (config.layer,)
+    found = second_moments(model, tok, texts, layers, Count(length=128))
+    ridge = {key: c + 0.1 * c.diagonal().mean() * torch.eye(len(c)) for key, c in found.moments.items()}
+    many = CONTEXTS[:4] * 3 + CONTEXTS[4:] * 2
+    return Prepared(("{}", *(many if name == "rome" else CONTEXTS[4:] + CONTEXTS[:1])), Stats(ridge, found.count))
+
+
+def _editor(name, given, repeats):
+    """Rows of one editor."""
+    model, tok, facts, config = given
+    editor, needed = EDITORS[name], None
+    if name != "ft":
+        needed = prepared(model, tok, name, config)
+        for module in needed.stats.moments:
+            needed.stats.factor(module)     # once a run, not a part of an edit
+    joint = name == "memit"
+    ways = {"together": lambda: [editor.edit(model, tok, facts, config, needed)] if joint
+            else editor.each(model, tok, facts, config, needed)}
+    if not joint:
+        ways["one by one"] = lambda: [editor.edit(model, tok, [fact], config, needed) for fact in facts]
+    ways["serial"] = lambda: _serial(name, given, needed)
+    seconds, results = {way: float("inf") for way in ways}, {}
+    for _ in range(repeats):
+        for way, call in ways.items():
+            spent, results[way] = _timed(call, model)
+            seconds[way] = min(seconds[way], spent)
+    plain = seconds.pop("serial")
+    return [{"editor": name, "way": way, "facts": len(facts), "seconds": spent / len(facts),
+             "serial": plain / len(facts), "ratio": plain / spent,
+             "difference": _difference(results[way], results["serial"])} for way, spent in seconds.items()]
+
+
+def _serial(name, given, needed):
+    """[{weight name: change}] of the serial versions."""
+    model, tok, facts, config = given
+    return {"rome": lambda: [serial.rome(model, tok, fact, config, needed) for fact in facts],
+            "memit": lambda: [serial.memit(model, tok, facts, config, needed)],
+            "ft": lambda: [serial.ft(model, tok, fact, config) for fact in facts]}[name]()
+
+
+def _difference(deltas, plain):
+    """Largest relative Frobenius difference."""
+    return max(((dense(delta.changes[key]).double() - change.double()).norm() / change.double().norm()).item()
+               for delta, changes in zip(deltas, plain, strict=True) for key, change in changes.items())
+
+
+def _timed(call, model):
+    """(seconds, result) of a call."""
+    device = next(model.parameters()).device
+    synchronize(device)
+    began = time.perf_counter()
+    result = call()
+    synchronize(device)
+    return time.perf_counter() - began, result
+
+
+@contextlib.contextmanager
+def _threads(count):
+    """In the block torch uses `count` CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
