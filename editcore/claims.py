@@ -21,6 +21,7 @@ QUANTITIES = {  # key in `merits`: (words of the table, format here)
     "duration": ("duration: edits before the collapse", "{:.0f}"),
     "ability_before": ("few-shot ability left at the last test before the collapse, %", "{:.0f}"),
     "ability_end": ("few-shot ability left at the end, %", "{:.0f}"),
+    "until_1": ("edits until 1 % of few-shot ability is lost", "{:.0f}"),
     "until_10": ("edits until 10 % of few-shot ability is lost", "{:.0f}"),
     "forgotten_before": ("earlier edits failing at the last test before the collapse, %", "{:.1f}"),
     "forgotten_end": ("earlier edits failing at the end, %", "{:.1f}"),
@@ -49,10 +50,11 @@ def merits(df, phases):
     df: rows with the derived ones (`analysis.with_derived`); phases: `analysis.phases`. The gradual phase is the steps
     before the collapse, or the whole run; `duration` is the last edit before it (the run's length if there is none).
     """
-    lost = analysis.edits_until(df, 0.10).set_index("run")["until"]
+    lost = {key: analysis.edits_until(df, share).set_index("run")["until"]
+            for key, share in (("until_1", 0.01), ("until_10", 0.10))}
     able = analysis.ability(df)
     rows = [_merits(df[df["run"] == one.run], able[able["run"] == one.run].set_index("step")["ability"], one)
-            | {"until_10": lost.get(one.run, np.nan)} for one in phases.itertuples()]
+            | {key: until.get(one.run, np.nan) for key, until in lost.items()} for one in phases.itertuples()]
     table = pd.DataFrame(rows)
     words = table.groupby("editor", sort=False)["disabling"].agg(lambda several: ", ".join(sorted(set(several) - {""})))
     return table.drop(columns="disabling").groupby("editor", sort=False).mean().assign(disabling=words)
@@ -231,8 +233,8 @@ def beside_paper(merits):
         if not one["collapsed"]:
             here["duration"] = f"more than {one['edits']:.0f}"
             here["disabling"] = "no collapse"
-        if np.isnan(one["until_10"]):
-            here["until_10"] = f"more than {one['edits']:.0f}"
+        never = [key for key in ("until_1", "until_10") if np.isnan(one[key])]
+        here |= dict.fromkeys(never, f"more than {one['edits']:.0f}" if one["ability_end"] == one["ability_end"] else "-")
         table[editor, "here"] = here
         table[editor, "paper"] = {key: PAPER.get(editor, {}).get(key, "-") for key in QUANTITIES}
     return pd.DataFrame(table).rename(index={key: words for key, (words, _) in QUANTITIES.items()})

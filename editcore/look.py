@@ -126,7 +126,9 @@ def share_interval(share, n):
 
 
 def runs_in(df):
-    """'1 run a method', '5 runs a method' or '1 to 5 runs a method'."""
+    """'1 run a method, 1 fact an update', '1 to 5 runs a method' (without a column batch_size) and the like."""
     runs = df.groupby("editor")["run"].nunique()
     low, high = runs.min(), runs.max()
-    return f"{low if low == high else f'{low} to {high}'} run{'s' if high > 1 else ''} a method"
+    text = f"{low if low == high else f'{low} to {high}'} run{'s' if high > 1 else ''} a method"
+    sizes = sorted({int(size) for size in df["batch_size"].dropna()}) if "batch_size" in df else []
+    return f"{text}, {sizes[0]} fact{'s' if sizes[0] > 1 else ''} an update" if len(sizes) == 1 else text
