@@ -233,8 +233,8 @@ def beside_paper(merits):
         if not one["collapsed"]:
             here["duration"] = f"more than {one['edits']:.0f}"
             here["disabling"] = "no collapse"
-        never = [key for key in ("until_1", "until_10") if np.isnan(one[key])]
-        here |= dict.fromkeys(never, f"more than {one['edits']:.0f}" if one["ability_end"] == one["ability_end"] else "-")
+        never = "-" if np.isnan(one["ability_end"]) else f"more than {one['edits']:.0f}"
+        here |= {key: never for key in ("until_1", "until_10") if np.isnan(one[key])}
         table[editor, "here"] = here
         table[editor, "paper"] = {key: PAPER.get(editor, {}).get(key, "-") for key in QUANTITIES}
     return pd.DataFrame(table).rename(index={key: words for key, (words, _) in QUANTITIES.items()})
