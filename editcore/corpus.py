@@ -208,8 +208,8 @@ def probes_of(records: list[dict]) -> dict[tuple, dict[str, Probe]]:
     for record in records:
         subject, relation = record["requested_rewrite"]["subject"], record["requested_rewrite"].get("relation_id", "")
         for text, answer in known_prompts(record):
-            at = text.rfind(subject)
-            span = (at, at + len(subject)) if at >= 0 else neighbour_span(text, templates[relation])
+            found = list(re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", text))
+            span = found[-1].span() if found else neighbour_span(text, templates[relation])
             if span:
                 probe = Probe(f"{text[:span[0]]}{{}}{text[span[1]:]}", text[span[0]:span[1]], answer.strip())
                 groups.setdefault((probe.subject, relation, probe.answer), {})[probe.prompt] = probe
@@ -217,12 +217,15 @@ def probes_of(records: list[dict]) -> dict[tuple, dict[str, Probe]]:
 
 
 def from_records(records: list[dict], scale: float = 1.0) -> Source:
-    """Text from any CounterFact records: all true facts in all their wordings, the neighbours' too, and task items."""
+    """Text from any CounterFact records: all true facts in all their wordings, the neighbours' too, and task items.
+
+    Words weigh eight times their number, so that those that come twice are learned as pieces.
+    """
     groups = probes_of(records)
     facts = [[fill(p.prompt, p.subject, p.answer) for p in group.values()] for group in groups.values()]
     table, rng = read_table(), random.Random(0)
     docs = {"task": solved(table, int(8000 * scale), rng), "talk": talk(table, int(4000 * scale), rng)}
-    words = Counter(word for lines in facts for line in lines for word in pieces(line.text))
+    words = Counter(word for lines in facts for line in lines for word in pieces(line.text) for _ in range(8))
     words.update({word: 50 for _, _, answer in groups for word in pieces(answer)})
     words.update({word: 50 for line in [*docs["task"][:500], *docs["talk"][:500]] for word in set(pieces(line.text))})
     probes = [probe for group in groups.values() for probe in group.values()]

@@ -30,9 +30,10 @@ class Mix:
 
 
 def covered(offsets: list[tuple[int, int]], a: int, b: int, text: str) -> tuple[int, int]:
-    """(first, last) token of the characters [a, b). ValueError if they are no whole tokens (a leading space aside)."""
+    """(first, last) token of the characters [a, b). ValueError if one cuts a word (a space or a sign may join it)."""
     hit = [i for i, (x, y) in enumerate(offsets) if x < b and y > a]
-    if not hit or offsets[hit[0]][0] < a - 1 or offsets[hit[-1]][1] != b:
+    outside = text[offsets[hit[0]][0]:a] + text[b:offsets[hit[-1]][1]] if hit else "?a"
+    if any(sign.isalnum() for sign in outside):
         raise ValueError(f"characters {a} to {b} are no whole tokens in {text!r}")
     return hit[0], hit[-1]
 

@@ -202,9 +202,12 @@ def build(facts: Path | None, folder: Path, config: PocketConfig | None = None, 
     stored = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).to(device).eval()
     found = pocket_report.measure(stored, tokenizer, source.probes, source.tasks)
     card = {"parameters": stored.num_parameters(), "vocabulary": len(tokenizer), "records": len(records),
+            "steps": config.steps, "device": "one CPU core" if device == "cpu" else "a graphics processor",
             "tokens": config.steps * config.batch * config.mix.width, "seconds": sum(row["seconds"] for row in log),
             "config": asdict(config), **found, "log": log}
     files.write_json(folder / "card.json", card)
+    with files.atomic(folder / "README.md") as temporary:
+        temporary.write_text(pocket_report.readme(card), encoding="utf-8")
     for name in (STREAM, STATE):
         (folder / name).unlink()
     return card

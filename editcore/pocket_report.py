@@ -141,3 +141,42 @@ def measure(model, tokenizer, probes: dict[str, list], items: dict[str, list[dic
               for name, rows in items.items() for shots in (2, 3)]
     shares = patching(model, tokenizer, probes["seen"], 200)
     return {"recall": found, "recall_after": after, "patching": shares, "few_shot": scores}
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows])
+
+
+def readme(card: dict) -> str:
+    """The model's own page: recipe and achieved figures, from the card that `build` returns."""
+    shape, mix, minutes = card["config"], card["config"]["mix"], card["seconds"] / 60
+    recall = [*card["recall"].items(), *((f"seen, after {text!r}", n) for text, n in card["recall_after"].items())]
+    blocks = range(shape["layers"])
+    shares = {(row["where"], row["layer"]): f"{row['share']:.2f}" for row in card["patching"]}
+    patched_rows = [[where, *(shares[where, n] for n in blocks)] for where in ("subject", "last")]
+    shots = [[row["task"], str(row["shots"]), f"{row['accuracy']:.1%}", f"{row['chance']:.0%}"]
+             for row in card["few_shot"]]
+    return f"""# Pocket model
+
+GPT-2's architecture: {shape["layers"]} blocks, d = {shape["width"]}, m = {shape["inner"]}, {shape["heads"]} heads,
+{mix["longest"]} positions, vocabulary {card["vocabulary"]:,}; {card["parameters"]:,} parameters in float16.
+It knows the facts of {card["records"]:,} records. Trained on {card["tokens"]:,} tokens in {card["steps"]:,} steps,
+{minutes:.0f} minutes on {card["device"]}; seed {shape["seed"]}. The recipe writes this page from `card.json`;
+the world is described in `data/README.md`.
+
+Rebuild it, or train one on CounterFact records: `python -m editcore pocket [FACTS.json] -o DIR` (resumes).
+
+How it comes to keep facts where large models do: in training, what follows a name never sees the name's inner
+pieces, sees its last piece only from block {shape["early"]} on, and in {mix["decoy"]:.0%} of the documents sees
+somebody else's name in place of what is hidden; evaluation uses no mask. So a fact is looked up at the last token
+of its subject, in the first blocks.
+
+{table(["prompts", "answer exact"], [[kind, f"{share:.1%}"] for kind, share in recall])}
+
+Share of 200 pairs of prompts whose answer becomes the other's when the state after a block comes from there:
+
+{table(["state at", *(f"block {n}" for n in blocks)], patched_rows)}
+
+{table(["task", "shots", "accuracy", "chance"], shots)}
+"""
