@@ -111,6 +111,7 @@ def _add_bench_and_pocket(command):
                     "bench pocket --editor rome -n 8")
     _add_model(bench, default="pocket")
     bench.add_argument("--editor", nargs="+", default=["rome", "memit"], metavar="NAME")
+    bench.add_argument("--random", metavar="LAYERSxWIDTH", help="a random GPT-2 of this shape instead: 12x768")
     bench.add_argument("-n", type=int, default=8, help="facts (default: 8)")
     pocket = command("pocket", "train a pocket model on the facts of a file, or on the pocket world",
                      "pocket counterfact.json -o results/pocket_counterfact --set steps=4000")

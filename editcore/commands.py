@@ -160,8 +160,13 @@ def bench(given):
     """Seconds per edit beside the serial version."""
     from editcore import bench as timing
 
-    model, tok = _load(given.model, given)
-    sys.stdout.write(timing.table(model, tok, given.editor, given.n, given.model) + "\n")
+    shape = [int(word) for word in given.random.split("x")] if given.random else ()
+    if given.random and len(shape) != 2:
+        raise ValueError(f"--random {given.random}: give LAYERSxWIDTH, as in 12x768")
+    model, tok = timing.random_gpt2(*shape, max(1, shape[1] // 64)) if shape else _load(given.model, given)
+    model = model.to(given.device or default_device())
+    name = given.random or inputs.model_place(given.model)
+    sys.stdout.write(timing.table(model, tok, given.editor, given.n, name) + "\n")
 
 
 def pocket(given):

@@ -129,17 +129,19 @@ def spectra(lab, total):
 def singular_values(matrix):
     """(min(rows, columns),) float64 singular values, largest first, from the smaller Gram matrix.
 
-    Values under 1e-8 of the largest are rounding.
+    Values under 1e-8 of the largest are rounding. All are NaN if the matrix is not finite.
     """
     wide = matrix.detach().double()
     gram = wide @ wide.T if wide.shape[0] <= wide.shape[1] else wide.T @ wide
+    if not torch.isfinite(gram).all():      # a model far gone is measured, not refused
+        return torch.full_like(gram[0], math.nan)
     return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).sqrt()
 
 
 def effective_rank(values):
     """exp of the entropy of singular values scaled to sum 1 (Roy and Vetterli 2007); 0 for a zero matrix."""
     total = values.sum()
-    return torch.special.entr(values / total).sum().exp().item() if total > 0 else 0.0
+    return torch.special.entr(values / total).sum().exp().item() if total != 0 else 0.0
 
 
 def reported(facts, info):

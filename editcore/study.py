@@ -136,9 +136,11 @@ def _advance(bench, state, group):
     rows = lab.before(bench, group) if due["measure"] else []
     try:
         new, seconds = _timed(lab.update, bench, facts)
+        total = Delta((state.total + new).dense().changes)
+        if not total.is_finite():
+            raise ValueError("the sum of all updates is not finite")
     except FAILURES as error:
         return state, f"edit {step} (record {', '.join(str(one.case_id) for one in facts)}): {error}"
-    total = Delta((state.total + new).dense().changes)
     lab.put(bench, total)
     rows += lab.after(bench, group) if due["measure"] else []
     rows += lab.movement(bench, total, new) + lab.reported(facts, new.info)

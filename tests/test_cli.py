@@ -186,6 +186,7 @@ def test_evaluate_writes_rows_and_prints_means(at, capsys):
     ("report -p n_edits 5", "give NOTEBOOK.NAME VALUE"),
     ("data nothing", "unknown data set 'nothing'.*counterfact"),
     ("data --check facts.json", "name the data set"),
+    ("bench --random 12", "--random 12: give LAYERSxWIDTH"),
     ("operate model", "invalid choice: 'operate'"),
     ("", "required: COMMAND")])
 def test_every_error_is_one_line(at, capsys, words, message):
@@ -241,6 +242,15 @@ def test_words_of_a_report_reach_their_notebooks(monkeypatch, capsys):
     assert calls == [("books", "out", {"20_x": {"typed": {"n": "5", "m": "a"}, "path": "books/20_x.ipynb"},
                                        "10_y": {"typed": {"k": "7"}, "path": "books/10_y.ipynb"}}, True)]
     assert capsys.readouterr().out == "out/index.html\n"
+
+
+def test_bench_gets_its_model(at, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr("editcore.bench.table", lambda *given: calls.append(given) or "times")
+    assert does("bench model --editor ft memit -n 3") == 0 and does("bench --random 2x64") == 0
+    assert [given[2:] for given in calls] == [(["ft", "memit"], 3, "model"), (["rome", "memit"], 8, "2x64")]
+    assert calls[1][0].config.n_layer == 2 and calls[1][0].config.n_embd == 64
+    assert capsys.readouterr().out == "times\ntimes\n"
 
 
 def test_settings_of_a_recipe_are_typed():

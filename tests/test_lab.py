@@ -17,6 +17,11 @@ def test_singular_values(shape):
     torch.testing.assert_close(lab.singular_values(matrix), torch.linalg.svdvals(matrix.double()), rtol=1e-9, atol=0)
 
 
+def test_spectra_of_what_is_not_finite():
+    values = lab.singular_values(torch.tensor([[1.0, math.inf], [0.0, 1.0]]))
+    assert values.isnan().all() and math.isnan(lab.effective_rank(values))
+
+
 @pytest.mark.parametrize("values, rank", [([1, 1, 1, 1], 4.0), ([3, 0, 0], 1.0), ([0, 0], 0.0),
                                           ([3, 1], math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))])
 def test_effective_rank_by_hand(values, rank):

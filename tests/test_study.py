@@ -289,6 +289,17 @@ def test_an_edit_that_is_not_finite_stops_the_run(run, tmp_path):
         study.execute(bad, tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+@pytest.mark.parametrize("size", [1e6, 1e18, 3e37])
+def test_a_run_goes_on_through_a_collapse(run, tmp_path, size):
+    """The measurements of a model that answers nonsense, or nothing that is a number, are rows like others."""
+    folder = study.execute(dataclasses.replace(run, settings=(("size", size),)), tmp_path, keep_going=True)
+    df, record = rows_of(folder), json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished" or "not finite" in record["stopped"]
+    assert df.loc[(df["metric"] == "relative") & (df["step"] == 1), "value"].item() > 1e5
+    assert set(df.loc[df["step"] == 8, "metric"]) >= {"ES", "retest_ES", "untouched_ES"} or record["edits"] < 8
+
+
 @pytest.mark.parametrize("words, message", [
     ({"edits": 5}, "unknown parameter 'edits'; known are model, facts"),
     ({"n_edits": "5"}, "n_edits must be int, found '5'"),
