@@ -87,9 +87,12 @@ def random_gpt2(layers=12, width=768, heads=12, vocabulary=50257, seed=0):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     config = GPT2Config(n_layer=layers, n_embd=width, n_head=heads, vocab_size=vocabulary, resid_pdrop=0.0,
                         embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):     # building draws weights; those that count are drawn here
         model = GPT2LMHeadModel(config).eval().requires_grad_(False)
+    draw = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            weight.copy_(0.02 * torch.randn(weight.shape, generator=draw))
     return model, PreTrainedTokenizerFast(tokenizer_object=tok, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
 
 

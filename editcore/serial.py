@@ -18,9 +18,10 @@ def value(model, tok, fact, contexts, place, config):
     coded = [with_subject(tok, one.replace("{}", fact.prompt), fact.subject) for one in (*contexts, "{}")]
     coded[-1] = with_subject(tok, config.kl_prompt, fact.subject)
     rows = [ids + target[:-1] for ids, _ in coded[:-1]] + [coded[-1][0]]
-    ids, mask = pad(rows)
+    device = next(model.parameters()).device
+    ids, mask = pad(rows, device=device)
     every, lookups = torch.arange(len(rows)), torch.tensor([lookup for _, lookup in coded])
-    delta, seen = torch.zeros(model.config.hidden_size, dtype=model.dtype, requires_grad=True), []
+    delta, seen = torch.zeros(model.config.hidden_size, dtype=model.dtype, device=device, requires_grad=True), []
     adam, losses, reference = torch.optim.Adam([delta], lr=config.lr), [], None
 
     def change(h):
@@ -56,7 +57,7 @@ def value(model, tok, fact, contexts, place, config):
 def look(model, tok, fact, contexts, place, what):
     """(c, ·) "input" or "output" of place (part, layer) at the subject's last token in each context."""
     coded = [with_subject(tok, one.replace("{}", fact.prompt), fact.subject) for one in contexts]
-    ids, mask = pad([ids for ids, _ in coded])
+    ids, mask = pad([ids for ids, _ in coded], device=next(model.parameters()).device)
     name = name_of(model, *place)
     with capture(model, [name], what, stop=False) as kept:
         run(model, input_ids=ids, attention_mask=mask)
@@ -89,7 +90,7 @@ def memit(model, tok, facts, config, prepared):
         keys = torch.stack([(one[0] + one[1:].mean(0)) / 2 for one in keys], 1)
         now = torch.stack([look(model, tok, fact, ("{}",), ("block", last), "output")[0] for fact in facts], 1)
         residual = (torch.stack(z, 1) - now).double() / (len(config.layers) - index)
-        moment = config.lambda_ * prepared.stats.moments[name].double()
+        moment = config.lambda_ * prepared.stats.moments[name].double().to(keys.device)
         matrix = residual @ torch.linalg.solve(moment + keys @ keys.T, keys).T
         weight = model.get_parameter(name + ".weight")
         kept[name], changes[name + ".weight"] = weight.clone(), _stored(model, layer, matrix)
@@ -108,7 +109,7 @@ def ft(model, tok, fact, config):
     weights = [model.get_parameter(one) for one in names]
     kept = [weight.detach().clone() for weight in weights]
     (prompt,), target = encode(tok, [fact.text]), target_ids(tok, fact.target_new)
-    ids, mask = pad([prompt if config.last_position else prompt + target[:-1]])
+    ids, mask = pad([prompt if config.last_position else prompt + target[:-1]], device=weights[0].device)
     adam = torch.optim.Adam([weight.requires_grad_() for weight in weights], lr=config.lr)
     for _ in range(config.steps):
         log_p = log_softmax(model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0], -1)

@@ -77,7 +77,7 @@ def test_update_is_the_bracket_of_the_paper():
 def test_one_fact_is_the_rank_one_formula(setup, facts):
     model, tok, config, given = setup
     config = replace(config, layers=(0,))
-    values, _ = memit._values(model, tok, facts[:1], config, given)
+    values = memit._values(model, tok, facts[:1], config, given)
     key = memit.mixed(values.keys)[0]
     solved = given.stats.solve(name_of(model, "mlp_out", 0), key)
     expected = torch.outer(solved, values.delta[0].double()) / (config.lambda_ + key @ solved)

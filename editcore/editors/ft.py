@@ -6,7 +6,7 @@ import torch
 
 from editcore.delta import Delta
 from editcore.editors.value import adam
-from editcore.model import is_input_first, max_length, module_of, name_of
+from editcore.model import batch_tokens, is_input_first, max_length, module_of, name_of
 from editcore.tail import fused, head, resume, start
 from editcore.tokens import check_lengths, encode, pad, target_ids
 from editcore.trace import capture
@@ -57,8 +57,9 @@ def edit(model, tok, facts, config, prepared=None):
 
 
 def each(model, tok, facts, config, prepared=None):
-    """A Delta a fact, each an edit of the current model on its own; as many together as 50 million weights allow."""
-    at_once = max(1, 50_000_000 // module_of(model, "mlp_out", config.layer).weight.numel())
+    """A Delta a fact, each an edit of the current model on its own; as many together as suit the device."""
+    weight = module_of(model, "mlp_out", config.layer).weight
+    at_once = max(1, min(50_000_000 // weight.numel(), batch_tokens(weight.device) // 16))
     deltas = []
     for first in range(0, len(facts), at_once):
         part = facts[first:first + at_once]

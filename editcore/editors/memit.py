@@ -10,7 +10,7 @@ from editcore.delta import Delta, oriented
 from editcore.editors import sources
 from editcore.editors.value import Site, optimise
 from editcore.model import module_of, name_of
-from editcore.tokens import batches, pad, with_subject
+from editcore.tokens import batches, pad
 from editcore.trace import capture, run
 
 STARTS = ("The", "Therefore", "Because", "I", "You")
@@ -53,13 +53,13 @@ def prepare(model, tok, config, given):
 
 def edit(model, tok, facts, config, prepared):
     """One Delta that inserts all facts together, spread over the layers; the model stays as it was."""
-    values, prompts = _values(model, tok, facts, config, prepared)
+    values = _values(model, tok, facts, config, prepared)
     total = Delta({}, _info(values, range(len(facts))))
     for index, layer in enumerate(config.layers):
         keys, now = values.keys, values.h0
         if index:
             with total.applied(model):
-                keys, now = look(model, prompts, layer, config.layers[-1])
+                keys, now = look(model, values.problems, layer, config.layers[-1])
         residual = (values.h0 + values.delta - now) / (len(config.layers) - index)
         name = name_of(model, "mlp_out", layer)
         left, right = update(prepared.stats, name, mixed(keys), residual, config.lambda_)
@@ -69,10 +69,12 @@ def edit(model, tok, facts, config, prepared):
 
 def each(model, tok, facts, config, prepared):
     """A Delta a fact, each an edit of the current model on its own; all facts go through every pass together."""
-    values, prompts = _values(model, tok, facts, config, prepared)
+    values = _values(model, tok, facts, config, prepared)
     found = {}
     for index, layer in enumerate(config.layers):
-        keys, now = look(model, prompts, layer, config.layers[-1], found) if index else (values.keys, values.h0)
+        keys, now = values.keys, values.h0
+        if index:
+            keys, now = look(model, values.problems, layer, config.layers[-1], found)
         residual = (values.h0 + values.delta - now) / (len(config.layers) - index)
         solved = prepared.stats.solve(name_of(model, "mlp_out", layer), mixed(keys).T).T
         scale = config.lambda_ + (solved * mixed(keys)).sum(1, keepdim=True)
@@ -101,20 +103,20 @@ def mixed(keys):
     return (keys[:, 0] + keys[:, 1:].mean(1)) / 2 if keys.shape[1] > 1 else keys[:, 0]
 
 
-def look(model, prompts, layer, last, changes=None):
+def look(model, problems, layer, last, changes=None):
     """(keys (n, c, m) of `layer`, states (n, d) of block `last` for context 0) at the lookup positions.
 
-    prompts: for each of n facts its c (ids, lookup) pairs. changes {layer: (left (n, d), right (n, m))}: the model of
-    fact i has leftᵢ rightᵢᵀ added to those layers' weights. Rows end at the lookup position.
+    changes {layer: (left (n, d), right (n, m))}: the model of fact i has leftᵢ rightᵢᵀ added to those layers' weights.
+    Rows end at the lookup position.
     """
-    rows = [ids[:lookup + 1] for pairs in prompts for ids, lookup in pairs]
-    per, device = len(prompts[0]), next(model.parameters()).device
+    rows = [ids[:lookup + 1] for one in problems for ids, lookup in zip(one.rows[:-1], one.lookups)]
+    per, device = len(problems[0].first), next(model.parameters()).device
     source, target = name_of(model, "mlp_out", layer), name_of(model, "block", last)
-    keys, states = [None] * len(rows), [None] * len(prompts)
+    keys, states = [None] * len(rows), [None] * len(problems)
     for group in _groups(rows, per):
-        plain = [row for row in group if row % per == 0]
+        plain = group[0] % per == 0
         ids, mask = pad([rows[i] for i in group], device=device)
-        ends = mask.sum(1) - 1
+        ends = (torch.arange(len(group), device=device), mask.sum(1) - 1)
         with contextlib.ExitStack() as hooks:
             for place, (left, right) in (changes or {}).items():
                 facts = torch.tensor([row // per for row in group], device=device)
@@ -122,10 +124,10 @@ def look(model, prompts, layer, last, changes=None):
             key = hooks.enter_context(capture(model, [source], "input", stop=not plain))
             state = hooks.enter_context(capture(model, [target])) if plain else {}
             run(model, input_ids=ids, attention_mask=mask)
-        for spot, row in enumerate(group):
-            keys[row] = key[source][spot, ends[spot]]
-            if row % per == 0:
-                states[row // per] = state[target][spot, ends[spot]]
+        for row, found in zip(group, key[source][ends]):
+            keys[row] = found
+        for row, found in zip(group, state[target][ends] if plain else ()):
+            states[row // per] = found
     states = torch.stack(states)
     return torch.stack(keys).unflatten(0, (-1, per)), states.to(torch.promote_types(states.dtype, torch.float32))
 
@@ -153,11 +155,9 @@ def _rowwise(model, layer, left, right):
 
 
 def _values(model, tok, facts, config, prepared):
-    """(Values of all facts, prompts: for each fact its (ids, lookup) in every context)."""
+    """Values of all facts: δ at the output of the last layer, keys of the first."""
     site = Site(config.layers[-1], "block", config.layers[0])
-    values = optimise(model, tok, facts, prepared.contexts, site, config)
-    return values, [[with_subject(tok, context.replace("{}", fact.prompt), fact.subject)
-                     for context in prepared.contexts] for fact in facts]
+    return optimise(model, tok, facts, prepared.contexts, site, config)
 
 
 def _change(model, layer, left, right):

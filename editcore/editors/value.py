@@ -42,6 +42,7 @@ class Values:
     h0: torch.Tensor        # (n, d) value before, plain prompt
     keys: torch.Tensor      # (n, c, m) key at the lookup position in each context; context 0 is the plain prompt
     losses: tuple           # for each fact the loss at each evaluation
+    problems: tuple         # the facts as token rows
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def optimise(model, tok, facts, contexts, site, config):
     back = torch.tensor(order).argsort().tolist()
     losses = [loss for part in parts for loss in part.losses]
     delta, h0, keys = (torch.cat([getattr(part, name) for part in parts])[back] for name in ("delta", "h0", "keys"))
-    return Values(delta, h0, keys, tuple(losses[i] for i in back))
+    return Values(delta, h0, keys, tuple(losses[i] for i in back), tuple(made))
 
 
 def _chunks(made, max_tokens):
@@ -133,7 +134,7 @@ def _optimise(made, model, names, site, config):
         adam(delta, mean, square, active, (gradient, step + 1, config.lr))
         norm = delta[active].norm(dim=1)
         delta[active] *= (limit[active] / norm).clamp(max=1)[:, None]
-    return Values(delta, h0, keys, tuple(map(tuple, losses)))
+    return Values(delta, h0, keys, tuple(map(tuple, losses)), tuple(made))
 
 
 def _begin(made, model, site):
