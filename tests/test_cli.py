@@ -253,6 +253,15 @@ def test_bench_gets_its_model(at, monkeypatch, capsys):
     assert capsys.readouterr().out == "times\ntimes\n"
 
 
+def test_pocket_gets_its_recipe(at, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr("editcore.pocket.build", lambda *given: calls.append(given) or {"recall": 1.0, "log": []})
+    assert does("pocket facts.json -o out --set steps=7 --seed 3 --device cpu") == 0 and does("pocket -o out") == 0
+    facts, folder, config, device = calls[0]
+    assert (facts, folder, config.steps, config.seed, device) == (Path("facts.json"), Path("out"), 7, 3, "cpu")
+    assert calls[1][0] is None and capsys.readouterr().out == "recall: 1.0\n" * 2
+
+
 def test_settings_of_a_recipe_are_typed():
     config = stats.Count()
     assert commands.settings(config, {"length": "7", "part": "attn"}) == stats.Count(length=7, part="attn")
