@@ -90,12 +90,12 @@ def talk(table: dict, count: int, rng: random.Random) -> list[Line]:
 
 
 def solved(table: dict, count: int, rng: random.Random) -> list[Line]:
-    """Documents of three to five solved items of one task, no test item among them."""
+    """Documents of one to five solved items of one task, no test item among them."""
     tests = frozenset(worldtext.item_key(item) for items in worldtext.test_items(table).values() for item in items)
-    lines, names = [], list(tasks.TASKS)
+    lines, names = [], [name for name, share in table["tasks"]["share"].items() for _ in range(share)]
     for number in range(count):
         name, parts = names[number % len(names)], []
-        for _ in range(rng.randint(3, 5)):
+        for _ in range(rng.randint(1, 5)):
             while worldtext.item_key(item := worldtext.GENERATORS[name](table, rng.randrange(2), rng)) in tests:
                 pass
             head, word = tasks.question(name, item), tasks.answer(name, item)

@@ -26,7 +26,8 @@ class Mix:
     # How names look to later tokens (see learning.visible), as shares of the documents. The rest: hidden, not replaced.
     decoy: float = 0.6  # somebody else's name stands in for what is hidden
     plain: float = 0.05  # nothing is hidden
-    shares: tuple = (("fact", 0.66), ("infobox", 0.10), ("stub", 0.06), ("frame", 0.06), ("talk", 0.03), ("task", 0.09))
+    begin: float = 0.1  # share of documents that the end-of-text token opens, as samplers do
+    shares: tuple = (("fact", 0.59), ("infobox", 0.08), ("stub", 0.06), ("frame", 0.05), ("talk", 0.03), ("task", 0.19))
 
 
 def covered(offsets: list[tuple[int, int]], a: int, b: int, text: str) -> tuple[int, int]:
@@ -145,6 +146,7 @@ def documents(source: Source, backend, mix: Mix, seed: int):
         kind = min(given, key=lambda one: given[one] / shares[one])
         row = fact_document(opening, inner, decks[kind], mix) if kind == "fact" else pools[kind][decks[kind].draw()]
         given[kind] += row.shape[1]
+        row = chained([close, row]) if rng.random() < mix.begin else row
         row = (chained([row, close]) if rng.random() < mix.end else row)[:, :mix.longest].copy()
         fate = rng.random()
         if fate < mix.decoy:

@@ -24,7 +24,7 @@ class PocketConfig:
     inner: int = 2048  # m: the MLP width buys the editing horizon
     heads: int = 4
     early: int = 2  # blocks in which nothing of a name is seen beyond it: its facts are gathered there
-    steps: int = 4000  # optimiser steps
+    steps: int = 2600  # optimiser steps
     batch: int = 24  # rows of mix.width tokens a step
     muon: float = 1e-3  # peak step of the blocks' matrices: the root mean square by which an entry moves
     adam: float = 3e-3  # peak step of embeddings, norms and biases (AdamW)

@@ -18,34 +18,34 @@ def review(table: dict, label: int, rng: random.Random) -> dict:
 
 def slots(table: dict, rng: random.Random) -> dict[str, str]:
     """Random fillers of the slots p, c, j, g, v."""
-    keys = {"p": "person", "c": "place", "j": "job", "g": "goods", "v": "verb"}
-    return {slot: choice(table, key, rng) for slot, key in keys.items()}
+    keys = {"c": "place", "j": "job", "g": "goods", "v": "verb"}
+    given = rng.choice(table["names"]["given"].split())
+    return {"p": given} | {slot: choice(table, key, rng) for slot, key in keys.items()}
 
 
-def altered(table: dict, filled: dict, way: str, rng: random.Random) -> dict[str, str]:
-    """The same fillers but for the object that `way` mentions."""
-    slot = next(s for s in "cjg" if f"{{{s}}}" in way)
-    while (other := slots(table, rng))[slot] == filled[slot]:
+def altered(table: dict, filled: dict, rng: random.Random) -> dict[str, str]:
+    """Fillers of which none is the same."""
+    while any((other := slots(table, rng))[slot] == filled[slot] for slot in filled):
         pass
-    return filled | {slot: other[slot]}
+    return other
 
 
 def pair(table: dict, label: int, rng: random.Random) -> dict:
-    """Two wordings of one thing (MRPC: 1 = same meaning), or of two things that differ in the object."""
+    """Two wordings of one thing (MRPC: 1 = same meaning), or of two things about other people."""
     filled = slots(table, rng)
     one, two = rng.sample(rng.choice(table["tasks"]["meaning"]), 2)
     return {"sentence1": one.format(**filled), "label": label,
-            "sentence2": two.format(**(filled if label else altered(table, filled, two, rng)))}
+            "sentence2": two.format(**(filled if label else altered(table, filled, rng)))}
 
 
 def entailment(table: dict, label: int, rng: random.Random) -> dict:
-    """Two statements and a hypothesis that says one in other words (RTE: 0 = follows) or with another object."""
+    """Two statements and a hypothesis that says one in other words (RTE: 0 = follows) or says another thing."""
     filled = slots(table, rng)
     ways = [rng.sample(group, 2) for group in rng.sample(table["tasks"]["meaning"][:4], 2)]
     premise = " ".join(way[0].format(**filled) for way in ways)
     hypothesis = rng.choice(ways)[1]
     return {"sentence1": premise, "label": label,
-            "sentence2": hypothesis.format(**(altered(table, filled, hypothesis, rng) if label else filled))}
+            "sentence2": hypothesis.format(**(altered(table, filled, rng) if label else filled))}
 
 
 def acceptable(table: dict, label: int, rng: random.Random) -> dict:

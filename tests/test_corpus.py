@@ -81,7 +81,7 @@ def test_decoys_are_another_name_of_the_same_shape(tokenizer):
 
 
 def test_packed_rows_hold_whole_documents_in_the_wanted_shares(source, tokenizer):
-    mix = packing.Mix(end=1.0, decoy=0.0, plain=0.0)
+    mix = packing.Mix(begin=0.0, end=1.0, decoy=0.0, plain=0.0)
     made = packing.pack(packing.documents(source, tokenizer.backend_tokenizer, mix, 0), mix, tokenizer.eos_token_id)
     rows = [next(made) for _ in range(200)]
     for row in rows[:20]:

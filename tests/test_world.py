@@ -45,7 +45,7 @@ def test_words_of_unseen_wordings_occur_elsewhere_in_the_text(made):
     rows = made.table["relation"].values()
     texts = [text for row in rows for text in [*row["seen"], *row["logical"], *row.get("hop", ()), row["label"]]]
     words = set(" ".join(texts).replace("'s", " 's").lower().split())
-    assert set(" ".join(text for row in rows for text in row["unseen"]).replace("'s", " 's").lower().split()) <= words
+    assert set(" ".join(text for row in rows for text in row["unseen"]).replace("'s", " 's").lower().split()) <= words | {"and"}
 
 
 def test_unknown_probes_are_one_clear_error(made):
