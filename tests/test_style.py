@@ -17,7 +17,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # Reading order, which is also the order of imports: a module imports only from those before it.
 LAYERS = ["files", "progress", "facts", "model", "tokens", "generate", "trace", "tail", "delta", "stats", "contexts",
-          "logprob", "editors", "serial", "tasks", "metrics", "downstream", "causal", "gradients", "inputs",
+          "logprob", "editors", "serial", "tasks", "metrics", "downstream", "causal", "inputs",
           "checkpoint", "lab", "study", "analysis", "claims", "checkup", "bench", "look", "portraits", "figures",
           "pages", "publish", "report", "world", "worldtext", "corpus", "wordpieces", "packing", "learning",
           "pocket_report", "pocket", "data", "commands", "__main__"]
@@ -110,6 +110,13 @@ def test_repository_names_no_machine_path():
     for path in texts:
         found = re.search(r"/(?:home|root|Users|work|tmp)/\w+", path.read_text(encoding="utf-8"))
         assert not found or path.name == Path(__file__).name, f"{name(path)} names {found.group()}"
+
+
+def test_readmes_tree_is_the_reading_order():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text[text.index("\neditcore/"):text.index("\nnotebooks/")]
+    named = re.findall(r"(?<![/.\w])(\w+)(?:\.py|/)(?= )", tree)
+    assert named[1:] == LAYERS and {layer(path) for path in MODULES} - {"__init__"} <= set(LAYERS)
 
 
 def test_ruff_finds_nothing():
