@@ -26,8 +26,14 @@ class Mix:
     # How names look to later tokens (see learning.visible), as shares of the documents. The rest: hidden, not replaced.
     decoy: float = 0.6  # somebody else's name stands in for what is hidden
     plain: float = 0.05  # nothing is hidden
+    item: int = 30  # loss weight (percent) of the words of task items, which are drawn at random; labels are answers
     begin: float = 0.1  # share of documents that the end-of-text token opens, as samplers do
     shares: tuple = (("fact", 0.59), ("infobox", 0.08), ("stub", 0.06), ("frame", 0.05), ("talk", 0.03), ("task", 0.19))
+
+
+# The second part of a training: the facts are known by then, comparing two sentences takes longer to learn.
+LATE = Mix(item=10, shares=(("fact", 0.45), ("infobox", 0.05), ("stub", 0.04), ("frame", 0.04), ("talk", 0.02),
+                            ("task", 0.4)))
 
 
 def covered(offsets: list[tuple[int, int]], a: int, b: int, text: str) -> tuple[int, int]:
@@ -136,6 +142,8 @@ def documents(source: Source, backend, mix: Mix, seed: int):
     opening = [encode_lines(backend, lines) for lines in source.facts]
     inner = [encode_lines(backend, lines, " ") for lines in source.facts]
     pools = {kind: encode_lines(backend, lines) for kind, lines in source.docs.items() if lines}
+    for row in pools.get("task", ()):
+        row[LOSS, row[LOSS] == WEIGHT["plain"]] = mix.item
     spaced = np.array([backend.id_to_token(number).startswith(SPACE) for number in range(backend.get_vocab_size())])
     names = names_by_length([row for rows in [*opening, *inner, *pools.values()] for row in rows], spaced)
     shares = {kind: share for kind, share in mix.shares if kind == "fact" or kind in pools}

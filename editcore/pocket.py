@@ -36,7 +36,9 @@ class PocketConfig:
     scale: float = 1.0  # shrinks the pools of finished documents
     seed: int = 0  # of text, weights and order; the world has its own in world.toml
     pieces: wordpieces.Pieces = field(default_factory=wordpieces.Pieces)
+    turn: float = 0.45  # share of the text drawn by `mix`; the rest by `late`
     mix: packing.Mix = field(default_factory=packing.Mix)
+    late: packing.Mix = packing.LATE
 
 
 def new_model(config: PocketConfig, vocabulary: int, end: int) -> GPT2LMHeadModel:
@@ -77,13 +79,15 @@ def arithmetic(device: torch.device) -> torch.dtype:
 
 def write_stream(source: corpus.Source, tokenizer, config: PocketConfig, path: Path) -> None:
     """The token rows of the whole training (rows, 6, width) uint16, written once, ahead of it."""
-    count, backend = min(config.mix.rows, config.steps * config.batch), tokenizer.backend_tokenizer
-    made = packing.pack(packing.documents(source, backend, config.mix, config.seed), config.mix, tokenizer.eos_token_id)
+    count = min(config.mix.rows, config.steps * config.batch)
+    backend, pad = tokenizer.backend_tokenizer, tokenizer.eos_token_id
+    first, second = (packing.pack(packing.documents(source, backend, mix, config.seed + part), mix, pad)
+                     for part, mix in enumerate((config.mix, config.late)))
     with files.atomic(path) as temporary:
         shape = (count, 6, config.mix.width)
         rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint16, shape=shape)
-        for number, row in zip(progress.bar(range(count), "text"), made, strict=False):
-            rows[number] = row
+        for number in progress.bar(range(count), "text"):
+            rows[number] = next(first if number < config.turn * count else second)
         rows.flush()
 
 
@@ -195,7 +199,7 @@ def build(facts: Path | None, folder: Path, config: PocketConfig | None = None, 
         if step // config.save_every % config.look_every:
             return {}
         save(model, folder)
-        return pocket_report.glance(model, tokenizer, source.probes)
+        return pocket_report.glance(model, tokenizer, source.probes, source.tasks)
 
     log = train(model, rows, config, folder / STATE, watch)
     save(model, folder)

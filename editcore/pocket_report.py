@@ -119,8 +119,8 @@ def few_shot(model, tokenizer, name: str, items: list[dict], shots: int, seed: i
     return sum(right) / len(right)
 
 
-def glance(model, tokenizer, probes: dict[str, list], count: int = 400) -> dict:
-    """A quick look during training: recall by kind and the patching shares, the model put back as it was."""
+def glance(model, tokenizer, probes: dict[str, list], items: dict[str, list[dict]], count: int = 400) -> dict:
+    """A quick look during training: recall, patching shares, few-shot accuracy; the model is put back as it was."""
     before, mode = model.config._attn_implementation, model.training
     model.set_attn_implementation("sdpa")
     model.eval()
@@ -128,8 +128,9 @@ def glance(model, tokenizer, probes: dict[str, list], count: int = 400) -> dict:
     shares = patching(model, tokenizer, probes["seen"], 40)
     model.set_attn_implementation(before)
     model.train(mode)
+    scores = {name: few_shot(model, tokenizer, name, rows, 2) for name, rows in items.items()}
     by_place = {place: [row["share"] for row in shares if row["where"] == place] for place in ("subject", "last")}
-    return {"recall": found, "patching": by_place}
+    return {"recall": found, "patching": by_place, "few_shot": scores}
 
 
 def measure(model, tokenizer, probes: dict[str, list], items: dict[str, list[dict]]) -> dict:
