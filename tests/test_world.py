@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from editcore import facts, tasks, world, worldtext
+from editcore import facts, world
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,8 @@ def test_words_of_unseen_wordings_occur_elsewhere_in_the_text(made):
     rows = made.table["relation"].values()
     texts = [text for row in rows for text in [*row["seen"], *row["logical"], *row.get("hop", ()), row["label"]]]
     words = set(" ".join(texts).replace("'s", " 's").lower().split())
-    assert set(" ".join(text for row in rows for text in row["unseen"]).replace("'s", " 's").lower().split()) <= words | {"and"}
+    unseen = " ".join(text for row in rows for text in row["unseen"]).replace("'s", " 's").lower().split()
+    assert set(unseen) <= words | {"and"}
 
 
 def test_unknown_probes_are_one_clear_error(made):
@@ -98,33 +99,3 @@ def test_a_broken_world_file_is_named(tmp_path):
     path.write_text("seed = = 1")
     with pytest.raises(ValueError, match="world.toml: not a valid world"):
         world.read_table(path)
-
-
-def test_test_items_are_balanced_distinct_and_solvable_by_construction(made):
-    items = worldtext.test_items(made.table)
-    assert set(items) == set(tasks.TASKS)
-    for rows in items.values():
-        assert Counter(row["label"] for row in rows) == {0: 100, 1: 100}
-        assert len({worldtext.item_key(row) for row in rows}) == 200
-    good = set(made.table["topics"]["pos_word"])
-    assert all(bool(good & set(row["sentence"].split())) == bool(row["label"]) for row in items["sst2"])
-
-
-def test_topics_have_ten_replies_of_each_sign(made):
-    rows = worldtext.topics(made.table)
-    assert len({row["ent"] for row in rows}) == len(rows) >= 100
-    for row in rows:
-        assert len({*row["pos"]}) == len({*row["neg"]}) == 10 and not {*row["pos"]} & {*row["neg"]}
-
-
-def test_prompts_show_solved_items_and_end_before_the_label():
-    item, shot = {"sentence": "so good .", "label": 1}, {"sentence": "so bad .", "label": 0}
-    wanted = "Review: so bad .\nSentiment: negative\n\nReview: so good .\nSentiment:"
-    assert tasks.render("sst2", item, [shot]) == wanted
-    assert tasks.answer("rte", {"label": 0}) == " true", "GLUE's 0 is entailment"
-    with pytest.raises(ValueError, match="unknown task"):
-        tasks.task("nli")
-    with pytest.raises(ValueError, match="no field"):
-        tasks.question("mrpc", item)
-    with pytest.raises(ValueError, match="label 7"):
-        tasks.answer("sst2", {"label": 7})
