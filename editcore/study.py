@@ -92,10 +92,17 @@ def runs(out_dir="results/runs", **filters):
 
 def table(out_dir="results/runs", **filters):
     """The rows of all finished and stopped runs, chosen as in `runs`, in one long table with some parameters beside."""
-    parts = [pd.read_parquet(Path(out_dir) / one["run"] / "rows.parquet").assign(
+    parts = [_rows(Path(out_dir) / one["run"] / "rows.parquet").assign(
         **{name: one[name] if name != "settings" else str(one[name]) for name in JOINED})
         for one in runs(out_dir, **filters).to_dict("records")]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*COLUMNS, *JOINED])
+
+
+def _rows(path):
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: missing or damaged ({error}); remove its folder to make the run again") from error
 
 
 def _begin(bench):

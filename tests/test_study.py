@@ -368,6 +368,16 @@ def test_table_chooses_runs(run, tmp_path):
         study.table(tmp_path, sede=1)
 
 
+def test_table_names_a_damaged_file(run, tmp_path):
+    folder = study.execute(dataclasses.replace(run, n_edits=1, downstream_every=0), tmp_path)
+    (folder / "rows.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=f"{folder.name}/rows.parquet: missing or damaged"):
+        study.table(tmp_path)
+    (folder / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="run.json: not valid JSON"):
+        study.table(tmp_path)
+
+
 def test_several_runs_in_processes_of_their_own(place, tmp_path):
     """The same rows as one after the other in this process."""
     both = [study.make(model=str(place), editor="rome", settings={"layer": 1, "steps": 2}, n_edits=2, seed=seed,
