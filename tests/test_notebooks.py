@@ -13,7 +13,7 @@ FEW = {"items": 8, "untouched": 5}      # of study.Run
 TINY = {        # notebook -> parameters that keep it to seconds; what is not named runs with its defaults
     "01_pocket_model": {"n_recall": 20, "n_trace": 3, "n_single": 3, "items": 8, "sweep": False},
     "10_edit": {"n_edits": 6, "every": 3, "more": FEW},
-    "20_forgetting": {"n_edits": 6, "every": 2, "more": FEW, "workers": 1},
+    "20_forgetting": {"n_edits": 6, "every": [2, 3], "more": FEW, "workers": 1},
 }
 
 
