@@ -158,9 +158,10 @@ def title(notebook):
 
 
 def summary(notebook):
-    """The first paragraph under the first heading, as Markdown."""
+    """The first sentence under the first heading, as Markdown."""
     paragraphs = [part.strip() for part in re.split(r"\n\s*\n", prose(notebook))]
-    return next((" ".join(part.split()) for part in paragraphs if part and not part.startswith("#")), "")
+    text = next((" ".join(part.split()) for part in paragraphs if part and not part.startswith("#")), "")
+    return re.split(r"(?<=[.?!])\s", text)[0]
 
 
 def prose(notebook):
@@ -191,7 +192,7 @@ def index_page(notebooks, lead, stamp, path):
 
 
 def contents(notebooks):
-    """The reports as an HTML table: question, first paragraph, wall time; a failed one says so."""
+    """The reports as an HTML table: question, first sentence, wall time; a failed one says so."""
     rows = []
     for stem, notebook in notebooks.items():
         run = notebook.metadata.get("papermill", {})

@@ -29,6 +29,8 @@ __all__ = ["build", "declare", "home", "is_done", "parameters", "publish", "rend
 
 KERNEL = "python3"      # the interpreter that runs this module, whatever the notebook's author called it
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} cells, {elapsed}{postfix}"
+# A kernel repeats what its child processes write on the terminal that it was started from; Console shows it already.
+ONCE = "import os, sys; os.dup2(os.open(os.devnull, os.O_WRONLY), getattr(sys.stderr, '_original_stdstream_copy', 2))"
 TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": (list, tuple), "tuple": (list, tuple),
          "dict": dict}
 STAMPED = ("torch", "transformers", "numpy", "pandas", "matplotlib", "papermill")   # versions shown with a report
@@ -179,6 +181,7 @@ def execute(path, executed, values, root):
                 str(path), str(executed), values, kernel_name=KERNEL, cwd=str(root), progress_bar=False,
                 stderr_file=Console(path.stem, bar), on_cell_executed=lambda **_: bar.update(),
                 shutdown_kernel="immediate",    # nothing is left to do in it, and waiting costs a second or two
+                extra_arguments=[f"--IPKernelApp.exec_lines={ONCE}"],
                 **(local if os.name == "posix" else {}))
         except papermill.PapermillExecutionError as error:
             raise RuntimeError(f"{path.name}: cell {error.exec_count} failed with {error.ename}: {error.evalue} "

@@ -130,6 +130,15 @@ def test_failed_run_names_cell_and_leaves_a_copy(tmp_path):
         publish(tmp_path / "results", tmp_path / "docs")
 
 
+def test_lines_of_a_kernels_children_appear_once_and_in_the_log(tmp_path, capfd, monkeypatch):
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")   # a kernel that sees it leaves its children's output alone
+    run = "subprocess.run([sys.executable, '-c', 'raise SystemExit(\"a \" + \"line\")'])"
+    path = notebook(tmp_path / "nb" / "10_child.ipynb", "# Why?", f"import subprocess, sys, time\n{run}\ntime.sleep(1)")
+    executed = report.run_notebook(path, {}, tmp_path / "reports")
+    assert capfd.readouterr().err.splitlines() == ["10_child: a line"]
+    assert "a line" in executed.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("values, message", [
     ({"sise": 3}, r"00_first\.ipynb: unknown parameter 'sise'; known are size: int, name: str, rate: float, layers"),
     ({"size": "many"}, "size must be int, not 'many'"), ({"size": True}, "size must be int, not True"),
