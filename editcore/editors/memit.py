@@ -41,7 +41,7 @@ PAPER = {   # published settings by model
     "gpt-j-6b": {"layers": (3, 4, 5, 6, 7, 8), "lambda_": 15000.0, "steps": 25},
     "llama-2-7b": {"layers": (4, 5, 6, 7, 8), "lambda_": 15000.0, "steps": 25},
     # λ acts against kᵀC⁻¹k, which is about m: the same λ / m as GPT-J's 15,000 / 16,384, for m = 2,048
-    "pocket": {"layers": (0, 1), "lambda_": 1900.0, "lr": 0.05, "steps": 25, "clamp": 4.0},
+    "pocket": {"layers": (0, 1), "lambda_": 1900.0, "steps": 25, "clamp": 4.0},
 }
 
 
