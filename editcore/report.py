@@ -33,6 +33,7 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} cells, {elapsed}{po
 ONCE = "import os, sys; os.dup2(os.open(os.devnull, os.O_WRONLY), getattr(sys.stderr, '_original_stdstream_copy', 2))"
 TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": (list, tuple), "tuple": (list, tuple),
          "dict": dict}
+DATA = (".safetensors", ".json", ".toml", ".txt")   # what a run may depend on; training's own files are left out
 STAMPED = ("torch", "transformers", "numpy", "pandas", "matplotlib", "papermill")   # versions shown with a report
 
 
@@ -219,7 +220,8 @@ def is_done(executed, key=None):
 def run_key(path, values, root, after=()):
     """Hash of everything a run depends on: cells, parameters, package code, data and the runs before it."""
     cells = [f"{cell.cell_type} {cell.source}" for cell in nbformat.read(path, as_version=4).cells]
-    sources = sorted([*(root / "editcore").rglob("*.py"), *(p for p in (root / "data").rglob("*") if p.is_file())])
+    sources = sorted([*(root / "editcore").rglob("*.py"),
+                      *(path for path in (root / "data").rglob("*") if path.suffix in DATA)])
     files = [f"{source.relative_to(root)} {sha256(source)}" for source in sources]
     earlier = [nbformat.read(copy, as_version=4).metadata.get("editcore", {}).get("key", "") for copy in after]
     return sha256_text(*cells, json.dumps(values, sort_keys=True), *files, *earlier)
@@ -266,7 +268,7 @@ def stamp(root):
                          cwd=root, capture_output=True, text=True, check=False)
     versions = [f"Python {platform.python_version()}", *(f"{name} {metadata.version(name)}" for name in STAMPED)]
     data = [f"{path.relative_to(root)} {sha256(path)[:16]}" for path in sorted((root / "data").rglob("*"))
-            if path.is_file() and path.suffix in (".safetensors", ".json", ".toml")]
+            if path.suffix in (".safetensors", ".toml") or path.name == "facts.json"]
     return {"commit": run.stdout.strip() or "no git checkout", "versions": ", ".join(versions),
             "device": f"{os.cpu_count()} cores, {processor()}", "data": ", ".join(data) or "none"}
 
