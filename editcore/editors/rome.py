@@ -38,7 +38,7 @@ PAPER = {   # published settings by model
     "gpt2-xl": {"layer": 17},
     "gpt-j-6b": {"layer": 5},
     "llama-2-7b": {"layer": 5},
-    "pocket": {"layer": 0, "lr": 0.6, "steps": 25},
+    "pocket": {"layer": 0, "lr": 1.0, "steps": 40},
 }
 
 
