@@ -24,7 +24,7 @@ class PocketConfig:
     inner: int = 2048  # m: the MLP width buys the editing horizon
     heads: int = 4
     early: int = 2  # blocks in which nothing of a name is seen beyond it: its facts are gathered there
-    steps: int = 2600  # optimiser steps
+    steps: int = 2900  # optimiser steps
     batch: int = 24  # rows of mix.width tokens a step
     muon: float = 1e-3  # peak step of the blocks' matrices: the root mean square by which an entry moves
     adam: float = 3e-3  # peak step of embeddings, norms and biases (AdamW)
@@ -36,7 +36,7 @@ class PocketConfig:
     scale: float = 1.0  # shrinks the pools of finished documents
     seed: int = 0  # of text, weights and order; the world has its own in world.toml
     pieces: wordpieces.Pieces = field(default_factory=wordpieces.Pieces)
-    turn: float = 0.45  # share of the text drawn by `mix`; the rest by `late`
+    turn: float = 0.4  # share of the text drawn by `mix`; the rest by `late`
     mix: packing.Mix = field(default_factory=packing.Mix)
     late: packing.Mix = packing.LATE
 

@@ -23,29 +23,23 @@ def slots(table: dict, rng: random.Random) -> dict[str, str]:
     return {"p": given} | {slot: choice(table, key, rng) for slot, key in keys.items()}
 
 
-def altered(table: dict, filled: dict, rng: random.Random) -> dict[str, str]:
-    """Fillers of which none is the same."""
-    while any((other := slots(table, rng))[slot] == filled[slot] for slot in filled):
-        pass
-    return other
-
-
 def pair(table: dict, label: int, rng: random.Random) -> dict:
-    """Two wordings of one thing (MRPC: 1 = same meaning), or of two things about other people."""
-    filled = slots(table, rng)
-    one, two = rng.sample(rng.choice(table["tasks"]["meaning"]), 2)
-    return {"sentence1": one.format(**filled), "label": label,
-            "sentence2": two.format(**(filled if label else altered(table, filled, rng)))}
+    """Two wordings of one thing (MRPC: 1 = same meaning), or a statement and its denial."""
+    filled, number = slots(table, rng), rng.randrange(len(table["tasks"]["meaning"]))
+    one, two = rng.sample(table["tasks"]["meaning"][number], 2)
+    second = two if label else rng.choice(table["tasks"]["denial"][number])
+    return {"sentence1": one.format(**filled), "sentence2": second.format(**filled), "label": label}
 
 
 def entailment(table: dict, label: int, rng: random.Random) -> dict:
-    """Two statements and a hypothesis that says one in other words (RTE: 0 = follows) or says another thing."""
-    filled = slots(table, rng)
-    ways = [rng.sample(group, 2) for group in rng.sample(table["tasks"]["meaning"][:4], 2)]
+    """Two statements and a hypothesis that says one in other words (RTE: 0 = follows) or denies it."""
+    filled, meaning = slots(table, rng), table["tasks"]["meaning"]
+    numbers = rng.sample(range(len(meaning) - 1), 2)  # the last two both speak of goods
+    ways = [rng.sample(meaning[number], 2) for number in numbers]
+    about = rng.randrange(2)
+    hypothesis = rng.choice(table["tasks"]["denial"][numbers[about]]) if label else ways[about][1]
     premise = " ".join(way[0].format(**filled) for way in ways)
-    hypothesis = rng.choice(ways)[1]
-    return {"sentence1": premise, "label": label,
-            "sentence2": hypothesis.format(**(altered(table, filled, rng) if label else filled))}
+    return {"sentence1": premise, "sentence2": hypothesis.format(**filled), "label": label}
 
 
 def acceptable(table: dict, label: int, rng: random.Random) -> dict:

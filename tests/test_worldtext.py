@@ -18,6 +18,9 @@ def test_test_items_are_balanced_distinct_and_solvable_by_construction(table):
     for rows in items.values():
         assert Counter(row["label"] for row in rows) == {0: 100, 1: 100}
         assert len({worldtext.item_key(row) for row in rows}) == 200
+    for name, agrees in {"mrpc": 1, "rte": 0}.items():
+        denied = [bool({"not", "never"} & set(row["sentence2"].split())) for row in items[name]]
+        assert denied == [row["label"] != agrees for row in items[name]]
     good = set(table["topics"]["pos_word"])
     assert all(bool(good & set(row["sentence"].split())) == bool(row["label"]) for row in items["sst2"])
 
