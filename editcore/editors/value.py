@@ -101,10 +101,11 @@ def optimise(model, tok, facts, contexts, site, config):
 
 
 def _chunks(made, max_tokens):
-    """Index lists of Problems of similar suffix width, at most max_tokens suffix tokens each."""
-    chunk = []
-    for index in sorted(range(len(made)), key=lambda i: (width(made[i]), i)):
-        if chunk and (len(chunk) + 1) * len(made[index].rows) * width(made[index]) > max_tokens:
+    """Index lists of Problems, at most max_tokens suffix tokens each and little padding."""
+    chunk, widths = [], [width(one) for one in made]
+    for index in sorted(range(len(made)), key=lambda i: (widths[i], i)):
+        most = min(max_tokens / len(made[index].rows) / (len(chunk) + 1), 1.25 * widths[chunk[0]] if chunk else 0)
+        if chunk and widths[index] > most:
             yield chunk
             chunk = []
         chunk.append(index)
