@@ -29,7 +29,7 @@ PAPER = {   # published settings by model
     "gpt2-large": {"epsilon": 1e-3},
     "gpt2-xl": {"epsilon": 5e-4},
     "gpt-j-6b": {"epsilon": 5e-5},
-    "pocket": {"epsilon": 5e-3, "lr": 1e-3},
+    "pocket": {"epsilon": 0.02, "lr": 5e-3},
 }
 
 
