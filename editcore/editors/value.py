@@ -101,11 +101,13 @@ def optimise(model, tok, facts, contexts, site, config):
 
 
 def _chunks(made, max_tokens):
-    """Index lists of Problems, at most max_tokens suffix tokens each and little padding."""
+    """Index lists of Problems, at most max_tokens suffix tokens each; beyond 64 tokens, with little padding."""
     chunk, widths = [], [width(one) for one in made]
     for index in sorted(range(len(made)), key=lambda i: (widths[i], i)):
-        most = min(max_tokens / len(made[index].rows) / (len(chunk) + 1), 1.25 * widths[chunk[0]] if chunk else 0)
-        if chunk and widths[index] > most:
+        per = len(made[index].rows)
+        full = (len(chunk) + 1) * per * widths[index] > max_tokens
+        wasteful = chunk and widths[index] > 1.25 * widths[chunk[0]] and len(chunk) * per * widths[chunk[-1]] > 64
+        if chunk and (full or wasteful):
             yield chunk
             chunk = []
         chunk.append(index)
