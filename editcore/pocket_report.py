@@ -139,7 +139,7 @@ def measure(model, tokenizer, probes: dict[str, list], items: dict[str, list[dic
     after = {prefix: recall(model, tokenizer, probes["seen"], 2000, prefix=prefix) for prefix in PREFIXES}
     scores = [{"task": name, "shots": shots, "chance": tasks.task(name).chance,
                "accuracy": few_shot(model, tokenizer, name, rows, shots)}
-              for name, rows in items.items() for shots in (2, 3)]
+              for name, rows in items.items() for shots in (1, 2)]
     shares = patching(model, tokenizer, probes["seen"], 200)
     return {"recall": found, "recall_after": after, "patching": shares, "few_shot": scores}
 
@@ -180,4 +180,4 @@ Share of 200 pairs of prompts whose answer becomes the other's when the state af
 {table(["state at", *(f"block {n}" for n in blocks)], patched_rows)}
 
 {table(["task", "shots", "accuracy", "chance"], shots)}
-"""
+{card.get("note", "")}"""

@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from editcore import pocket, pocket_report
+from editcore import pocket, pocket_report, world
 from editcore.packing import DOCUMENT, ID, LAST, LOSS, POSITION
 from editcore.world import Probe
 
@@ -109,3 +110,43 @@ def test_a_malformed_file_is_one_clear_error(tmp_path):
         with pytest.raises(ValueError, match=message):
             pocket.build(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+DATA = Path(__file__).parents[1] / "data" / "pocket"
+
+
+@pytest.fixture(scope="module")
+def kept():
+    return loaded(DATA)
+
+
+def test_the_kept_model_is_small_and_answers_as_its_card_says(kept):
+    tokenizer, model = kept
+    card = json.loads((DATA / "card.json").read_text())
+    assert sum(path.stat().st_size for path in DATA.rglob("*") if path.is_file()) < 20e6
+    assert card["vocabulary"] == len(tokenizer) and card["parameters"] == model.num_parameters()
+    assert (DATA / "README.md").read_text() == pocket_report.readme(card)
+    assert card["recall"]["seen"] >= 0.98 and card["recall"]["held-out wording"] >= 0.9
+    probes = world.build_world().probes("held-out combination")
+    assert pocket_report.recall(model, tokenizer, probes, 200) >= 0.95
+    items = json.loads((DATA / "tasks" / "rte.json").read_text())[:40]
+    assert pocket_report.few_shot(model, tokenizer, "rte", items, 2) >= 0.9
+
+
+def test_the_kept_model_keeps_facts_at_the_last_subject_token(kept):
+    tokenizer, model = kept
+    rows = pocket_report.patching(model, tokenizer, world.build_world().probes("seen"), 20)
+    shares = {(row["where"], row["layer"]): row["share"] for row in rows}
+    assert shares["subject", 1] >= 0.85 and shares["last", 1] <= 0.1
+    assert shares["subject", 3] <= 0.1 and shares["last", 4] >= 0.85
+
+
+def test_the_kept_records_are_the_worlds_and_enough_open_with_one_token(kept):
+    tokenizer, _ = kept
+    records = json.loads((DATA / "facts.json").read_text(encoding="utf-8"))
+    assert records == world.records(world.build_world())
+    first = {}
+    for record in records:
+        first.setdefault(record["requested_rewrite"]["subject"].lower(), record["requested_rewrite"])
+    openers = [wish for wish in first.values() if wish["prompt"].startswith("{}")]
+    assert sum(len(tokenizer(wish["subject"]).input_ids) == 1 for wish in openers) >= 40 and len(first) >= 2500
