@@ -30,7 +30,7 @@ DEMANDS = (
     Demand("held-out combination", "recall, wordings seen with other facts only", 90),
     Demand("held-out wording", "recall, wordings never seen", 90),
     Demand("state", "of what noise took, returned by the best early state at the last subject token", 50, "{:.0f} %"),
-    Demand("mlp", "points that the best MLP output returns beyond the best attention output there", 0, "{:+.0f}"),
+    Demand("mlp", "of what noise took, returned by the best early MLP output there", 50, "{:.0f} %"),
     Demand("patching", "answers moved by the subject's early state alone", 50, "{:.0f} %"),
     Demand("rome ES", "ROME, single edits: efficacy", 99),
     Demand("rome PS", "ROME, single edits: paraphrases", 90),
@@ -60,7 +60,7 @@ def verdicts(measured):
     for one in DEMANDS:
         value = measured.get(one.key, np.nan)
         met = value <= one.bound if one.most else value >= one.bound
-        bound = one.form.format(one.bound).replace("+", "").removesuffix(".0")
+        bound = one.form.format(one.bound).replace(".0", "")
         rows.append({"asked": f"{one.words} {'≤' if one.most else '≥'} {bound}",
                      "measured": "-" if np.isnan(value) else one.form.format(value),
                      "met": "-" if np.isnan(value) else "yes" if met else "no"})
@@ -111,10 +111,10 @@ def megabytes(folder):
 
 
 def location(trace):
-    """{"state", "mlp"} of DEMANDS and the layer of the best early state, from `causal.trace`'s table."""
+    """{"state", "mlp", "attention"}: % of what the noise took that comes back with the last subject token's best early
+    state, MLP or attention output alone, and the layer of that state. trace: the table of `causal.trace`."""
     site = trace[trace["role"] == "last subject token"].set_index(["kind", "layer"])["value"]
-    clean, noised = trace["clean"].mean(), trace["noised"].mean()
-    early = site["state"][site["state"].index < (trace["layer"].max() + 1) / 2]
-    best = {kind: site[kind].max() for kind in ("mlp", "attention")}
-    return {"state": 100 * (early.max() - noised) / (clean - noised), "mlp": best["mlp"] - best["attention"]}, \
-        int(early.idxmax())
+    clean, noised, middle = trace["clean"].mean(), trace["noised"].mean(), (trace["layer"].max() + 1) / 2
+    early = {kind: site[kind][site[kind].index < middle] for kind in ("state", "mlp", "attention")}
+    return {kind: 100 * (part.max() - noised) / (clean - noised) for kind, part in early.items()}, \
+        int(early["state"].idxmax())

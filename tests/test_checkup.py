@@ -53,6 +53,7 @@ def test_location_takes_the_early_layers(tmp_path):
     values = {"state": [40, 90, 95, 99], "mlp": [30, 10, 0, 0], "attention": [5, 5, 5, 5]}
     trace = pd.DataFrame([{"kind": kind, "role": "last subject token", "layer": layer, "value": value, "clean": 100.0,
                            "noised": 20.0} for kind, line in values.items() for layer, value in enumerate(line)])
-    assert checkup.location(trace) == ({"state": pytest.approx(87.5), "mlp": 25}, 1)
+    wanted = {"state": 87.5, "mlp": 12.5, "attention": -18.75}
+    assert checkup.location(trace) == (pytest.approx(wanted), 1)
     (tmp_path / "model.safetensors").write_bytes(b"x" * 2_000_000)
     assert checkup.megabytes(tmp_path) == 2.0 and np.isnan(checkup.megabytes(tmp_path / "none"))
