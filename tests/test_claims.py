@@ -53,6 +53,7 @@ def test_merits_are_those_of_the_made_up_runs(merits):
 
 def test_disabling_edit_must_stand_out_and_carry_the_distance(merits):
     assert merits["disabling"].to_dict() == {"rome": "yes", "memit": "", "ft": "no"}
+    assert merits["largest"].to_dict() == pytest.approx({"rome": 200, "memit": 1, "ft": 2})
     small = rows("rome", collapse=60, jump=0.02)
     assert claims.disabling(small, 60.0) == "no"
 
