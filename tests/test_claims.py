@@ -1,4 +1,4 @@
-"""Figures of merit and claims on made-up runs whose phases, forgetting and distances are known."""
+"""Claims on figures of merit made by hand: yes, no, and not run."""
 
 import numpy as np
 import pandas as pd
@@ -6,73 +6,55 @@ import pytest
 
 from editcore import claims
 
-COLUMNS = ["run", "model", "editor", "data", "seed", "step", "fact", "metric", "value"]
-
-
-def rows(editor, collapse=None, jump=1.0, end=100, every=10):
-    """One run: ES 1, NS from 0.8 to 0.6, distance 1e-3 √n; from `collapse` on everything is lost, and that edit's
-    update (and the distance) is `jump` times as large."""
-    head, out = ["r" + editor, "pocket", editor, "facts", 0], []
-    for step in range(1, end + 1):
-        gone, sudden = collapse is not None and step >= collapse, step == collapse
-        values = {"ES": 1.0, "PS": 0.9, "NS": 0.8 - 0.2 * step / end}
-        out += [[*head, step, str(step), metric, value] for metric, value in values.items()]
-        far = 1e-2 * step**0.5 + (jump if gone else 0)
-        values = {"distance": far / 1000, "relative": far / 4, "update": jump if sudden else 0.01}
-        out += [[*head, step, "layer", metric, value] for metric, value in values.items()]
-    for step in range(0, end + 1, every):
-        gone = collapse is not None and step >= collapse
-        values = {"forgotten_now": 0.9 if gone else 0.001 * step, "forgotten_absorbing": 0.95 if gone else 0.002 * step,
-                  "recovered": 0.25, "untouched": 0.1 if gone else 0.9}
-        values |= {f"{task}_f1": 0.0 if gone else 0.9 - 0.001 * step for task in ("sst2", "rte")}
-        out += [[*head, step, "", metric, value] for metric, value in values.items()]
-    return pd.DataFrame(out, columns=COLUMNS)
-
-
-def phases(**collapse):
-    return pd.DataFrame([{"run": "r" + editor, "editor": editor, "seed": 0, "collapse": step}
-                         for editor, step in collapse.items()])
+LABELS = {"rome": "ROME", "memit": "MEMIT", "ft": "FT-L"}
 
 
 @pytest.fixture
-def merits():
-    df = pd.concat([rows("rome", collapse=60, jump=2.0), rows("memit"), rows("ft", collapse=20, jump=0.02)])
-    return claims.merits(df, phases(rome=60.0, memit=np.nan, ft=20.0))
+def merit():
+    """A study in which ROME breaks at 560 by one edit, MEMIT never does, and FT forgets at once."""
+    one = {"ES": 99.0, "PS": 90.0, "NS": 70.0, "ES_all": 98.0, "NS_all": 60.0, "NS_fall": 9.0, "collapsed": 1.0,
+           "edits": 900, "duration": 559.0, "absorbing_40": 1.0, "absorbing_500": 7.0, "absorbing_before": 8.0,
+           "absorbing_end": 98.0, "forgotten_before": 6.0, "forgotten_end": 95.0, "untouched_end": 3.0, "until_10": 400,
+           "ability_before": 80.0, "ability_end": -50.0, "exponent": 0.5, "largest": 40.0, "disabling": "yes"}
+    calm = one | {"collapsed": 0.0, "duration": 900.0, "disabling": "", "ability_end": 99.0, "forgotten_end": 9.0}
+    lost = one | {"NS_all": 30.0, "absorbing_40": 46.0, "until_10": np.nan, "duration": 20.0, "disabling": "no"}
+    return pd.DataFrame([one, calm, lost], index=["rome", "memit", "ft"])
 
 
-def test_merits_are_those_of_the_made_up_runs(merits):
-    rome = merits.loc["rome"]
-    assert rome[["duration", "collapsed", "edits"]].tolist() == [59, 1, 100]
-    assert rome["ES"] == 100 and rome["NS"] == pytest.approx(100 * (0.8 - 0.2 * np.arange(1, 60).mean() / 100))
-    assert rome["forgotten_before"] == pytest.approx(5.0) and rome["absorbing_end"] == pytest.approx(95)
-    assert rome["ability_before"] == pytest.approx(100 * (0.85 - 1 / 3) / (0.9 - 1 / 3))
-    assert merits.loc["memit", "exponent"] == pytest.approx(0.5)
-    assert merits.loc["ft", "until_10"] == 20 and merits.loc["rome", "until_10"] == 60
-    assert merits.loc["memit", "absorbing_40"] == pytest.approx(8.0)
+def verdict_of(table, words):
+    (found,) = table.loc[table["claim"].str.contains(words, regex=False), "replicates"]
+    return found
 
 
-def test_disabling_edit_must_stand_out_and_carry_the_distance(merits):
-    assert merits["disabling"].to_dict() == {"rome": "yes", "memit": "", "ft": "no"}
-    assert merits["largest"].to_dict() == pytest.approx({"rome": 200, "memit": 1, "ft": 2})
-    small = rows("rome", collapse=60, jump=0.02)
-    assert claims.disabling(small, 60.0) == "no"
+def test_replication_says_yes_and_no(merit):
+    table = claims.replication(merit)
+    wanted = {"one disabling edit": "yes", "then nearly all at once": "yes", "MEMIT lasts longer": "yes",
+              "without a single trigger": "no", "forgets at once": "yes", "locality is poor": "yes",
+              "lost early": "no", "random walk": "yes"}
+    assert {words: verdict_of(table, words) for words in wanted} == wanted
+    assert len(table) == len(claims.CLAIMS) and set(table["replicates"]) == {"yes", "no"}
 
 
-def test_replication_says_yes_no_and_not_run(merits):
-    found = claims.replication(merits).set_index("claim")["replicates"]
-    by_start = {claim.split(":")[0]: [] for claim in found.index}
-    assert found[[claim for claim in found.index if "disabling edit starts" in claim]].tolist() == ["yes"]
-    assert found[[claim for claim in found.index if "without a single trigger" in claim]].tolist() == ["no"]
-    assert found[[claim for claim in found.index if "MEMIT lasts longer" in claim]].tolist() == ["yes"]
-    assert found[[claim for claim in found.index if "forgets at once" in claim]].tolist() == ["yes"]
-    assert by_start and set(found) <= {"yes", "no", "-"}
-    alone = claims.replication(merits.loc[["memit"]]).set_index("claim")["replicates"]
-    assert (alone[[claim for claim in alone.index if claim.startswith(("ROME", "FT"))]] == "-").all()
+def test_what_was_not_run_is_not_judged(merit):
+    table = claims.replication(merit.loc[["memit"]])
+    needs = [claim.needs for claim in claims.CLAIMS]
+    assert [verdict == "-" for verdict in table["replicates"]] == [set(names) != {"memit"} for names in needs]
+    unmeasured = claims.replication(merit.assign(absorbing_500=np.nan))
+    assert verdict_of(unmeasured, "ROME: at first") == "-"
 
 
-def test_table_beside_the_paper_has_a_text_in_every_cell(merits):
-    table = claims.beside_paper(merits)
-    assert table.loc["duration: edits before the collapse"].tolist() == ["59", "559", "more than 100", "about 1,200",
-                                                                         "19", "-"]
-    assert table.map(lambda cell: isinstance(cell, str) and "nan" not in cell).all(axis=None)
-    assert len(table) == len(claims.QUANTITIES)
+def test_every_claim_belongs_to_a_figure_and_its_verdict_counts_them(merit):
+    table = claims.replication(merit)
+    for figure, part in table.groupby("figure"):
+        words = claims.verdict(table, figure)
+        assert f"{(part['replicates'] == 'yes').sum()} of {len(part)} replicate" in words
+        assert ("not replicated" in words) == (part["replicates"] == "no").any()
+    assert "could be tested" in claims.verdict(table, "no such figure")
+
+
+def test_words_leave_out_what_is_missing(merit):
+    assert claims.said(merit, LABELS, ES="ES {:.0f}", until_10="10 % by {:.0f}") == (
+        "ROME: ES 99, 10 % by 400; MEMIT: ES 99, 10 % by 400; FT-L: ES 99")
+    text = claims.summary(merit, claims.replication(merit), LABELS, "a model")
+    assert "**ROME**: collapse after 559 edits" in text and "**MEMIT**: no collapse in 900 edits" in text
+    assert text.count("\n- ") == len(LABELS) + len(claims.CLAIMS) and "nan" not in text
