@@ -17,10 +17,10 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # Reading order, which is also the order of imports: a module imports only from those before it.
 LAYERS = ["files", "progress", "facts", "model", "tokens", "generate", "trace", "tail", "delta", "stats", "contexts",
-          "logprob", "editors", "serial", "tasks", "metrics", "downstream", "causal", "inputs",
-          "checkpoint", "lab", "study", "analysis", "merits", "claims", "checkup", "bench", "look", "portraits", "figures",
-          "pages", "publish", "report", "world", "worldtext", "corpus", "wordpieces", "packing", "learning",
-          "pocket_report", "pocket", "data", "commands", "__main__"]
+          "logprob", "editors", "serial", "tasks", "metrics", "downstream", "causal", "inputs", "checkpoint", "lab",
+          "study", "analysis", "merits", "claims", "checkup", "bench", "look", "portraits", "figures", "pages",
+          "publish", "report", "world", "worldtext", "corpus", "wordpieces", "packing", "learning", "pocket_report",
+          "pocket", "data", "commands", "__main__"]
 
 
 def name(path):
