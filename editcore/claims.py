@@ -14,7 +14,7 @@ class Claim:
     figure: str     # the figure that shows it
     says: str       # the paper's finding, in words and its own numbers
     test: str       # what must hold here
-    holds: object   # merits by editor -> bool
+    holds: object   # merits by editor -> bool, or None where the runs cannot tell
     shows: object   # merits by editor -> the numbers behind it, a text
     needs: tuple    # editors that the claim is about
 
@@ -38,7 +38,7 @@ CLAIMS = (
           lambda m: collapse(m, "rome"), ("rome",)),
     Claim("distance", "ROME: one disabling edit starts the collapse",
           f"one update ≥ {TRIGGER:g} × the median update and ≥ {PART:.0%} of that interval's growth in distance",
-          lambda m: m.disabling["rome"] == "yes",
+          lambda m: m.disabling["rome"] == "yes" if m.collapsed["rome"] else None,
           lambda m: f"{m.disabling['rome'] or 'no collapse'}; largest update {m.largest['rome']:.1f} × the median",
           ("rome",)),
     Claim("forgetting", "MEMIT: at first earlier edits are forgotten slowly (4.7 % at 500 edits)",
@@ -47,11 +47,12 @@ CLAIMS = (
           lambda m: f"{m.absorbing_500['memit']:.1f} %", ("memit",)),
     Claim("forgetting", "MEMIT: a catastrophic phase follows, without a single trigger",
           "a catastrophic phase begins and no edit is disabling",
-          lambda m: m.collapsed["memit"] == 1 and m.disabling["memit"] == "no",
+          lambda m: (m.collapsed["memit"] == 1 and m.disabling["memit"] == "no"
+                     if m.collapsed["memit"] or m.edits["memit"] >= 1300 else None),     # the paper's broke by then
           lambda m: collapse(m, "memit"), ("memit",)),
     Claim("forgetting", "MEMIT lasts longer than ROME (about 1,200 edits against 559)",
           "ROME collapses, and MEMIT later or not at all",
-          lambda m: m.collapsed["rome"] > 0 and m.duration["memit"] > m.duration["rome"],
+          lambda m: m.duration["memit"] > m.duration["rome"] if m.collapsed[["rome", "memit"]].sum() else None,
           lambda m: f"MEMIT: {collapse(m, 'memit')}; ROME: {collapse(m, 'rome')}", ("rome", "memit")),
     Claim("proficiency", "FT: the edit itself always works (ES 100)",
           "mean ES ≥ 95 over the whole run",
@@ -84,20 +85,24 @@ CLAIMS = (
           lambda m: f"{m.ability_before['rome']:.0f} % left", ("rome",)),
     Claim("downstream", "Few-shot ability is gone after ROME's collapse (SST-2 0 from 835 edits)",
           "≤ 10 % of the ability left at the end",
-          lambda m: m.ability_end["rome"] <= 10,
+          lambda m: m.ability_end["rome"] <= 10 if m.collapsed["rome"] else None,
           lambda m: f"{m.ability_end['rome']:.0f} % left", ("rome",)),
 )
 
 
 def replication(merits):
-    """The paper's shapes with what was found: claim, test, here, replicates ('yes', 'no', or '-' if it was not run)."""
+    """The paper's shapes with what was found, a row each: figure, claim, test, here, replicates.
+
+    replicates is 'yes', 'no', or '-' where the method was not run, the number not measured, or the runs cannot tell
+    (nothing broke, or they end before the paper's did).
+    """
     out = []
     for claim in CLAIMS:
         known = all(editor in merits.index for editor in claim.needs)
         found = claim.shows(merits) if known else "not run"
-        verdict = "-" if not known or "nan" in found else "yes" if claim.holds(merits) else "no"
+        holds = claim.holds(merits) if known and "nan" not in found else None
         out.append({"figure": claim.figure, "claim": claim.says, "test": claim.test, "here": found,
-                    "replicates": verdict})
+                    "replicates": "-" if holds is None else "yes" if holds else "no"})
     return pd.DataFrame(out)
 
 
@@ -127,7 +132,7 @@ def summary(merits, shapes, labels, model):
               f"earlier edits fail, {one['untouched_end']:.0f} % of the never-edited facts are right and "
               f"{one['ability_end']:.0f} % of the few-shot ability is left. New edits: ES {one['ES']:.0f}, "
               f"PS {one['PS']:.0f}, NS {one['NS']:.0f} in the gradual phase." for editor, one in merits.iterrows()]
-    for word, title in (("yes", "Replicates"), ("no", "Does not replicate"), ("-", "Not tested")):
+    for word, title in (("yes", "Replicates"), ("no", "Does not replicate"), ("-", "Cannot be told from these runs")):
         found = shapes[shapes["replicates"] == word]
         lines += ["", f"{title}:", ""] * bool(len(found))
         lines += [f"- {row.claim} — here: {row.here}." for row in found.itertuples()]

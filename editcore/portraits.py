@@ -68,8 +68,10 @@ def layers(df, chosen=()):
         ax.set(title=title, xlabel="edited layer", ylim=(-4, 104), xticks=sorted(df["layer"].unique()))
     axes[0].set_ylabel("single edits, %")
     legend(fig, axes)
-    note(fig, f"Bars: 95 % interval of the mean over {df['fact'].nunique()} facts, each edited alone. "
-              "Grey: the layers that the study edits.")
+    sizes = df.groupby(["editor", "layer"])["fact"].nunique()
+    facts = sizes.max() if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
+    note(fig, f"Bars: 95 % interval of the mean over {facts} facts, each edited alone. Grey: the layers that the study "
+              "edits.")
     return fig
 
 

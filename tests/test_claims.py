@@ -29,16 +29,19 @@ def verdict_of(table, words):
 def test_replication_says_yes_and_no(merit):
     table = claims.replication(merit)
     wanted = {"one disabling edit": "yes", "then nearly all at once": "yes", "MEMIT lasts longer": "yes",
-              "without a single trigger": "no", "forgets at once": "yes", "locality is poor": "yes",
+              "without a single trigger": "-", "forgets at once": "yes", "locality is poor": "yes",
               "lost early": "no", "random walk": "yes"}
     assert {words: verdict_of(table, words) for words in wanted} == wanted
-    assert len(table) == len(claims.CLAIMS) and set(table["replicates"]) == {"yes", "no"}
+    assert len(table) == len(claims.CLAIMS) and set(table["replicates"]) == {"yes", "no", "-"}
+    longer = claims.replication(merit.assign(edits=2000))
+    assert verdict_of(longer, "without a single trigger") == "no"    # it had the time to break and did not
 
 
 def test_what_was_not_run_is_not_judged(merit):
     table = claims.replication(merit.loc[["memit"]])
     needs = [claim.needs for claim in claims.CLAIMS]
-    assert [verdict == "-" for verdict in table["replicates"]] == [set(names) != {"memit"} for names in needs]
+    judged = [verdict != "-" for verdict in table["replicates"]]
+    assert not any(one for one, names in zip(judged, needs) if set(names) != {"memit"}) and any(judged)
     unmeasured = claims.replication(merit.assign(absorbing_500=np.nan))
     assert verdict_of(unmeasured, "ROME: at first") == "-"
 
@@ -47,7 +50,8 @@ def test_every_claim_belongs_to_a_figure_and_its_verdict_counts_them(merit):
     table = claims.replication(merit)
     for figure, part in table.groupby("figure"):
         words = claims.verdict(table, figure)
-        assert f"{(part['replicates'] == 'yes').sum()} of {len(part)} replicate" in words
+        tested = (part["replicates"] != "-").sum()
+        assert f"{(part['replicates'] == 'yes').sum()} of {tested} replicate" in words
         assert ("not replicated" in words) == (part["replicates"] == "no").any()
     assert "could be tested" in claims.verdict(table, "no such figure")
 
