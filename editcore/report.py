@@ -27,6 +27,9 @@ from .publish import publish
 __all__ = ["build", "declare", "home", "is_done", "parameters", "publish", "render", "run_notebook", "show", "start",
            "typed"]
 
+# Threads that wait in turn for the small model's small pieces of work sleep: spinning ones cost ten times the time as
+# soon as something else wants a core. What the environment says already goes first.
+WAITING = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
 KERNEL = "python3"      # the interpreter that runs this module, whatever the notebook's author called it
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} cells, {elapsed}{postfix}"
 # A kernel repeats what its child processes write on the terminal that it was started from; Console shows it already.
@@ -172,7 +175,7 @@ def execute(path, executed, values, root):
     search = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     terminal, total = sys.stderr.isatty(), sum(cell.cell_type == "code" for cell in cells) + bool(values)
     with (tempfile.TemporaryDirectory(prefix="editcore-") as sockets, warnings.catch_warnings(),
-          environment(**{FIGURES: str(figures), "PYTHONPATH": search}),
+          environment(**{FIGURES: str(figures), "PYTHONPATH": search, **WAITING}),
           tqdm(desc=path.stem, total=total, bar_format=BAR, disable=not terminal) as bar):
         warnings.simplefilter("ignore", DeprecationWarning)     # papermill's and the kernel client's own
         # Kernels on TCP race for free ports when several start at once; sockets in a folder of one's own cannot.
