@@ -27,9 +27,6 @@ from .publish import publish
 __all__ = ["build", "declare", "home", "is_done", "parameters", "publish", "render", "run_notebook", "show", "start",
            "typed"]
 
-# Threads that wait in turn for the small model's small pieces of work sleep: spinning ones cost ten times the time as
-# soon as something else wants a core. What the environment says already goes first.
-WAITING = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
 KERNEL = "python3"      # the interpreter that runs this module, whatever the notebook's author called it
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} cells, {elapsed}{postfix}"
 # A kernel repeats what its child processes write on the terminal that it was started from; Console shows it already.
@@ -173,9 +170,11 @@ def execute(path, executed, values, root):
     """One papermill run in a kernel of its own; RuntimeError tells where it stopped."""
     figures, cells = executed.parent.parent / "figures", nbformat.read(path, as_version=4).cells
     search = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    # Threads that wait for each other sleep: spinning ones take ten times as long once something else wants a core.
+    waiting = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
     terminal, total = sys.stderr.isatty(), sum(cell.cell_type == "code" for cell in cells) + bool(values)
     with (tempfile.TemporaryDirectory(prefix="editcore-") as sockets, warnings.catch_warnings(),
-          environment(**{FIGURES: str(figures), "PYTHONPATH": search, **WAITING}),
+          environment(**{FIGURES: str(figures), "PYTHONPATH": search, "OMP_WAIT_POLICY": waiting}),
           tqdm(desc=path.stem, total=total, bar_format=BAR, disable=not terminal) as bar):
         warnings.simplefilter("ignore", DeprecationWarning)     # papermill's and the kernel client's own
         # Kernels on TCP race for free ports when several start at once; sockets in a folder of one's own cannot.
