@@ -8,7 +8,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import LogLocator, NullLocator
 
-from editcore.look import TASKS, WIDTH, curves, draw, legend, methods_in, note, panel, runs_in, span, style, theme
+from editcore.look import (
+    TASKS,
+    WIDTH,
+    curves,
+    draw,
+    legend,
+    mean_interval,
+    methods_in,
+    note,
+    panel,
+    runs_in,
+    span,
+    style,
+    theme,
+)
 
 __all__ = ["theme", "proficiency", "forgetting", "downstream", "distance", "agreement"]
 CHANCE = {100 / 3: "same answer to all (33.3)", 0.0: "no readable answer (0)"}  # weighted F1 of two balanced labels
@@ -166,10 +180,8 @@ def agreement(df, share=0.25):
         for shift, method in enumerate(methods):
             part = df[chosen & (df["editor"] == method)]
             values = part.groupby("metric")["value"].agg(["mean", "sem"]).reindex(shown)
-            error = 1.96 * values["sem"].fillna(0)
-            bars = np.minimum([error, error], [values["mean"], 1 - values["mean"]])    # a share stays within 0 and 1
             ax.errorbar(np.arange(len(shown)) + 0.12 * (shift - (len(methods) - 1) / 2), 100 * values["mean"],
-                        yerr=100 * bars, capsize=3, **style(method, methods))
+                        yerr=100 * mean_interval(values["mean"], values["sem"]), capsize=3, **style(method, methods))
         ax.set(title=title, xticks=range(len(shown)), xticklabels=[measures[name] for name in shown], ylim=(-3, 103),
                xlim=(-0.5, len(shown) - 0.5))
     axes[0].set_ylabel("rewrite prompts, %")

@@ -117,6 +117,13 @@ def legend(fig, axes, **settings):
                **settings)
 
 
+def mean_interval(mean, sem):
+    """Half-widths (below, above) of the 95 % interval of a mean of shares (1.96 errors), kept within 0 and 1."""
+    error = 1.96 * np.nan_to_num(np.asarray(sem, dtype=float))
+    mean = np.asarray(mean, dtype=float)
+    return np.minimum([error, error], [mean, 1 - mean])
+
+
 def share_interval(share, n):
     """Half-widths (below, above) of the 95 % Wilson interval of shares of n trials; wide even at 0 and 1."""
     share, z = np.asarray(share, dtype=float), 1.96

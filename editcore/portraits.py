@@ -6,7 +6,19 @@ The study's figures of many edits are in figures.py; the look of both is in look
 import matplotlib.pyplot as plt
 import seaborn as sns
 
-from editcore.look import TASKS, WIDTH, legend, methods_in, note, panel, runs_in, share_interval, span, style
+from editcore.look import (
+    TASKS,
+    WIDTH,
+    legend,
+    mean_interval,
+    methods_in,
+    note,
+    panel,
+    runs_in,
+    share_interval,
+    span,
+    style,
+)
 
 KINDS = {"state": "State restored", "mlp": "MLP output restored", "attention": "Attention output restored"}
 PLACES = {"subject": ("last subject token", 0, "o", "-"), "last": ("last prompt token", 1, "s", "--")}
@@ -62,7 +74,7 @@ def layers(df, chosen=()):
             part = df[(df["editor"] == method) & (df["metric"] == metric)].groupby("layer")["value"]
             table = part.agg(["mean", "sem"])
             ax.errorbar(table.index + 0.08 * (shift - (len(methods) - 1) / 2), 100 * table["mean"],
-                        yerr=196 * table["sem"].fillna(0), capsize=3, **style(method, methods))
+                        yerr=100 * mean_interval(table["mean"], table["sem"]), capsize=3, **style(method, methods))
         for layer in chosen:
             ax.axvline(layer, color="#999999", linewidth=6, alpha=0.25, zorder=0)
         ax.set(title=title, xlabel="edited layer", ylim=(-4, 104), xticks=sorted(df["layer"].unique()))
