@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from editcore.merits import PART, TRIGGER, collapse
+from editcore.merits import PART, TRIGGER, collapse, share
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,13 @@ def said(merits, labels, **formats):
 def summary(merits, shapes, labels, model):
     """Markdown: a sentence a method, then the paper's shapes that replicate and those that do not."""
     lines = [f"On {model}, one fact at a time:", ""]
-    lines += [f"- **{labels[editor]}**: {collapse(merits, editor)}; at the end {one['forgotten_end']:.0f} % of the "
-              f"earlier edits fail, {one['untouched_end']:.0f} % of the never-edited facts are right and "
-              f"{one['ability_end']:.0f} % of the few-shot ability is left. New edits: ES {one['ES']:.0f}, "
-              f"PS {one['PS']:.0f}, NS {one['NS']:.0f} in the gradual phase." for editor, one in merits.iterrows()]
+    lines += [f"- **{labels[editor]}**: {collapse(merits, editor)}; at the end {share(one['forgotten_end'])} of the "
+              f"earlier edits fail, {share(one['untouched_end'])} of the never-edited facts are right and "
+              f"{share(one['ability_end'])} of the few-shot ability above chance is left. New edits in the whole run: "
+              f"ES {one['ES_all']:.0f}, PS {one['PS_all']:.0f}, NS {one['NS_all']:.0f}."
+              for editor, one in merits.iterrows()]
     for word, title in (("yes", "Replicates"), ("no", "Does not replicate"), ("-", "Cannot be told from these runs")):
         found = shapes[shapes["replicates"] == word]
         lines += ["", f"{title}:", ""] * bool(len(found))
         lines += [f"- {row.claim} — here: {row.here}." for row in found.itertuples()]
-    return "\n".join(lines).replace("nan %", "an unmeasured share")
+    return "\n".join(lines)

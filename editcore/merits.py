@@ -158,12 +158,17 @@ def headline(merits, seconds):
     last = [collapse_step(one) for _, one in merits.iterrows()]
     paper = [PAPER.get(editor, {}).get("duration", "-") for editor in merits.index]
     table = {"gradual phase, edits": last, "in the paper (GPT-J)": paper}
-    table |= {name: [f"{value:.0f} %" if value == value else "-" for value in merits[key]] for name, key in (
-        ("ES", "ES"), ("NS", "NS"), ("forgotten", "forgotten_end"), ("untouched facts right", "untouched_end"),
+    table |= {name: [share(value) for value in merits[key]] for name, key in (
+        ("ES", "ES_all"), ("NS", "NS_all"), ("forgotten", "forgotten_end"), ("untouched facts right", "untouched_end"),
         ("ability left", "ability_end"))}
     table["disabling edit"] = [word or "no collapse" for word in merits["disabling"]]
     table["seconds an edit"] = [f"{seconds[editor]:.2f}" for editor in merits.index]
     return pd.DataFrame(table, index=merits.index)
+
+
+def share(value):
+    """'81 %'; '-' for NaN; 'none' below 0, which is an ability below chance: answers that cannot be read."""
+    return "-" if np.isnan(value) else "none" if value < 0 else f"{value:.0f} %"
 
 
 def collapse_step(one):
