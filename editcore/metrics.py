@@ -15,20 +15,22 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from editcore import generate
+from editcore import contexts, generate
 from editcore.logprob import Plan, keep, plan, read
 from editcore.model import max_length
 from editcore.tokens import check_lengths, encode, target_ids
 
 ASKED = ("ES", "PS", "NS")      # what `measure` answers unless told: rewriting, paraphrase, neighbourhood prompts
-KNOWN = (*ASKED, "PO", "greedy")
+WRITTEN = (*ASKED, "XS")        # what `greedy` can answer
+KNOWN = (*WRITTEN, "PO", "greedy")
+SPARE = 2                       # tokens that `greedy` lets the model write beyond the answer
 
 
 @dataclass(frozen=True)
 class Question:
     """One prompt, the continuations that count as right and the rival one, as token ids."""
 
-    kind: str           # "ES", "PS", "NS" or "PO"
+    kind: str           # "ES", "PS", "XS", "NS" or "PO"
     prompt: tuple
     right: tuple        # of id tuples: one, or the accepted answers of a portability question
     rival: tuple        # id tuple, () if the fact has no target_true
@@ -62,30 +64,35 @@ class Probes:
         return replace(self, plan=keep(model, self.plan, layer)) if layer else self
 
 
-def measure(model, tok, facts, what=ASKED, max_tokens=2048):
+def measure(model, tok, facts, what=ASKED, max_tokens=2048, prefixes=()):
     """Rows {"fact": case_id, "metric": name, "value": float} of the model's answers about `facts`.
 
-    what: some of "ES" (rewriting prompt), "PS" (paraphrases), "NS" (neighbours), "PO" (portability), "greedy". With
-    nll(o|p) = mean over the target's tokens of -log P, each averaged over the fact's prompts of that kind
-    (arXiv 2202.05262, section 3.4; arXiv 2401.07453):
-      ES, PS     nll(new) < nll(true), 0 or 1; a tie fails; NS: nll(true) < nll(new)
+    what: some of "ES" (rewriting prompt), "PS" (paraphrases), "XS" (rewriting prompt behind each of `prefixes`, see
+    `passages`), "NS" (neighbours), "PO" (portability), "greedy". With nll(o|p) = mean over the target's tokens of
+    -log P, each averaged over the fact's prompts of that kind (arXiv 2202.05262, section 3.4; arXiv 2401.07453):
+      ES, PS, XS nll(new) < nll(true), 0 or 1; a tie fails; NS: nll(true) < nll(new)
       *_prob     exp(-nll(new)) - exp(-nll(true)); reversed for NS
       *_token    share of the right target's tokens that are the argmax, teacher-forced; right is new, true for NS
       *_exact    all of them are; PO_token and PO_exact take the best of a question's accepted answers
       *_greedy   with "greedy": see `greedy`
-    A fact without target_true gets no ES, PS, *_prob and no NS rows, one without such prompts no rows of that kind.
-    Non-finite logits fail every comparison. ValueError names a metric that is unknown or a record whose prompt is
-    longer than the model, before any work.
+    A fact without target_true gets no ES, PS, XS, *_prob and no NS rows, one without such prompts no rows of that
+    kind. Non-finite logits fail every comparison. ValueError names a metric that is unknown or a record whose prompt
+    is longer than the model, before any work.
     """
-    rows = evaluate(model, prepare(model, tok, facts, what, max_tokens))
-    return rows + (greedy(model, tok, facts, what) if "greedy" in what else [])
+    rows = evaluate(model, prepare(model, tok, facts, what, max_tokens, prefixes))
+    return rows + (greedy(model, tok, facts, what, prefixes) if "greedy" in what else [])
 
 
-def prepare(model, tok, facts, what=ASKED, max_tokens=2048):
-    """The Probes of facts: tokenised, rows shared, batched by length. Valid as long as model and tokenizer are."""
+def prepare(model, tok, facts, what=ASKED, max_tokens=2048, prefixes=()):
+    """The Probes of facts: tokenised, rows shared, batched by length. Valid as long as model and tokenizer are.
+
+    With "greedy" in `what` there must be room for what `greedy` writes, too.
+    """
     if unknown := [name for name in what if name not in KNOWN]:
         raise ValueError(f"metric {unknown[0]!r}: choose some of {', '.join(KNOWN)}")
-    asked = [[(kind, *one) for kind in ("ES", "PS", "NS", "PO") if kind in what for one in _prompts(fact, kind)]
+    if "XS" in what and not prefixes:
+        raise ValueError("metric 'XS' needs prefixes: texts to put before the rewriting prompt, such as `passages`")
+    asked = [[(kind, *one) for kind in (*WRITTEN, "PO") if kind in what for one in _prompts(fact, kind, prefixes)]
              for fact in facts]
     prompts = {text: None for several in asked for _, text, _, _ in several}
     prompts = dict(zip(prompts, map(tuple, encode(tok, list(prompts)))))
@@ -96,6 +103,7 @@ def prepare(model, tok, facts, what=ASKED, max_tokens=2048):
                       for several in asked)
     for fact, several in zip(facts, questions):
         rows = [prompt + target[:-1] for one in several for prompt, target in one.pairs]
+        rows += [one.prompt + one.right[0] + (0,) * SPARE for one in several if "greedy" in what and one.kind != "PO"]
         check_lengths(rows, [f"record {fact.case_id}"] * len(rows), max_length(model))
 
     def replan(pairs):
@@ -104,14 +112,32 @@ def prepare(model, tok, facts, what=ASKED, max_tokens=2048):
     return Probes(tuple(fact.case_id for fact in facts), questions, replan(_pairs(questions)), replan)
 
 
-def _prompts(fact, kind):
+def passages(model, tok, facts, seed, number=3, n_tokens=24):
+    """Prefixes for "XS": up to `number` short texts that the unedited model writes, from its own start of a text.
+
+    Sampled (top-k 5, a quarter of the model's length at most), cut at the end of a document and after the last whole
+    sentence, each once; those that name the fewest subjects of `facts` are taken. The same for every method, as they
+    depend on model, facts and seed only. ValueError if the model writes nothing.
+    """
+    n_new, generator = min(n_tokens, max_length(model) // 4), torch.Generator().manual_seed(seed)
+    made = generate.texts(model, tok, [contexts.beginning(tok)] * (8 * number), n_new, 5, generator)
+    texts = [" ".join((text.split(tok.eos_token)[0] if tok.eos_token else text).split()) for text in made]
+    whole = [re.match(r".*[.!?](?= |$)", text) for text in texts]
+    texts = dict.fromkeys(match.group() if match else text + "." for match, text in zip(whole, texts) if text)
+    if not texts:
+        raise ValueError("passages: the model ends every text at once; give prefixes of your own")
+    return tuple(sorted(texts, key=lambda text: sum(fact.subject in text for fact in facts))[:number])
+
+
+def _prompts(fact, kind, prefixes=()):
     """(prompt, right answers, (rival,) or ()) of every prompt of one kind."""
     new, true = (fact.target_new,), (fact.target_true,) if fact.target_true else ()
     if kind == "PO":
         return [(text, answers, ()) for _, text, answers in fact.portability]
     if kind == "NS":
         return [(text, true, new) for text in fact.neighbours] if true else []
-    return [(text, new, true) for text in ((fact.text,) if kind == "ES" else fact.paraphrases)]
+    texts = {"ES": (fact.text,), "PS": fact.paraphrases, "XS": tuple(f"{text} {fact.text}" for text in prefixes)}
+    return [(text, new, true) for text in texts[kind]]
 
 
 def _pairs(questions):
@@ -177,14 +203,15 @@ def score(rows):
     return 0.0 if min(three) == 0 else len(three) / sum(1 / value for value in three)
 
 
-def greedy(model, tok, facts, what=ASKED, spare=2):
-    """Rows "ES_greedy", "PS_greedy", "NS_greedy": the share of prompts that the model, left alone, answers exactly.
+def greedy(model, tok, facts, what=ASKED, prefixes=()):
+    """Rows "ES_greedy", "PS_greedy", …, for those of ES, PS, NS and XS in `what`: the share of prompts that the model,
+    left alone, answers exactly.
 
-    Greedy decoding without the answer's tokens to lean on, `spare` tokens longer than the answer; right if the text
+    Greedy decoding without the answer's tokens to lean on, SPARE tokens longer than the answer; right if the text
     is the answer followed by a natural stop (see `answers`). Cf. arXiv 2502.11177 on how teacher forcing flatters.
     """
-    asked = [(i, kind, text, right[0], len(target_ids(tok, right[0])) + spare) for i, fact in enumerate(facts)
-             for kind in ASKED if kind in what for text, right, _ in _prompts(fact, kind)]
+    asked = [(i, kind, text, right[0], len(target_ids(tok, right[0])) + SPARE) for i, fact in enumerate(facts)
+             for kind in WRITTEN if kind in what for text, right, _ in _prompts(fact, kind, prefixes)]
     rows = encode(tok, [text for _, _, text, _, _ in asked])
     check_lengths([row + [0] * one[-1] for row, one in zip(rows, asked)],
                   [f"record {facts[one[0]].case_id}" for one in asked], max_length(model))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from editcore.model import LAYOUTS, module_of, weight_of
 from editcore.tokens import target_ids
 
 ALL = ("ES", "PS", "NS", "PO")
+PREFIXES = ("The old river runs.", "You and I read the book. Because I know")
 
 
 def one_by_one(model, tok, prompt, target):
@@ -27,12 +29,13 @@ def one_by_one(model, tok, prompt, target):
     return nll, sum(hits) / len(hits), float(all(hits))
 
 
-def oracle(model, tok, facts):
+def oracle(model, tok, facts, prefixes=()):
     """{(case_id, metric): value} by the definitions, serially."""
     found = {}
     for fact in facts:
         new, true = fact.target_new, fact.target_true
         for kind, prompts, right, rival in (("ES", [fact.text], new, true), ("PS", fact.paraphrases, new, true),
+                                            ("XS", [f"{text} {fact.text}" for text in prefixes], new, true),
                                             ("NS", fact.neighbours, true, new)):
             if not prompts:
                 continue
@@ -89,6 +92,52 @@ def test_every_layout_in_float64(kind, facts):    # GPT-J's attention is compute
     expected = oracle(model, tok, facts[:3])
     assert found.keys() == expected.keys()
     assert max(abs(found[key] - expected[key]) for key in found) < (1e-7 if kind == "gptj" else 1e-12)
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "llama"])
+def test_prompts_behind_prefixes_are_the_serial_full_forward_version(shape, facts, request):
+    model, tok = request.getfixturevalue(shape)
+    model = knowing(model, tok, facts[1])
+    found = table(metrics.measure(model, tok, facts[:4], ("ES", "XS", "PO"), prefixes=PREFIXES))
+    expected = oracle(copy.deepcopy(model).double(), tok, facts[:4], PREFIXES)
+    assert found == pytest.approx({key: expected[key] for key in expected if key[1][:2] in ("ES", "XS", "PO")},
+                                  rel=1e-5, abs=1e-6)
+    assert any(found[i, f"XS{name}"] != found[i, f"ES{name}"] for i in range(4) for name in ("", "_token", "_exact"))
+    assert {name for _, name in found} >= {"XS", "XS_prob", "XS_token", "XS_exact"}
+
+
+def test_greedy_behind_a_prefix_is_greedy_on_the_longer_prompt(gpt2):
+    tok, fact = gpt2[1], Fact(1, "Orla", "{} is in", "New Delhi", "Rome")
+    longer = [replace(fact, case_id=i, prompt=f"{text} {{}} is in") for i, text in enumerate(PREFIXES)]
+    ids = [tok(longer[1].text)["input_ids"] + target_ids(tok, "New Delhi") + [tok.convert_tokens_to_ids(".")]]
+    model = taught(gpt2[0], ids)
+    alone = table(metrics.greedy(model, tok, longer, ("ES",)))
+    found = table(metrics.measure(model, tok, [fact], ("XS", "greedy"), prefixes=PREFIXES))
+    assert alone[1, "ES_greedy"] == 1
+    assert found[1, "XS_greedy"] == np.mean([alone[0, "ES_greedy"], 1])
+
+
+def test_passages_are_seeded_whole_and_name_no_subject_where_they_can(gpt2, llama, facts):
+    for model, tok in (gpt2, llama):
+        made = metrics.passages(model, tok, facts, seed=1)
+        assert made == metrics.passages(model, tok, facts, seed=1) != metrics.passages(model, tok, facts, seed=2)
+        assert len(made) == len(set(made)) == 3
+        assert all(text == " ".join(text.split()) and text[-1] in ".!?" for text in made)
+        assert not any(tok.eos_token in text for text in made)
+        metrics.prepare(model, tok, facts[:1], ("XS", "greedy"), prefixes=made)
+
+
+def test_passages_are_cut_and_ordered(gpt2, facts, monkeypatch):
+    model, tok = gpt2
+    said = ["Orla runs. It", "One two. And three", "no end", "", "A.<|endoftext|>B.", "a\n b!", "One two. Or four",
+            "3.5 and"] * 5
+    monkeypatch.setattr(generate, "texts", lambda *words: said[:len(words[2])])
+    expected = ("One two.", "no end.", "A.", "a b!", "3.5 and.")
+    assert metrics.passages(model, tok, facts, 0, number=5) == expected
+    assert metrics.passages(model, tok, facts, 0, number=6) == (*expected, "Orla runs.")
+    monkeypatch.setattr(generate, "texts", lambda *words: ["<|endoftext|> x"] * len(words[2]))
+    with pytest.raises(ValueError, match="ends every text at once"):
+        metrics.passages(model, tok, facts, 0)
 
 
 def test_prepared_once_follows_the_weights(gpt2, facts):
@@ -163,8 +212,22 @@ def test_one_error_before_any_work(gpt2, facts):
     for what in (metrics.ASKED, ("PS", "greedy")):
         with pytest.raises(ValueError, match="record x9: 24. tokens.*at most 64"):
             metrics.measure(broken, tok, [*facts, long], what)
-    with pytest.raises(ValueError, match="metric 'EX': choose some of ES, PS, NS, PO, greedy"):
+    with pytest.raises(ValueError, match="metric 'EX': choose some of ES, PS, NS, XS, PO, greedy"):
         metrics.measure(broken, tok, facts, ("EX",))
+    with pytest.raises(ValueError, match="metric 'XS' needs prefixes"):
+        metrics.measure(broken, tok, facts, ("ES", "XS"))
+    with pytest.raises(ValueError, match="record [0-3]: [67]. tokens.*at most 64"):
+        metrics.measure(broken, tok, facts, ("ES", "XS"), prefixes=("the river runs", "the river " * 13))
+
+
+def test_room_for_what_greedy_writes_is_checked_before_any_work(gpt2):
+    model, tok = gpt2
+    plain = len(tok("a a")["input_ids"])
+    fact = Fact(1, "a", "{}" + " a" * (64 - plain + 1), "Rome", "Oslo")     # as long as the model, answers of one token
+    assert (len(tok(fact.text)["input_ids"]), len(target_ids(tok, "Rome"))) == (64, 1)
+    metrics.prepare(model, tok, [fact])
+    with pytest.raises(ValueError, match="record 1: 67 tokens.*at most 64"):
+        metrics.prepare(model, tok, [fact], ("ES", "greedy"))
 
 
 def test_score_and_means_by_hand():
@@ -203,21 +266,27 @@ def test_generation_is_seeded_and_as_long_as_the_model_allows(gpt2, facts, monke
     assert metrics.generation(model, tok, [Fact(1, "a", "{} b", "c")], seed=0) == []
 
 
-@pytest.mark.parametrize("shape", ["gpt2", "llama"])
-def test_greedy_needs_the_answer_and_a_stop(shape, facts, request):
-    model, tok = request.getfixturevalue(shape)
-    fact = Fact(1, "Orla", "{} is in", "New Delhi", "Rome", paraphrases=("Orla is in", "Farrow is in"),
-                neighbours=("Sue Oakes is in",))
-    ids = [tok(fact.text)["input_ids"] + target_ids(tok, "New Delhi") + [tok.convert_tokens_to_ids(".")]]
+def taught(model, ids):
+    """A copy of the model that has learned one row of ids."""
     model = copy.deepcopy(model).requires_grad_(True)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(40):
         optimizer.zero_grad()
         model(input_ids=torch.tensor(ids), labels=torch.tensor(ids)).loss.backward()
         optimizer.step()
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "llama"])
+def test_greedy_needs_the_answer_and_a_stop(shape, facts, request):
+    model, tok = request.getfixturevalue(shape)
+    fact = Fact(1, "Orla", "{} is in", "New Delhi", "Rome", paraphrases=("Orla is in", "Farrow is in"),
+                neighbours=("Sue Oakes is in",))
+    ids = [tok(fact.text)["input_ids"] + target_ids(tok, "New Delhi") + [tok.convert_tokens_to_ids(".")]]
+    model = taught(model, ids)
     text = generate.texts(model, tok, [fact.text], 12)[0]
     assert text.strip().startswith("New Delhi.")
-    rows = table(metrics.measure(model.requires_grad_(False), tok, [fact], ("ES", "PS", "NS", "greedy")))
+    rows = table(metrics.measure(model, tok, [fact], ("ES", "PS", "NS", "greedy")))
     assert rows[1, "ES_greedy"] == rows[1, "ES_exact"] == 1
     assert rows[1, "PS_greedy"] in (0.5, 1)
     assert rows[1, "NS_greedy"] == 0
