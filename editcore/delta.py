@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,10 @@ class LowRank:
         return self.left.shape[0], self.right.shape[1]
 
     @property
+    def ndim(self):
+        return 2
+
+    @property
     def saves(self):
         """True while the factors are smaller than the matrix."""
         return self.left.numel() + self.right.numel() < self.shape[0] * self.shape[1]
@@ -44,18 +48,21 @@ class Delta:
 
     changes: dict
     info: dict = field(default_factory=dict)    # settings, timings: strings, numbers, lists
+    keys: dict = field(default_factory=dict)    # module name -> (n, m) keys, of an editor that remembers them
 
     def __add__(self, other):
-        names = self.changes | other.changes
-        return Delta({name: _sum(self.changes.get(name), other.changes.get(name)) for name in names}, dict(self.info))
+        names, keys = self.changes | other.changes, self.keys | other.keys
+        return Delta({name: _sum(self.changes.get(name), other.changes.get(name)) for name in names}, dict(self.info),
+                     {name: torch.cat([one.keys[name] for one in (self, other) if name in one.keys]) for name in keys})
 
     def __mul__(self, factor):
-        return Delta({name: LowRank(c.left * factor, c.right) if isinstance(c, LowRank) else c * factor
-                      for name, c in self.changes.items()}, dict(self.info))
+        changes = {name: LowRank(c.left * factor, c.right) if isinstance(c, LowRank) else c * factor
+                   for name, c in self.changes.items()}
+        return replace(self, changes=changes)
 
     def dense(self):
         """The same Delta with every change a tensor."""
-        return Delta({name: dense(change) for name, change in self.changes.items()}, dict(self.info))
+        return replace(self, changes={name: dense(change) for name, change in self.changes.items()})
 
     def norm(self, name=None):
         """Frobenius norm of one change, or of all together, a float computed in float64."""

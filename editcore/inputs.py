@@ -16,7 +16,7 @@ from editcore.tasks import TASKS
 from editcore.tokens import check_lengths, encode, target_ids
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-FORMAT = 1      # raise it when the meaning of the rows changes: runs made before then get another id
+FORMAT = 2      # raise it when the meaning of the rows changes: runs made before then get another id
 SHORT = {"pocket": Path(__file__).resolve().parents[1] / "data" / "pocket"}     # short names of models in this project
 # What lies beside a local model folder is taken when the run names no file of its own.
 BESIDE = {"facts": "facts.json", "texts": "texts.txt", "held_out": "held_out.txt", "tasks": "tasks"}
@@ -40,6 +40,7 @@ class Run:
     seed: int = 0                   # of context templates, few-shot examples, samples and sampled text
     measure: tuple = ("ES", "PS", "NS")     # metrics of the facts of an update, right after it
     before: tuple = ("ES",)         # metrics of the same facts just before it
+    final: tuple = ()               # metrics of all edited facts, once after the last edit
     measure_every: int = 1          # edits between these measurements
     retest_every: int = 20          # edits between re-tests of all earlier edits
     downstream_every: int = 20      # edits between few-shot tasks, perplexity, untouched facts and spectra
@@ -151,9 +152,11 @@ def dtype_of(name):
 def run_id(run, contents):
     """"<editor>-<parameters>-<contents>": equal parameters and inputs give the same short id on every machine.
 
+    Only parameters that are not at their default count, so that a new parameter leaves finished runs valid.
     contents: {name: hash} of the model's files and of the input files.
     """
-    known = {name: value for name, value in dataclasses.asdict(run).items() if name != "checkpoint_every"}
+    known = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)
+             if field.name != "checkpoint_every" and getattr(run, field.name) != field.default}
     parameters = hashlib.sha256(json.dumps([FORMAT, known], sort_keys=True).encode()).hexdigest()
     return f"{run.editor}-{parameters[:8]}-{sha256_text(json.dumps(contents, sort_keys=True))[:8]}"
 

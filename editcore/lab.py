@@ -28,6 +28,7 @@ class Lab:
     untouched: metrics.Probes   # ES of never-edited facts' true answers
     tasks: tuple                # downstream.Task of each few-shot task
     held_out: list              # texts for perplexity
+    prefixes: tuple             # texts before the rewriting prompt for "XS", () unless run.final asks it
     weights_hash: str           # of the unedited model
     original: dict              # name -> (unedited value, its norm) of changed parameters; filled by `put`
 
@@ -55,7 +56,8 @@ def set_up(run, paths, templates, cache):
     tasks = downstream.prepare(model, tok, items, run.shots, run.seed)
     given = Sources(texts, paths.get("stats"), tuple(templates), run.seed, str(cache))
     prepared = EDITORS[run.editor].prepare(model, tok, config, given)
-    return Lab(run, model, tok, config, prepared, facts, **probes, tasks=tasks, held_out=held_out,
+    prefixes = _prefixes(model, tok, facts, run, getattr(prepared, "contexts", ()))
+    return Lab(run, model, tok, config, prepared, facts, **probes, tasks=tasks, held_out=held_out, prefixes=prefixes,
                weights_hash=content_hash(model), original={})
 
 
@@ -79,6 +81,24 @@ def after(lab, group):
     facts = [lab.facts[i] for i in group] if "greedy" in lab.run.measure else []
     return metrics.evaluate(lab.model, lab.probes.select(group)) + \
         (metrics.greedy(lab.model, lab.tok, facts, ("ES",)) if facts else [])
+
+
+def _prefixes(model, tok, facts, run, templates):
+    """The prefixes of run.final's "XS" on the unedited model, no editor's template among them; ValueError before any
+    edit if run.final cannot be asked."""
+    made = metrics.passages(model, tok, facts, run.seed + 1) if "XS" in run.final else ()
+    made = tuple(text for text in made if text + " {}" not in templates)
+    metrics.prepare(model, tok, facts if run.final else [], run.final, prefixes=made)
+    return made
+
+
+def final(lab):
+    """Rows "final_*" of run.final for all edited facts, asked once the run is over."""
+    asked = lab.model, lab.tok, lab.facts, lab.run.final
+    rows = metrics.evaluate(lab.model, metrics.prepare(*asked, prefixes=lab.prefixes))
+    if "greedy" in lab.run.final:
+        rows += metrics.greedy(*asked, prefixes=lab.prefixes)
+    return _named("final_", rows)
 
 
 def retest(lab, n):

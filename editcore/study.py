@@ -155,6 +155,8 @@ def _advance(bench, state, group):
         rows += lab.retest(bench, group.start)
     if due["downstream"]:
         rows += lab.ability(bench, step) + lab.spectra(bench, total)
+    if run.final and step == len(bench.facts):
+        rows += lab.final(bench)
     return replace(state, step=step, total=total, rows=state.rows + _at(step, rows), random_state=torch.get_rng_state(),
                    seconds=(*state.seconds, seconds), elapsed=state.elapsed + time.monotonic() - began), None
 

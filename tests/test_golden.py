@@ -11,7 +11,7 @@ from editcore import model as models
 from editcore import stats
 from editcore.delta import dense
 from editcore.editors import EDITORS, Sources, configure
-from editcore.editors.value import Site, optimise, problem
+from editcore.editors.value import Site, optimise, problem, problems
 from editcore.facts import read_facts
 from editcore.tokens import pad
 
@@ -62,8 +62,11 @@ def settings():
 @pytest.fixture(scope="module")
 def values(model, requests, contexts, settings):
     """δ of the five ROME requests and the sixteen MEMIT ones."""
-    return {"rome": optimise(*model, requests[:5], contexts["rome"], Site(1, "mlp_out", 1), settings["rome"]),
-            "memit": optimise(*model, requests[:16], contexts["memit"], Site(2, "block", 0), settings["memit"])}
+    def solved(name, count, site):
+        made = problems(*model, [requests[:count]], [contexts[name]], settings[name])
+        return optimise(model[0], made, site, settings[name])
+
+    return {"rome": solved("rome", 5, Site(1, "mlp_out", 1)), "memit": solved("memit", 16, Site(2, "block", 0))}
 
 
 def test_second_moment(moments, results):

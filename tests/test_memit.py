@@ -8,7 +8,8 @@ from conftest import corpus, make
 
 from editcore import serial
 from editcore.delta import dense
-from editcore.editors import EDITORS, Sources, configure, memit
+from editcore.editors import EDITORS, Sources, configure, memit, solve
+from editcore.editors.value import optimise, problems
 from editcore.model import content_hash, name_of
 from editcore.stats import Count, Stats, second_moments
 
@@ -68,7 +69,8 @@ def test_update_is_the_bracket_of_the_paper():
     moment = root @ root.T + torch.eye(20)
     for count in (1, 4, 30):
         keys, residual = torch.randn(count, 20, generator=draw), torch.randn(count, 7, generator=draw)
-        left, right = memit.update(Stats({"a": moment}, 9), "a", keys, residual, 3.0)
+        solved = solve.bracket(Stats({"a": moment}, 9), "a").solve(keys)
+        left, right = solve.update(keys, solved, residual, 3.0)
         bracket = 3.0 * moment + keys.double().T @ keys.double()
         expected = residual.double().T @ keys.double() @ torch.linalg.inv(bracket)
         torch.testing.assert_close(left.T @ right, expected, rtol=1e-9, atol=1e-12)
@@ -77,7 +79,7 @@ def test_update_is_the_bracket_of_the_paper():
 def test_one_fact_is_the_rank_one_formula(setup, facts):
     model, tok, config, given = setup
     config = replace(config, layers=(0,))
-    values = memit._values(model, tok, facts[:1], config, given)
+    values = optimise(model, problems(model, tok, [facts[:1]], [CONTEXTS], config), memit._site(config), config)
     key = memit.mixed(values.keys)[0]
     solved = given.stats.solve(name_of(model, "mlp_out", 0), key)
     expected = torch.outer(solved, values.delta[0].double()) / (config.lambda_ + key @ solved)

@@ -10,7 +10,7 @@ from editcore import serial
 from editcore.contexts import Group
 from editcore.delta import dense
 from editcore.editors import EDITORS, Sources, configure
-from editcore.editors.value import Site, optimise
+from editcore.editors.value import Site, optimise, problems
 from editcore.model import content_hash, module_of, name_of
 from editcore.stats import Count, second_moments
 
@@ -56,9 +56,10 @@ def test_equals_the_serial_way(family, dtype, request, facts):
 def test_values_and_losses_equal_the_serial_way(gpt2, facts, place):
     model, tok = make("gpt2", len(gpt2[1]), dtype=torch.float64), gpt2[1]
     config = configure("rome", SETTINGS | {"kl_position": place, "kl_factor": 2.0})
-    ends = sorted(losses[-1] for losses in optimise(model, tok, facts, CONTEXTS, Site(1, "mlp_out", 1), config).losses)
+    made = problems(model, tok, [facts], [CONTEXTS], config)
+    ends = sorted(losses[-1] for losses in optimise(model, made, Site(1, "mlp_out", 1), config).losses)
     config = replace(config, stop_loss=ends[6] + 1e-6)      # so that some stop earlier than others
-    found = optimise(model, tok, facts, CONTEXTS, Site(1, "mlp_out", 1), config)
+    found = optimise(model, made, Site(1, "mlp_out", 1), config)
     counts = set()
     for row, fact in enumerate(facts):
         delta, h0, losses = serial.value(model, tok, fact, CONTEXTS, ("mlp_out", 1), config)
@@ -96,7 +97,7 @@ def test_an_edit_puts_the_value_at_the_key(setup, facts):
     """p-rome: (W + ΔW) k₀ = W k₀ + δ exactly; r-rome: (W + ΔW) k̄ = h₀ + δ − b; rome: ‖ΔW‖ = ‖δ‖ / |uᵀk₀|."""
     model, tok, config, given = setup
     module, name = module_of(model, "mlp_out", 1), name_of(model, "mlp_out", 1)
-    found = optimise(model, tok, facts[:3], CONTEXTS, Site(1, "mlp_out", 1), config)
+    found = optimise(model, problems(model, tok, [facts[:3]], [CONTEXTS], config), Site(1, "mlp_out", 1), config)
     for convention in ("p-rome", "r-rome", "rome"):
         deltas = EDITORS["rome"].each(model, tok, facts[:3], replace(config, convention=convention), given)
         for row, delta in enumerate(deltas):
@@ -126,7 +127,8 @@ def test_the_fact_becomes_likelier(setup, facts):
 
 def test_the_clamp_holds(setup, facts):
     model, tok, config, _ = setup
-    found = optimise(model, tok, facts, CONTEXTS, Site(1, "mlp_out", 1), replace(config, clamp=0.3, weight_decay=0.0))
+    config = replace(config, clamp=0.3, weight_decay=0.0)
+    found = optimise(model, problems(model, tok, [facts], [CONTEXTS], config), Site(1, "mlp_out", 1), config)
     norms = found.delta.norm(dim=1) / found.h0.norm(dim=1)
     assert norms.max() < 0.3 + 1e-5 and norms.min() > 0.29
 

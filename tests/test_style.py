@@ -16,7 +16,8 @@ MODULES = sorted((ROOT / "editcore").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # Reading order, which is also the order of imports: a module imports only from those before it.
-LAYERS = ["files", "progress", "facts", "model", "tokens", "generate", "trace", "tail", "delta", "stats", "contexts",
+LAYERS = ["files", "progress", "facts", "model", "tokens", "generate", "trace", "tail", "delta",
+          "versions", "stats", "contexts",
           "logprob", "editors", "serial", "tasks", "metrics", "downstream", "causal", "inputs", "checkpoint", "lab",
           "study", "analysis", "merits", "claims", "checkup", "bench", "look", "portraits", "figures", "pages",
           "publish", "report", "world", "worldtext", "corpus", "wordpieces", "packing", "learning", "pocket_report",

@@ -1,14 +1,15 @@
 """The name of an editor in; its functions and its settings for a model out: the only table of editors."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from editcore.editors import ft, memit, rome
+from editcore.editors import control, ft, memit, rome
 from editcore.editors.sources import Prepared, Sources
 
-__all__ = ["EDITORS", "Editor", "Prepared", "Sources", "configure"]
+__all__ = ["EDITORS", "Editor", "Prepared", "Sources", "configure", "simple"]
 
 
 @dataclass(frozen=True)
@@ -17,15 +18,55 @@ class Editor:
 
     config: type        # frozen dataclass of its settings
     paper: dict         # published settings by model: {model: {field: value}}
-    prepare: Callable   # (model, tok, config, Sources) -> what edit needs, from the unedited model, once a run
-    edit: Callable      # (model, tok, facts, config, prepared) -> one Delta with all facts; the model stays as it was
-    each: Callable      # (model, tok, facts, config, prepared) -> a Delta a fact, each alone on the current model
+    prepare: Callable   # (model, tok, config, Sources) -> what it needs, from the unedited model, once a run
+    grouped: Callable   # (model, tok, groups of facts, config, (Prepared a group, Delta carried a group or None))
+                        # -> one Delta a group; the model stays as it was
+    variant: dict = field(default_factory=dict)     # settings that make it this one of several with the same functions
+    remember: Callable = lambda prepared, keys, config: prepared    # what later updates need of this one's Delta.keys
+    finish: Callable = lambda total, weights, config: total         # what is measured of the sum of all updates
+
+    def edit(self, model, tok, facts, config, prepared=None):
+        """One Delta with all facts, as one update of the model."""
+        return self.grouped(model, tok, [facts], config, ([prepared], None))[0]
+
+    def each(self, model, tok, facts, config, prepared=None):
+        """A Delta a fact, each alone on the model as it is, in the same passes."""
+        return self.grouped(model, tok, [[fact] for fact in facts], config, ([prepared] * len(facts), None))
+
+
+def simple(edit):
+    """The `grouped` of an editor that has only edit(model, tok, facts, config, prepared) -> Delta: one by one."""
+    def grouped(model, tok, groups, config, several):
+        deltas = []
+        for index, (group, prepared) in enumerate(zip(groups, several[0], strict=True)):
+            with several[1][index].applied(model) if several[1] else contextlib.nullcontext():
+                deltas.append(edit(model, tok, group, config, prepared))
+        return deltas
+    return grouped
+
+
+def _memit(paper=memit.PAPER, **variant):
+    return Editor(memit.Memit, paper, memit.prepare, memit.grouped, variant, memit.remember, memit.finish)
+
+
+def _rome(**variant):
+    return Editor(rome.Rome, rome.PAPER, rome.prepare, rome.grouped, variant)
 
 
 EDITORS = {
-    "rome": Editor(rome.Rome, rome.PAPER, rome.prepare, rome.edit, rome.each),
-    "memit": Editor(memit.Memit, memit.PAPER, memit.prepare, memit.edit, memit.each),
-    "ft": Editor(ft.Ft, ft.PAPER, ft.prepare, ft.edit, ft.each),
+    "rome": _rome(),
+    "r-rome": _rome(convention="r-rome"),
+    "p-rome": _rome(convention="p-rome"),
+    "nas": _rome(anchor=20),
+    "emmet": _memit(memit.EMMET, site="mlp_out", keys="mean", exact=True),
+    "memit": _memit(),
+    "memit-past": _memit(memory=True),
+    "encore": _memit(memit.ENCORE),
+    "alphaedit": _memit(memit.ALPHAEDIT, memory=True),
+    "rect": _memit(keep=0.4),
+    "prune": _memit(prune=1.2),
+    "ft": Editor(ft.Ft, ft.PAPER, ft.prepare, ft.grouped),
+    "random": Editor(control.Random, control.PAPER, control.prepare, control.grouped),
 }
 
 
@@ -39,7 +80,7 @@ def configure(name, settings=None, model=""):
         raise ValueError(f"unknown editor {name!r}: choose one of {', '.join(EDITORS)}")
     editor = EDITORS[name]
     fields = {field.name: field for field in dataclasses.fields(editor.config)}
-    values = dict(editor.paper.get(published(model, editor.paper), {}))
+    values = editor.variant | editor.paper.get(published(model, editor.paper), {})
     for key, value in (settings or {}).items():
         key = "lambda_" if key == "lambda" else key
         if key not in fields:

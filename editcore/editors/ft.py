@@ -10,6 +10,8 @@ from editcore.model import batch_tokens, is_input_first, max_length, module_of, 
 from editcore.tail import fused, head, resume, start
 from editcore.tokens import check_lengths, encode, pad, target_ids
 from editcore.trace import capture
+from editcore.versions import rows as versioned
+from editcore.versions import versions
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ class Rows:
     facts: torch.Tensor     # (M,) which row
     columns: torch.Tensor   # (M,) which of the row's wanted positions
     targets: torch.Tensor   # (M,) target token
-    weights: torch.Tensor   # (M,) 1 / target tokens of the fact
+    weights: torch.Tensor   # (M,) 1 / (target tokens of the fact * facts of its group)
     wanted: torch.Tensor    # (n, s) positions that are read in each row
+    owner: torch.Tensor     # (n,) the row's group
 
 
 def prepare(model, tok, config, given):
@@ -51,25 +54,25 @@ def prepare(model, tok, config, given):
     name_of(model, "mlp_out", config.layer)
 
 
-def edit(model, tok, facts, config, prepared=None):
-    """One Delta that lowers the mean loss of all facts; the model stays as it was."""
-    return _tuned(model, rows_of(model, tok, facts, config.last_position), facts, config, joint=True)[0]
+def grouped(model, tok, groups, config, several):
+    """A Delta a group of facts that lowers the group's mean loss, each an edit of its own version of the model.
 
-
-def each(model, tok, facts, config, prepared=None):
-    """A Delta a fact, each an edit of the current model on its own; as many together as suit the device."""
-    weight = module_of(model, "mlp_out", config.layer).weight
+    several = (ignored, the Delta that each group's model already carries, or None for the model as it is); as many
+    groups together as suit the device.
+    """
+    weight, deltas = module_of(model, "mlp_out", config.layer).weight, []
+    own = None if several[1] is None else versions(model, several[1])
     at_once = max(1, min(50_000_000 // weight.numel(), batch_tokens(weight.device) // 16))
-    deltas = []
-    for first in range(0, len(facts), at_once):
-        part = facts[first:first + at_once]
-        deltas += _tuned(model, rows_of(model, tok, part, config.last_position), part, config, joint=False)
+    for first in range(0, len(groups), at_once):
+        part = groups[first:first + at_once]
+        rows = rows_of(model, tok, part, config.last_position)
+        deltas += _tuned(model, rows, part, config, own and own[first:first + at_once])
     return deltas
 
 
-def rows_of(model, tok, facts, last_position):
-    """The Rows of facts; ValueError names a record that is too long for the model."""
-    rows, entries, wanted = [], [], []
+def rows_of(model, tok, groups, last_position):
+    """The Rows of groups of facts; ValueError names a record that is too long for the model."""
+    rows, entries, wanted, facts = [], [], [], [fact for group in groups for fact in group]
     targets = [target_ids(tok, fact.target_new) for fact in facts]
     most = 1 if last_position else max(map(len, targets))
     for index, (prompt, target) in enumerate(zip(encode(tok, [fact.text for fact in facts]), targets)):
@@ -79,27 +82,28 @@ def rows_of(model, tok, facts, last_position):
     check_lengths(rows, [f"record {fact.case_id}" for fact in facts], max_length(model))
     device = next(model.parameters()).device
     *integers, weights = zip(*entries)
-    return Rows(*pad(rows, device=device), *(torch.tensor(values, device=device) for values in integers),
-                torch.tensor(weights, dtype=torch.float64, device=device), torch.tensor(wanted, device=device))
+    owner = torch.tensor([index for index, group in enumerate(groups) for _ in group], device=device)
+    weights = torch.tensor(weights, dtype=torch.float64, device=device)
+    weights = weights / owner.bincount()[owner][list(integers[0])]
+    return Rows(*pad(rows, device=device), *(torch.tensor(values, device=device) for values in integers), weights,
+                torch.tensor(wanted, device=device), owner)
 
 
-def _tuned(model, rows, facts, config, joint):
-    """Deltas of Adam on D = ΔW and e = Δb: one of all facts if `joint`, else one a fact.
+def _tuned(model, rows, groups, config, own):
+    """A Delta a group, of Adam on D = ΔW and e = Δb; own: the groups' versions of the model, or None.
 
     The layer's output is its state plus k D + e with k the layer's keys, so only the blocks above it run again.
     """
     name, module = name_of(model, "mlp_out", config.layer), module_of(model, "mlp_out", config.layer)
-    with capture(model, [name], "input", stop=False) as inputs:
+    with versioned(model, own, rows.owner.tolist()), capture(model, [name], "input", stop=False) as inputs:
         state = start(model, rows.ids, rows.mask, torch.zeros_like(rows.ids[:, 0]), config.layer, rows.wanted)
-    groups, wide = 1 if joint else len(facts), torch.promote_types(module.weight.dtype, torch.float32)
-    d = state.hidden.shape[-1]
+    wide, d = torch.promote_types(module.weight.dtype, torch.float32), state.hidden.shape[-1]
     shapes = [(inputs[name].shape[-1], d)] + [(d,)] * (module.bias is not None)
-    values = [torch.zeros(groups, *shape, dtype=wide, device=rows.ids.device) for shape in shapes]
+    values = [torch.zeros(len(groups), *shape, dtype=wide, device=rows.ids.device) for shape in shapes]
     with fused(model):
-        _descend(model, (state, inputs[name], rows), values, [fact.case_id for fact in facts], config)
-    names = [name + ".weight", name + ".bias"]
-    out = []
-    for group in range(groups):
+        _descend(model, (state, inputs[name], rows), values, [group[0].case_id for group in groups], config)
+    names, out = [name + ".weight", name + ".bias"], []
+    for group in range(len(groups)):
         parts = [value[group] for value in values]
         parts[0] = parts[0] if is_input_first(module) else parts[0].T.contiguous()
         out.append(Delta(dict(zip(names, parts)), {"editor": "ft"}))
@@ -116,8 +120,8 @@ def _descend(model, given, values, names, config):
         loss = _loss(model, (state, keys, rows), live)
         going = loss.detach() >= config.stop_loss
         if not torch.isfinite(loss).all():
-            bad = active[~torch.isfinite(loss)][0] if len(values[0]) > 1 else 0
-            raise ValueError(f"record {names[bad]}: the loss is not finite at step {step + 1}")
+            raise ValueError(f"record {names[active[~torch.isfinite(loss)][0]]}: the loss is not finite at step "
+                             f"{step + 1}")
         if not going.any():
             return
         gradients = torch.autograd.grad(loss.sum(), live)
@@ -125,26 +129,27 @@ def _descend(model, given, values, names, config):
             adam(value, mean, square, active[going], (gradient[going], step + 1, config.lr))
             value.clamp_(-config.epsilon, config.epsilon)
         if not going.all():
-            state, keys, rows, active = state.rows(going), keys[going], _kept(rows, going), active[going]
+            kept = going[rows.owner]
+            state, keys, rows, active = state.rows(kept), keys[kept], _kept(rows, kept), active[going]
 
 
 def _loss(model, given, live):
-    """(g,) mean-token NLL of each group of facts (g = 1: mean over all facts) with the change `live` in place."""
+    """(g,) mean-token NLL of each group of facts with the change `live` in place."""
     state, keys, rows = given
-    change = keys.to(live[0].dtype) @ live[0]
+    alone = len(live[0]) == 1       # one group: its change is not copied for every row
+    change = keys.to(live[0].dtype) @ (live[0][0] if alone else live[0][rows.owner])
     for bias in live[1:]:
-        change = change + bias[:, None]
+        change = change + (bias[0] if alone else bias[rows.owner][:, None])
     final = resume(model, state, state.hidden + change.to(state.hidden.dtype))
     logits = head(model, final[rows.facts, rows.columns])
     each_token = torch.nn.functional.cross_entropy(logits, rows.targets, reduction="none")
-    losses = torch.zeros(len(rows.ids), dtype=logits.dtype, device=logits.device)
-    losses = losses.index_add(0, rows.facts, each_token * rows.weights.to(logits.dtype))
-    return losses if len(live[0]) == len(losses) else losses.mean(0, keepdim=True)
+    losses = torch.zeros(len(live[0]), dtype=logits.dtype, device=logits.device)
+    return losses.index_add(0, rows.owner[rows.facts], each_token * rows.weights.to(logits.dtype))
 
 
 def _kept(rows, going):
-    """The Rows of the facts in `going` (n,) bool."""
-    inside = going[rows.facts]
-    number = going.cumsum(0) - 1
+    """The Rows of the facts in `going` (n,) bool; groups without facts are closed up."""
+    inside, number = going[rows.facts], going.cumsum(0) - 1
+    owner = rows.owner[going].unique(return_inverse=True)[1]
     return Rows(rows.ids[going], rows.mask[going], number[rows.facts[inside]],
-                *(part[inside] for part in (rows.columns, rows.targets, rows.weights)), rows.wanted[going])
+                *(part[inside] for part in (rows.columns, rows.targets, rows.weights)), rows.wanted[going], owner)

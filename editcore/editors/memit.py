@@ -1,17 +1,22 @@
-"""Facts in; MEMIT's changes of several layers' MLP output projections out (Meng et al. 2023, arXiv:2210.07229)."""
+"""Facts in; least-squares changes of MLP output projections out: MEMIT (arXiv:2210.07229) and those that grew from it.
+
+EMMET, MEMIT with remembered keys, ENCORE, AlphaEdit, RECT and PRUNE are MEMIT with other fields (see `solve` for the
+one formula behind them): `EDITORS` names them and their published settings stand below.
+"""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from editcore.contexts import Group
-from editcore.delta import Delta, oriented
-from editcore.editors import sources
-from editcore.editors.value import Site, optimise
+from editcore.delta import Delta, dense, oriented
+from editcore.editors import restrain, solve, sources
+from editcore.editors.value import Site, optimise, problems
 from editcore.model import module_of, name_of
 from editcore.tokens import batches, pad
 from editcore.trace import capture, run
+from editcore.versions import added_rows, rows, versions
 
 STARTS = ("The", "Therefore", "Because", "I", "You")
 
@@ -21,19 +26,29 @@ class Memit:
     """Settings of MEMIT; layers and lambda_ have no default, the rest is as published."""
 
     layers: tuple                       # edited layers, ascending; δ is optimised at the output of the last
-    lambda_: float                      # weight of C against the new keys ("lambda" on the command line)
+    lambda_: float                      # weight of what is preserved against the new keys ("lambda" in a command)
     steps: int = 20                     # evaluations of the loss; the last one does not step
     lr: float = 0.5                     # of Adam on δ
     stop_loss: float = 0.05             # a fact is done once its loss is below
+    early_stop: int = 0                 # ... or the answer was the argmax in every context so often in a row; 0: off
     kl_factor: float = 0.0625           # weight of the KL term
     weight_decay: float = 0.5           # weight of ‖δ‖ / ‖h0‖²
     clamp: float = 0.75                 # ‖δ‖ is kept at or below clamp · ‖h0‖
     kl_prompt: str = "{} is a"          # prompt of the KL term
     kl_position: str = "subject"        # read there at the last "subject" token (published code) or the "last" token
+    site: str = "block"                 # where δ enters: the last "block"'s output, or one layer's "mlp_out" (EMMET)
+    keys: str = "mixed"                 # half "plain" prompt, half other contexts; or the "plain" or the "mean" key
+    exact: bool = False                 # a fact alone is inserted exactly: λ counts only in batches (EMMET)
+    memory: bool = False                # keys of earlier updates are preserved too: λC + Σ K_p K_pᵀ
+    ridge: float = 0.0                  # λ_n of λ_n·I beside λC (ENCORE)
+    null_space: float = 0.0             # updates only along eigenvectors of C under this value (AlphaEdit); 0: off
+    anchor: int = 0                     # pilot edits to whose mean ‖v*‖ every v* is rescaled; 0: off
+    keep: float = 1.0                   # share of entries of each update that are kept, largest |ΔW/W| first (RECT)
+    prune: float = 0.0                  # base of the logarithm that restrains the total's singular values (PRUNE)
     context_groups: tuple = (Group(10, 1, STARTS),)     # sampled context templates
     n_tokens: int = 0                   # tokens of the second moments; 0: all of the texts
     length: int = 512                   # their sequence length
-    choices = {"kl_position": ("subject", "last")}
+    choices = {"kl_position": ("subject", "last"), "site": ("block", "mlp_out"), "keys": ("mixed", "plain", "mean")}
 
 
 PAPER = {   # published settings by model
@@ -43,92 +58,161 @@ PAPER = {   # published settings by model
     # λ acts against kᵀC⁻¹k, which is about m: λ / m as for GPT-J (1,900 here) left a fifth of single edits undone
     "pocket": {"layers": (0, 1), "lambda_": 300.0, "lr": 1.0, "steps": 40, "clamp": 4.0},
 }
+LLAMA3 = {"layers": (4, 5, 6, 7, 8), "lambda_": 15000.0, "steps": 25}
+ENCORE = PAPER | {
+    "gpt2-xl": PAPER["gpt2-xl"] | {"ridge": 10.0, "early_stop": 4},
+    "llama-2-7b": PAPER["llama-2-7b"] | {"ridge": 10.0, "early_stop": 3},
+    "meta-llama-3-8b": LLAMA3 | {"ridge": 20.0, "early_stop": 2},
+    "pocket": PAPER["pocket"] | {"ridge": 10.0, "early_stop": 4},
+}
+ALPHAEDIT = {model: values | {"lambda_": 10.0, "null_space": 0.02}
+             for model, values in (PAPER | {"meta-llama-3-8b": LLAMA3}).items()}
+EMMET = {   # α = 0.1 in batches; ROME's layer and clamp
+    "gpt2-xl": {"layers": (17,), "lambda_": 0.1, "clamp": 4.0},
+    "gpt-j-6b": {"layers": (5,), "lambda_": 0.1, "clamp": 4.0},
+    "llama-2-7b": {"layers": (5,), "lambda_": 0.1, "clamp": 4.0},
+    "pocket": {"layers": (0,), "lambda_": 0.1, "lr": 1.0, "steps": 40, "clamp": 4.0},
+}
 
 
 def prepare(model, tok, config, given):
     """Prepared context templates and second moments of all layers (from the unedited model, once a run)."""
     if not config.layers or list(config.layers) != sorted(set(config.layers)):
         raise ValueError(f"memit: layers are {config.layers}, but must ascend and be at least one")
-    return sources.prepare(model, tok, config.layers, given, config)
+    if config.site == "mlp_out" and len(config.layers) > 1:
+        raise ValueError(f"memit: site mlp_out takes one layer, found {config.layers}")
+    if config.memory and (config.exact or config.lambda_ <= 0):
+        raise ValueError("memit: memory needs lambda above 0, and exact off")
+    prepared = sources.prepare(model, tok, config.layers, given, config)
+    for layer in config.layers:
+        _bracket(prepared, name_of(model, "mlp_out", layer), config)
+    if not config.anchor:
+        return prepared
+    made = problems(model, tok, [sources.pilot(given, config)], [prepared.contexts], config)
+    return replace(prepared, anchor=sources.mean_norm(optimise(model, made, _site(config), config)))
 
 
-def edit(model, tok, facts, config, prepared):
-    """One Delta that inserts all facts together, spread over the layers; the model stays as it was."""
-    values = _values(model, tok, facts, config, prepared)
-    total = Delta({}, _info(values, range(len(facts))))
-    for index, layer in enumerate(config.layers):
-        keys, now = values.keys, values.h0
-        if index:
-            with total.applied(model):
-                keys, now = look(model, values.problems, layer, config.layers[-1])
-        residual = (values.h0 + values.delta - now) / (len(config.layers) - index)
-        name = name_of(model, "mlp_out", layer)
-        left, right = update(prepared.stats, name, mixed(keys), residual, config.lambda_)
-        total = total + Delta({name + ".weight": _change(model, layer, left.T, right)})
-    return _finite(total, "the batch")
+def grouped(model, tok, groups, config, several):
+    """A Delta a group of facts, each one update of its own Prepared version of the model, all in the same passes.
 
-
-def each(model, tok, facts, config, prepared):
-    """A Delta a fact, each an edit of the current model on its own; all facts go through every pass together."""
-    values = _values(model, tok, facts, config, prepared)
-    found = {}
-    for index, layer in enumerate(config.layers):
-        keys, now = values.keys, values.h0
-        if index:
-            keys, now = look(model, values.problems, layer, config.layers[-1], found)
-        residual = (values.h0 + values.delta - now) / (len(config.layers) - index)
-        solved = prepared.stats.solve(name_of(model, "mlp_out", layer), mixed(keys).T).T
-        scale = config.lambda_ + (solved * mixed(keys)).sum(1, keepdim=True)
-        found[layer] = (residual.double(), solved / scale)
-    return [_finite(Delta({name_of(model, "mlp_out", layer) + ".weight":
-                           _change(model, layer, left[row, :, None], right[row, None])
-                           for layer, (left, right) in found.items()}, _info(values, [row])), f"record {fact.case_id}")
-            for row, fact in enumerate(facts)]
-
-
-def update(stats, name, keys, residual, weight):
-    """(left (n, d), right (n, m)) in float64 with leftᵀ right = R Kᵀ (λC + K Kᵀ)⁻¹, eq. 14 of arXiv:2210.07229.
-
-    keys (n, m) are Kᵀ, residual (n, d) is Rᵀ, weight is λ. With A = λC the inverse of the m × m bracket becomes one of
-    n × n (Woodbury): R (I + KᵀA⁻¹K)⁻¹ (A⁻¹K)ᵀ, so that C's Cholesky factor serves every edit.
+    several = (one Prepared a group, the Delta that each group's model already carries, or None for the model as it is).
+    A Delta carries its keys if they are to be remembered. ValueError names the group's record if it is not finite.
     """
-    keys, residual = keys.double(), residual.double()
-    solved = stats.solve(name, keys.T).T / weight
-    small = torch.eye(len(keys), dtype=keys.dtype, device=keys.device) + keys @ solved.T
-    return torch.cholesky_solve(residual, torch.linalg.cholesky((small + small.T) / 2)), solved
+    prepared, carried = several
+    own = None if carried is None else versions(model, carried)
+    made = problems(model, tok, groups, [one.contexts for one in prepared], config)
+    values = optimise(model, made, _site(config), config, own)
+    if config.anchor:
+        values = restrain.anchored(values, torch.tensor([prepared[one.owner].anchor for one in made]))
+    last, found, keys = config.layers[-1], {}, {}
+    for index, layer in enumerate(config.layers):
+        name, now = name_of(model, "mlp_out", layer), (values.keys, values.h0)
+        if index:
+            now = look(model, made, layer, last, (found, own))
+        elif config.keys == "mean":
+            now = (values.keys, values.mean)    # the value that the mean key has now
+        residual = (values.h0 + values.delta - now[1]) / (len(config.layers) - index)
+        keys[name] = mixed(now[0], config.keys)
+        found[name] = _changes(model, layer, (keys[name], residual), (made, prepared, own), config)
+    return [_finite(_delta(made, index, found, keys, (values, config)), group) for index, group in enumerate(groups)]
 
 
-def mixed(keys):
-    """(n, m) in float64: half the plain prompt's key and half the mean of the other contexts', of keys (n, c, m)."""
+def remember(prepared, keys, config):
+    """The Prepared that also preserves `keys` {module name: (n, m)} of an update's Delta; unchanged without memory."""
+    if not config.memory:
+        return prepared
+    grown = {name: solve.remember(prepared.memory.get(name), _bracket(prepared, name, config), some, config.lambda_)
+             for name, some in keys.items()}
+    return replace(prepared, memory=grown)
+
+
+def finish(total, weights, config):
+    """What is measured of a sum of updates: itself, or restrained by PRUNE. weights: name -> unedited parameter."""
+    if not config.prune:
+        return total
+    return replace(total, changes={name: restrain.prune(dense(change), weights[name], config.prune)
+                                   if change.ndim == 2 else change for name, change in total.dense().changes.items()})
+
+
+def _site(config):
+    """δ enters at the last layer; keys are those of the first."""
+    return Site(config.layers[-1], config.site, config.layers[0])
+
+
+def _bracket(prepared, name, config):
+    """The Bracket of a module, computed once a run."""
+    if name not in prepared.brackets:
+        prepared.brackets[name] = solve.bracket(prepared.stats, name, config.ridge / config.lambda_
+                                                if config.ridge else 0.0, config.null_space)
+    return prepared.brackets[name]
+
+
+def _changes(model, layer, wanted, given, config):
+    """[change of the layer's weight, as stored] of each group; wanted = (keys (n, m), residual (n, d)) of all facts."""
+    (keys, residual), (made, prepared, own) = wanted, given
+    name, owner = name_of(model, "mlp_out", layer), torch.tensor([one.owner for one in made])
+    solved, out = _bracket(prepared[0], name, config).solve(keys), []
+    for index, one in enumerate(prepared):
+        mine = (owner == index).nonzero()[:, 0]
+        weight = 0.0 if config.exact and len(mine) == 1 else config.lambda_
+        left, right = solve.update(keys[mine], solved[mine], residual[mine], weight, one.memory.get(name))
+        change = _change(model, layer, left.T, right)
+        if config.keep < 1:
+            now = own[index][name][0] if own else model.get_parameter(name + ".weight")
+            change = restrain.rect(dense(change), now, config.keep)
+        out.append(change)
+    return out
+
+
+def _delta(made, index, found, keys, rest):
+    """The Delta of group `index`."""
+    values, config = rest
+    mine = [row for row, one in enumerate(made) if one.owner == index]
+    kept = {name: some[mine] for name, some in keys.items()} if config.memory else {}
+    norms = (values.h0 + values.delta)[mine].norm(dim=1).tolist()
+    return Delta({name + ".weight": changes[index] for name, changes in found.items()}, {
+        "editor": "memit", "losses": [values.losses[i][-1] for i in mine],
+        "evaluations": [len(values.losses[i]) for i in mine], "value_norm": norms}, kept)
+
+
+def mixed(keys, how="mixed"):
+    """(n, m) in float64 of keys (n, c, m): half the plain prompt's key and half the mean of the other contexts'.
+
+    how "plain": the first alone; "mean": the mean of all, as ROME has it.
+    """
     keys = keys.double()
-    return (keys[:, 0] + keys[:, 1:].mean(1)) / 2 if keys.shape[1] > 1 else keys[:, 0]
+    if how == "mean":
+        return keys.mean(1)
+    return (keys[:, 0] + keys[:, 1:].mean(1)) / 2 if keys.shape[1] > 1 and how == "mixed" else keys[:, 0]
 
 
-def look(model, problems, layer, last, changes=None):
+def look(model, made, layer, last, changed=({}, None)):
     """(keys (n, c, m) of `layer`, states (n, d) of block `last` for context 0) at the lookup positions.
 
-    changes {layer: (left (n, d), right (n, m))}: the model of fact i has leftᵢ rightᵢᵀ added to those layers' weights.
-    Rows end at the lookup position.
+    changed = ({module name: one change an owner}, what `versions` gives or None): fact i is seen by its owner's
+    model with these changes added. Rows end at the lookup position.
     """
-    rows = [ids[:lookup + 1] for one in problems for ids, lookup in zip(one.rows[:-1], one.lookups)]
-    per, device = len(problems[0].first), next(model.parameters()).device
+    found, own = changed
+    rows_ = [ids[:lookup + 1] for one in made for ids, lookup in zip(one.rows[:-1], one.lookups)]
+    per, device = len(made[0].first), next(model.parameters()).device
     source, target = name_of(model, "mlp_out", layer), name_of(model, "block", last)
-    keys, states = [None] * len(rows), [None] * len(problems)
-    for group in _groups(rows, per):
+    keys, states = [None] * len(rows_), [None] * len(made)
+    for group in _groups(rows_, per):
         plain = group[0] % per == 0
-        ids, mask = pad([rows[i] for i in group], device=device)
+        ids, mask = pad([rows_[i] for i in group], device=device)
         ends = (torch.arange(len(group), device=device), mask.sum(1) - 1)
+        owner = [made[row // per].owner for row in group]
         with contextlib.ExitStack() as hooks:
-            for place, (left, right) in (changes or {}).items():
-                facts = torch.tensor([row // per for row in group], device=device)
-                hooks.enter_context(_rowwise(model, place, left[facts], right[facts]))
+            hooks.enter_context(rows(model, own, owner))
+            for name, changes in found.items():
+                hooks.enter_context(added_rows(model, name, changes, owner))
             key = hooks.enter_context(capture(model, [source], "input", stop=not plain))
             state = hooks.enter_context(capture(model, [target])) if plain else {}
             run(model, input_ids=ids, attention_mask=mask)
-        for row, found in zip(group, key[source][ends]):
-            keys[row] = found
-        for row, found in zip(group, state[target][ends] if plain else ()):
-            states[row // per] = found
+        for row, one in zip(group, key[source][ends]):
+            keys[row] = one
+        for row, one in zip(group, state[target][ends] if plain else ()):
+            states[row // per] = one
     states = torch.stack(states)
     return torch.stack(keys).unflatten(0, (-1, per)), states.to(torch.promote_types(states.dtype, torch.float32))
 
@@ -141,26 +225,6 @@ def _groups(rows, per):
             yield [picked[i] for i in batch]
 
 
-@contextlib.contextmanager
-def _rowwise(model, layer, left, right):
-    """In the block, row b of a batch sees left[b] right[b]ᵀ added to the layer's W; left (B, d), right (B, m)."""
-    def hook(_, args, output):
-        amount = (args[0] * right[:, None].to(output.dtype)).sum(-1, keepdim=True)
-        return output + amount * left[:, None].to(output.dtype)
-
-    handle = module_of(model, "mlp_out", layer).register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _values(model, tok, facts, config, prepared):
-    """Values of all facts: δ at the output of the last layer, keys of the first."""
-    site = Site(config.layers[-1], "block", config.layers[0])
-    return optimise(model, tok, facts, prepared.contexts, site, config)
-
-
 def _change(model, layer, left, right):
     """The stored form of W += left right: low rank while that is smaller than the matrix."""
     module = module_of(model, "mlp_out", layer)
@@ -170,12 +234,7 @@ def _change(model, layer, left, right):
     return oriented(left.to(dtype), right.to(dtype), module)
 
 
-def _info(values, rows):
-    return {"editor": "memit", "losses": [values.losses[i][-1] for i in rows],
-            "evaluations": [len(values.losses[i]) for i in rows]}
-
-
-def _finite(delta, label):
+def _finite(delta, group):
     if not delta.is_finite():
-        raise ValueError(f"{label}: the update is not finite")
+        raise ValueError(f"record {', '.join(str(one.case_id) for one in group)}: the update is not finite")
     return delta

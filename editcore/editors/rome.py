@@ -1,15 +1,16 @@
 """Facts in; ROME's rank-one changes of one MLP output projection out (Meng et al. 2022, arXiv:2202.05262)."""
 
-import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from editcore.contexts import Group
 from editcore.delta import Delta, oriented
 from editcore.editors import sources
-from editcore.editors.value import Site, optimise
+from editcore.editors.restrain import anchored
+from editcore.editors.value import Site, optimise, problems
 from editcore.model import module_of, name_of
+from editcore.versions import versions
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class Rome:
     steps: int = 20                     # evaluations of the loss; the last one does not step
     lr: float = 0.5                     # of Adam on δ
     stop_loss: float = 0.05             # a fact is done once its loss is below
+    early_stop: int = 0                 # ... or the answer was the argmax in every context so often in a row; 0: off
     kl_factor: float = 0.0625           # weight of the KL term
     weight_decay: float = 0.5           # weight of ‖δ‖ / ‖h0‖²
     clamp: float = 4.0                  # ‖δ‖ is kept at or below clamp · ‖h0‖
     kl_prompt: str = "{} is a"          # prompt of the KL term
     kl_position: str = "subject"        # read there at the last "subject" token (published code) or the "last" token
     convention: str = "rome"            # keys of the update: "rome" (published code, mixed), "r-rome" or "p-rome"
+    anchor: int = 0                     # pilot edits to whose mean ‖v*‖ every v* is rescaled; 0: off
     context_groups: tuple = (Group(5, 10), Group(10, 10))   # sampled context templates
     n_tokens: int = 0                   # tokens of the second moment; 0: all of the texts
     length: int = 512                   # its sequence length
@@ -44,38 +47,57 @@ PAPER = {   # published settings by model
 
 def prepare(model, tok, config, given):
     """Prepared context templates and second moment (from the unedited model, once a run)."""
-    return sources.prepare(model, tok, (config.layer,), given, config)
+    prepared = sources.prepare(model, tok, (config.layer,), given, config)
+    if not config.anchor:
+        return prepared
+    pilot = sources.pilot(given, config)
+    made = problems(model, tok, [pilot], [prepared.contexts], config)
+    return replace(prepared, anchor=sources.mean_norm(optimise(model, made, _site(config), config)))
 
 
-def edit(model, tok, facts, config, prepared):
-    """One Delta with all facts, each solved on top of those before it, as the published code goes through a batch."""
-    total = Delta({})
-    for fact in facts:
-        with total.applied(model) if total.changes else contextlib.nullcontext():
-            (one,) = each(model, tok, [fact], config, prepared)
-        total = Delta((total + one).changes, _joined(total.info, one.info))
-    return total
+def grouped(model, tok, groups, config, several):
+    """A Delta a group of facts, each edited into its own Prepared version of the model, all in the same passes.
+
+    several = (one Prepared a group, the Delta that each group's model already carries, or None for the model as it is).
+    The facts of a group are solved each on top of those before it, as the published code goes through a batch.
+    """
+    prepared, carried = several
+    totals = [Delta({}) for _ in groups]
+    for turn in range(max(map(len, groups))):
+        live = [index for index, group in enumerate(groups) if turn < len(group)]
+        now = [totals[i] if carried is None else carried[i] + totals[i] for i in live]
+        made = problems(model, tok, [[groups[i][turn]] for i in live], [prepared[i].contexts for i in live], config)
+        own = versions(model, now) if carried is not None or turn else None
+        values = optimise(model, made, _site(config), config, own)
+        if config.anchor:
+            values = anchored(values, torch.tensor([prepared[i].anchor for i in live]))
+        deltas = _deltas(model, values, prepared[live[0]].stats, config)
+        for index, delta in zip(live, deltas):
+            totals[index] = Delta((totals[index] + delta).changes, _joined(totals[index].info, delta.info))
+    return totals
 
 
-def each(model, tok, facts, config, prepared):
-    """A Delta a fact, each an edit of the current model on its own; the values are optimised together."""
-    site = Site(config.layer, "mlp_out", config.layer)
-    values = optimise(model, tok, facts, prepared.contexts, site, config)
+def _site(config):
+    return Site(config.layer, "mlp_out", config.layer)
+
+
+def _deltas(model, values, stats, config):
+    """The rank-one Delta of every fact. ValueError names a record whose update is not finite."""
     module, name = module_of(model, "mlp_out", config.layer), name_of(model, "mlp_out", config.layer)
-    left, right = update(values, prepared.stats, module, name, config.convention)
+    left, right = update(values, stats, name, config.convention)
     dtype = torch.promote_types(module.weight.dtype, torch.float32)
     deltas = []
-    for row, fact in enumerate(facts):
+    for row, problem in enumerate(values.problems):
         change = oriented(left[row, :, None].to(dtype), right[row, None].to(dtype), module)
-        delta = Delta({name + ".weight": change}, {"editor": "rome", "losses": [values.losses[row][-1]],
-                                                   "evaluations": [len(values.losses[row])]})
-        if not delta.is_finite():
-            raise ValueError(f"record {fact.case_id}: the update is not finite (its key may be zero)")
-        deltas.append(delta)
+        deltas.append(Delta({name + ".weight": change}, {"editor": "rome", "losses": [values.losses[row][-1]],
+                                                         "evaluations": [len(values.losses[row])],
+                                                         "value_norm": [(values.h0 + values.delta)[row].norm().item()]}))
+        if not deltas[-1].is_finite():
+            raise ValueError(f"record {problem.name}: the update is not finite (its key may be zero)")
     return deltas
 
 
-def update(values, stats, module, name, convention):
+def update(values, stats, name, convention):
     """(left (n, d), right (n, m)) in float64, so that ΔW = left rightᵀ for each of n facts.
 
     Eq. 2 of arXiv:2202.05262, ΔW = (v* − W k)(C⁻¹k)ᵀ / (kᵀC⁻¹k), with the keys that `convention` names: "rome", as the
@@ -87,8 +109,8 @@ def update(values, stats, module, name, convention):
     right = stats.solve(name, inner.T).T
     right = right / right.norm(dim=1, keepdim=True)
     change = values.delta.double()
-    if convention == "r-rome":      # v* − W k̄ = δ + W (k₀ − k̄)
-        change = change + (module(plain) - module(mean)).double()
+    if convention == "r-rome":      # v* − W k̄ = δ + W k₀ − W k̄
+        change = change + (values.h0 - values.mean).double()
     return change / (right * outer.double()).sum(1, keepdim=True), right
 
 

@@ -1,6 +1,6 @@
 """What an edit needs besides model and facts: where it comes from in, context templates and second moments out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from editcore import contexts as templates
 from editcore import stats as moments
@@ -15,6 +15,7 @@ class Sources:
     contexts: tuple = ()        # context templates; empty: sampled from the model
     seed: int = 0               # of that sampling
     cache: str | None = None    # folder that keeps second moments by content; None: computed anew
+    pilot: tuple = ()           # facts whose values set the norm of an editor with an anchor
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class Prepared:
 
     contexts: tuple             # "{}" first
     stats: object               # Stats of every layer that is edited
+    memory: dict = field(default_factory=dict)          # module name -> solve.Memory of earlier updates' keys
+    anchor: float = 0.0         # norm that every v* is rescaled to; 0: none
+    brackets: dict = field(default_factory=dict, repr=False, compare=False)     # module name -> solve.Bracket, when used
 
 
 def prepare(model, tok, layers, sources, config):
@@ -39,6 +43,18 @@ def prepare(model, tok, layers, sources, config):
     for name in names:
         stats.factor(name)
     return Prepared(contexts, stats)
+
+
+def pilot(given, config):
+    """The first config.anchor facts of the pilot; ValueError if there are fewer."""
+    if len(given.pilot) < config.anchor:
+        raise ValueError(f"anchor: {config.anchor} pilot facts are wanted, but there are {len(given.pilot)}")
+    return given.pilot[:config.anchor]
+
+
+def mean_norm(values):
+    """Mean ‖v*‖ of Values, v* = h0 + δ."""
+    return (values.h0 + values.delta).norm(dim=1).mean().item()
 
 
 def _stats(model, tok, layers, sources, config):

@@ -4,7 +4,7 @@ The optimisation that ROME (δ on the MLP output, arXiv:2202.05262 eq. 4) and ME
 arXiv:2210.07229 eq. 16) share: Adam on δ (n, d) for all facts at once, converged facts frozen and dropped.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,6 +12,7 @@ from editcore.model import batch_tokens, max_length, name_of
 from editcore.tail import fused, head, resume, start
 from editcore.tokens import check_lengths, pad, target_ids, with_subject
 from editcore.trace import capture
+from editcore.versions import rows as versioned
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Problem:
     target: tuple       # target ids
     first: tuple        # for each context row the position that predicts target[0]
     kl_at: int          # position at which the last row is read
+    name: object = ""   # the record, for errors
+    owner: int = 0      # which version of the model the fact is edited into
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Values:
 
     delta: torch.Tensor     # (n, d) optimised change
     h0: torch.Tensor        # (n, d) value before, plain prompt
+    mean: torch.Tensor      # (n, d) the same, mean over the contexts
     keys: torch.Tensor      # (n, c, m) key at the lookup position in each context; context 0 is the plain prompt
     losses: tuple           # for each fact the loss at each evaluation
     problems: tuple         # the facts as token rows
@@ -67,11 +71,15 @@ def problem(tok, fact, contexts, config):
                    first=tuple(len(ids) - 1 for ids, _ in coded), kl_at=kl_at)
 
 
-def problems(model, tok, facts, contexts, config):
-    """The Problems of all facts; ValueError names the first record that is too long for the model."""
-    made = [problem(tok, fact, contexts, config) for fact in facts]
-    for one, fact in zip(made, facts, strict=True):
-        check_lengths(one.rows, [f"record {fact.case_id}"] * len(one.rows), max_length(model))
+def problems(model, tok, groups, contexts, config):
+    """The Problems of all facts of all groups; contexts: templates of each group, equally many; owner = its index.
+
+    ValueError names the first record that is too long for the model.
+    """
+    made = [replace(problem(tok, fact, templates, config), name=fact.case_id, owner=owner)
+            for owner, (group, templates) in enumerate(zip(groups, contexts, strict=True)) for fact in group]
+    for one in made:
+        check_lengths(one.rows, [f"record {one.name}"] * len(one.rows), max_length(model))
     return made
 
 
@@ -81,23 +89,35 @@ def width(one):
     return max(end - lookup for end, lookup in zip(ends, one.lookups, strict=True)) + 1
 
 
-def optimise(model, tok, facts, contexts, site, config):
-    """Values of all facts, each optimised on its own (batched, as many as suit the device).
+def optimise(model, made, site, config, versions=None):
+    """Values of all Problems, each optimised on its own (batched, as many as suit the device).
 
-    config: steps, lr, stop_loss, kl_factor, weight_decay, clamp, kl_prompt, kl_position. Nothing of the model changes.
-    ValueError names the record whose loss is not finite, and the step.
+    config: steps, lr, stop_loss, early_stop, kl_factor, weight_decay, clamp. versions: what `versions.versions` gives;
+    a Problem is then solved on its owner's version of the model, of which only maps up to the site's layer may differ.
+    Nothing of the model changes. ValueError names the record whose loss is not finite, and the step.
     """
-    made = problems(model, tok, facts, contexts, config)
-    max_tokens = batch_tokens(next(model.parameters()).device)
+    return _batched(made, model, lambda part: _optimise(part, model, site, config, versions))
+
+
+def unchanged(model, made, site, versions=None):
+    """Values with δ = 0 and no losses: h0 and keys alone, from one pass."""
+    def look(part):
+        _, h0, mean, keys = _begin(part, model, site, versions)
+        return Values(torch.zeros_like(h0), h0, mean, keys, ((),) * len(part), tuple(part))
+    return _batched(made, model, look)
+
+
+def _batched(made, model, solve):
+    """The Values of all Problems in their order, solved in chunks."""
     parts, order = [], []
     with fused(model):
-        for batch in _chunks(made, max_tokens):
-            parts.append(_optimise([made[i] for i in batch], model, [facts[i].case_id for i in batch], site, config))
+        for batch in _chunks(made, batch_tokens(next(model.parameters()).device)):
+            parts.append(solve([made[i] for i in batch]))
             order += batch
     back = torch.tensor(order).argsort().tolist()
     losses = [loss for part in parts for loss in part.losses]
-    delta, h0, keys = (torch.cat([getattr(part, name) for part in parts])[back] for name in ("delta", "h0", "keys"))
-    return Values(delta, h0, keys, tuple(losses[i] for i in back), tuple(made))
+    tensors = (torch.cat([getattr(part, name) for part in parts])[back] for name in ("delta", "h0", "mean", "keys"))
+    return Values(*tensors, tuple(losses[i] for i in back), tuple(made))
 
 
 def _chunks(made, max_tokens):
@@ -115,19 +135,23 @@ def _chunks(made, max_tokens):
         yield chunk
 
 
-def _optimise(made, model, names, site, config):
+def _optimise(made, model, site, config, versions):
     """Values of a chunk of Problems."""
-    state, h0, keys = _begin(made, model, site)
+    state, h0, mean_value, keys = _begin(made, model, site, versions)
     aim, reference = _aim(made, state.hidden.device), None
     delta, mean, square = (torch.zeros_like(h0) for _ in range(3))
     limit, losses, active = config.clamp * h0.norm(dim=1), [[] for _ in made], torch.arange(len(made))
+    said = torch.zeros(len(made), dtype=torch.long)     # evaluations in a row at which the target was the argmax
     for step in range(config.steps):
         last = step == config.steps - 1
         live = delta[active].requires_grad_(not last)
         with torch.set_grad_enabled(not last):
-            now, log_p = _loss(model, state, aim, live, h0[active], (reference, config))
+            now, log_p, hit = _loss(model, state, aim, live, h0[active], (reference, config))
         reference = log_p.detach() if reference is None else reference
-        going = _note(now, active, losses, names, config.stop_loss)
+        going = _note(now, active, losses, made, config.stop_loss)
+        if config.early_stop:
+            said[active] = (said[active] + 1) * hit.cpu()
+            going &= said[active] < config.early_stop
         if last or not going.any():
             break
         (gradient,) = torch.autograd.grad(now.sum(), live)
@@ -137,21 +161,22 @@ def _optimise(made, model, names, site, config):
         adam(delta, mean, square, active, (gradient, step + 1, config.lr))
         norm = delta[active].norm(dim=1)
         delta[active] *= (limit[active] / norm).clamp(max=1)[:, None]
-    return Values(delta, h0, keys, tuple(map(tuple, losses)), tuple(made))
+    return Values(delta, h0, mean_value, keys, tuple(map(tuple, losses)), tuple(made))
 
 
-def _begin(made, model, site):
-    """(State, h0 (n, d), keys (n, c, m)) of a chunk: the one pass of the whole model."""
+def _begin(made, model, site, versions):
+    """(State, h0 (n, d), its mean over contexts (n, d), keys (n, c, m)) of a chunk: the one pass of the whole model."""
     device, per = next(model.parameters()).device, len(made[0].rows)
     ids, mask = pad([row for one in made for row in one.rows], device=device)
     begin = torch.tensor([lookup for one in made for lookup in one.lookups], device=device)
     source, target = name_of(model, "mlp_out", site.key_layer), name_of(model, site.part, site.layer)
-    with capture(model, [source], "input", stop=False) as inputs, capture(model, [target], stop=False) as outputs:
+    with (versioned(model, versions, [one.owner for one in made for _ in one.rows]),
+          capture(model, [source], "input", stop=False) as inputs, capture(model, [target], stop=False) as outputs):
         state = start(model, ids, mask, begin, site.layer, torch.tensor(_wanted(made), device=device))
     keys = inputs[source][:, 0].unflatten(0, (len(made), per))[:, :-1]
-    h0 = outputs[target][:, 0].unflatten(0, (len(made), per))[:, 0]
-    wide = torch.promote_types(h0.dtype, torch.float32)
-    return state, h0.to(wide), keys
+    values = outputs[target][:, 0].unflatten(0, (len(made), per))[:, :-1]
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    return state, values[:, 0], values.mean(1), keys
 
 
 def _aim(made, device):
@@ -180,7 +205,10 @@ def _wanted(made):
 
 
 def _loss(model, state, aim, delta, h0, rest):
-    """(loss (n,), log-probabilities (n, V) at the KL rows) with `delta` (n, d) added at the lookup positions."""
+    """(loss (n,), log-probabilities (n, V) at the KL rows, whether all target tokens are the argmax (n,) int64)
+
+    with `delta` (n, d) added at the lookup positions.
+    """
     reference, config = rest
     per, count = len(state.hidden) // len(delta), len(aim.facts)
     first = state.hidden[:, 0] + delta.to(state.hidden.dtype).repeat_interleave(per, 0)
@@ -191,16 +219,18 @@ def _loss(model, state, aim, delta, h0, rest):
     log_p = logits[count:].log_softmax(-1)
     kl = (log_p.exp() * (log_p - (log_p.detach() if reference is None else reference))).sum(-1)
     decay = config.weight_decay * delta.norm(dim=1) / h0.norm(dim=1) ** 2
-    return nll + config.kl_factor * kl + decay, log_p
+    missed = (logits[:count].argmax(-1) != aim.ids).long()
+    hit = torch.zeros(len(delta), dtype=torch.long, device=missed.device).index_add(0, aim.facts, missed) == 0
+    return nll + config.kl_factor * kl + decay, log_p, hit.long()
 
 
-def _note(now, active, losses, names, stop):
+def _note(now, active, losses, made, stop):
     """Write down each active fact's loss; (n,) bool of those that go on. One transfer from the device."""
     values = now.detach().cpu()
     for index, loss in zip(active.tolist(), values.tolist()):
         losses[index].append(loss)
         if loss != loss or loss in (float("inf"), float("-inf")):
-            raise ValueError(f"record {names[index]}: the loss is {loss} at step {len(losses[index])}; "
+            raise ValueError(f"record {made[index].name}: the loss is {loss} at step {len(losses[index])}; "
                              "the model's weights may be broken, or lr too large")
     return values >= stop
 
