@@ -19,7 +19,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LAYERS = ["files", "progress", "facts", "model", "tokens", "generate", "trace", "tail", "delta",
           "versions", "stats", "contexts",
           "logprob", "editors", "serial", "tasks", "metrics", "downstream", "causal", "inputs", "checkpoint", "lab",
-          "study", "analysis", "merits", "claims", "checkup", "bench", "look", "portraits", "figures", "pages",
+          "study", "analysis", "merits", "claims", "grid", "checkup", "bench", "look", "portraits", "figures", "pages",
           "publish", "report", "world", "worldtext", "corpus", "wordpieces", "packing", "learning", "pocket_report",
           "pocket", "data", "commands", "__main__"]
 
