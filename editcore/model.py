@@ -1,6 +1,7 @@
 """The name or folder of a causal language model in; the model, its tokenizer and where its MLP weights are out."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,18 @@ def load(name, device=None, dtype=torch.float32, revision=None):
 def default_device():
     """"cuda" when there is a GPU, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def gpus():
+    """A name for each GPU that this process sees, the card's own: jobs that see different cards share no name."""
+    return [f"gpu-{torch.cuda.get_device_properties(index).uuid}" for index in range(torch.cuda.device_count())]
+
+
+def use_gpu(index):
+    """Make GPU `index` of those seen the one that "cuda" means, here and in processes started from now on."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[index].strip() if seen else str(index)
+    torch.cuda.set_device(index)
 
 
 def batch_tokens(device):
