@@ -78,9 +78,9 @@ def execute(planned, out_dir="results/runs", workers=1):
     folders = study.execute_all([one.run for one in planned], out_dir, workers)
     named = pd.DataFrame({"name": [one.name for one in planned], "run": [folder.name for folder in folders]})
     made = named.merge(study.runs(out_dir, run=list(named["run"])), on="run")
-    rows = study.table(out_dir, run=list(named["run"])).rename(columns={"editor": "method"})
-    df = named.rename(columns={"name": "editor"}).merge(rows, on="run")
-    return made, df[[*study.COLUMNS, *study.JOINED, "method"]]
+    rows = study.table(out_dir, run=list(named["run"]))
+    df = named.rename(columns={"name": "editor"}).merge(rows.rename(columns={"editor": "method"}), on="run")
+    return made, df[[*rows.columns, "method"]]
 
 
 def words(parameters):
@@ -235,11 +235,11 @@ def _multiplied(parameters, settings, factors):
 def _needed(parameters, settings):
     """The settings that are not what is published for the model anyway, so that equal runs have equal ids."""
     editor, model = parameters.get("editor", Run().editor), parameters.get("model", Run().model)
+    config = configure(editor, settings, model)
     try:
         published = configure(editor, {}, model)
     except ValueError:      # nothing is published for this model
         return settings
-    config = configure(editor, settings, model)
     given = {"lambda_" if field == "lambda" else field: value for field, value in settings.items()}
     return {field: value for field, value in given.items() if getattr(config, field) != getattr(published, field)}
 

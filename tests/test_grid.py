@@ -92,8 +92,8 @@ def test_settings_by_case_or_editor(written):
     assert found == {"ROME, layer 3": study.make(model="tiny", editor="rome", n_edits=4, measure=["ES"],
                                                  settings={"layer": 3, "steps": 2})}
     text = SMALL.replace("batch {batch_size}", "{batch_size}, layers {layers}")
-    several = grid.read(written(text), "first", settings={"memit": {"layers": [[0], [0, 1]]}}, order=0, batch_size=2,
-                        model="tiny")
+    words = {"memit": {"layers": [[0], [0, 1]]}}
+    several = grid.read(written(text), "first", settings=words, order=0, batch_size=2)
     assert {one.name for one in several} == {"ROME", "MEMIT, 2, layers [0]", "MEMIT, 2, layers [0, 1]"}
 
 
@@ -110,6 +110,7 @@ def test_settings_by_case_or_editor(written):
     ("n_edits = 6", 'n_edits = "6"', "case 'MEMIT, batch {batch_size}': run: n_edits must be int"),
     ("n_edits = 6", "settings = 6", "settings must be a table"),
     ("n_edits = 6", "settings.leyer = 6", "case 'MEMIT, batch {batch_size}': memit has no setting 'leyer'"),
+    ('editor = "memit"\nn_edits', 'editor = "mermit"\nn_edits', "unknown editor 'mermit'"),
     ("n_edits = 6", "times.kl_prompt = 2", "times.kl_prompt must be a factor"),
     ("batch {batch_size}", "batch {size}", "its name asks for 'size'"),
     ("batch {batch_size}", "batch", "two runs are called 'MEMIT, batch' but differ in batch_size"),
