@@ -5,8 +5,10 @@ panels what a line and a band are and for how many runs they stand. Figures are 
 they read on dark pages and in a README.
 """
 
+import re
 from dataclasses import dataclass
 
+import matplotlib.colors
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -20,18 +22,30 @@ class Style:
     """How one method is drawn, everywhere."""
 
     label: str   # the name in legends; "" is the editor's own name
-    color: int   # index into seaborn's "colorblind" palette
+    color: str   # of lines and markers
     marker: str  # matplotlib marker
     dash: tuple  # on-off pattern in points; () is a solid line
 
 
-STYLES = {
-    "rome": Style("ROME", 0, "o", ()),
-    "memit": Style("MEMIT", 3, "s", (5, 2)),
-    "ft": Style("FT-L", 2, "^", (5, 1.5, 1, 1.5)),
+STYLES = {      # colours stay apart for colour-blind readers; those of a family also by marker and dash
+    "rome": Style("ROME", "#0173b2", "o", ()),
+    "r-rome": Style("r-ROME", "#56b4e9", "D", (6, 1.5)),
+    "p-rome": Style("p-ROME", "#332288", "v", (1, 1)),
+    "nas": Style("ROME, norm anchor", "#44aa99", "p", (3, 1)),
+    "emmet": Style("EMMET", "#cc78bc", "P", (8, 2)),
+    "memit": Style("MEMIT", "#d55e00", "s", (5, 2)),
+    "memit-past": Style("MEMIT, past keys", "#de8f05", "X", (4, 1, 1, 1)),
+    "encore": Style("ENCORE", "#882255", "<", (7, 2, 1, 2, 1, 2)),
+    "alphaedit": Style("AlphaEdit", "#111111", ">", (2, 1)),
+    "rect": Style("RECT", "#ca9161", "h", (9, 2, 2, 2)),
+    "prune": Style("PRUNE", "#8a8a1e", "d", (1, 2)),
+    "ft": Style("FT-L", "#029e73", "^", (5, 1.5, 1, 1.5)),
+    "random": Style("random", "#949494", "*", (1, 3)),
 }
-SPARE = (Style("", 4, "D", (1, 1)), Style("", 5, "v", (7, 2, 1, 2, 1, 2)), Style("", 8, "P", (3, 1)),
-         Style("", 9, "X", (8, 3)))  # for editors that have no line above, in the order of their names
+SPARE = (Style("", "#aa4499", "H", (3, 2)), Style("", "#5c4a1f", "8", (6, 3)), Style("", "#6a6ad8", "4", (2, 2, 4, 2)),
+         Style("", "#b8860b", "1", (10, 3)))     # for other methods, in the order of their names
+MIX = (0.0, 0.3, -0.25, 0.5, -0.45, 0.65)   # of white (black, where negative) in the colour of a method's variants
+VARIED = tuple("oXs^DvP<>d")                # their markers, after the method's own
 
 
 def theme():
@@ -45,18 +59,45 @@ def theme():
 
 
 def style(method, methods=()):
-    """Line settings of one method for `Axes.plot`; an editor without a line in STYLES takes a spare one by its name."""
-    others = sorted(set(methods) - set(STYLES))
-    spare = SPARE[others.index(method) % len(SPARE)] if method in others else SPARE[0]
-    chosen = STYLES.get(method, spare)
-    return {"color": sns.color_palette("colorblind")[chosen.color], "marker": chosen.marker,
-            "linestyle": (0, chosen.dash) if chosen.dash else "-", "label": chosen.label or method}
+    """Line settings of one method for `Axes.plot`. An editor's key and its label mean the same line of STYLES; a label
+    with more behind it ("MEMIT, batch 10", "ROME without openers") is a variant: that method's dash, its colour lighter
+    or darker and other markers, in the order of the variants among `methods`. What is unknown takes a spare line."""
+    base, methods = base_of(method), {*methods, method}
+    others = sorted(name for name in methods if base_of(name) is None)
+    chosen = STYLES[base] if base else SPARE[others.index(method) % len(SPARE)]
+    color, marker, label = chosen.color, chosen.marker, chosen.label or method
+    if base and method not in (base, chosen.label):
+        plain = {base, chosen.label}
+        variants = sorted((name for name in methods - plain if base_of(name) == base), key=natural)
+        place = variants.index(method) + bool(methods & plain)      # the first of them looks like the method itself
+        color, label = mixed(color, MIX[place % len(MIX)]), method
+        marker = [marker, *(other for other in VARIED if other != marker)][place % len(VARIED)]
+    return {"color": matplotlib.colors.to_rgb(color), "marker": marker, "label": label,
+            "linestyle": (0, chosen.dash) if chosen.dash else "-"}
+
+
+def base_of(method):
+    """The key of STYLES that a method's name means, or begins with as a word: the longest; None if there is none."""
+    found = [(len(start), key) for key, one in STYLES.items() for start in (key, one.label)
+             if method == start or re.match(re.escape(start) + r"\W", method) and not method.startswith(start + "-")]
+    return max(found)[1] if found else None
+
+
+def natural(text):
+    """Sort key that puts 2 before 10."""
+    return [(float(part), "") if i % 2 else (0.0, part) for i, part in enumerate(re.split(r"(\d+(?:\.\d+)?)", text))]
+
+
+def mixed(color, share):
+    """A colour with `share` of white in it, of black where negative."""
+    other = 1.0 if share > 0 else 0.0
+    return tuple(part + abs(share) * (other - part) for part in matplotlib.colors.to_rgb(color))
 
 
 def methods_in(df):
-    """The editors of a table, those of STYLES first and in its order."""
-    present = set(df["editor"])
-    return [name for name in STYLES if name in present] + sorted(present - set(STYLES))
+    """The editors of a table: those of STYLES and their variants in its order, then the others."""
+    places = {name: place for place, name in enumerate(STYLES)}
+    return sorted(set(df["editor"]), key=lambda name: (places.get(base_of(name), len(places)), natural(name)))
 
 
 def curves(df, metric, window=1, scale=100.0):

@@ -78,6 +78,30 @@ def test_several_runs_give_the_interval_over_runs():
     assert look.runs_in(df) == "3 runs a method"
 
 
+def test_no_two_methods_look_alike():
+    looks = [look.style(name, look.STYLES) for name in look.STYLES] + [look.style(name, "abcd") for name in "abcd"]
+    for key in ("color", "marker", "linestyle", "label"):
+        assert len({str(one[key]) for one in looks}) == len(looks) == len(look.STYLES) + 4
+    assert all(look.style(one.label) == look.style(name) for name, one in look.STYLES.items())
+
+
+def test_variants_of_a_method_are_shades_of_it():
+    names = ["MEMIT, batch 10", "MEMIT, batch 2", "memit", "ROME without openers", "r-ROME, layer 1", "other"]
+    assert [look.base_of(name) for name in names] == ["memit", "memit", "memit", "rome", "r-rome", None]
+    assert look.base_of("memit-past") == look.base_of("MEMIT, past keys") == "memit-past"
+    assert look.base_of("rome-like") is None and look.base_of("ROMEO") is None
+    looks = {name: look.style(name, names) for name in names}
+    assert looks["memit"] == look.style("memit") and looks["MEMIT, batch 2"]["label"] == "MEMIT, batch 2"
+    for key in ("color", "marker"):
+        assert len({str(looks[name][key]) for name in names[:3]}) == 3
+    assert {looks[name]["linestyle"] for name in names[:3]} == {looks["memit"]["linestyle"]}
+    alone = look.style("MEMIT, batch 10", ["MEMIT, batch 10", "rome"])
+    assert (alone["color"], alone["marker"]) == (looks["memit"]["color"], looks["memit"]["marker"])
+    ordered = look.methods_in(pd.DataFrame({"editor": [*names, "MEMIT, batch 100"]}))
+    assert ordered == ["ROME without openers", "r-ROME, layer 1", "MEMIT, batch 2", "MEMIT, batch 10",
+                       "MEMIT, batch 100", "memit", "other"]
+
+
 def test_a_method_looks_the_same_in_every_figure_and_unlike_the_others():
     df = rows(editors=("rome", "memit", "ft", "r-rome", "encore"))
     looks = {name: look.style(name, look.methods_in(df)) for name in look.methods_in(df)}
