@@ -13,6 +13,7 @@ from editcore.files import atomic, read_json, sha256, write_json
 
 COLUMNS = ("step", "fact", "metric", "value")
 RANDOM = "random_state"     # key of the random state beside the parameters' names
+KEYS = "keys/"              # before the names of modules whose earlier keys the editor remembers
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ def save(folder, progress, identity):
     """
     folder = Path(folder)
     weights, rows = folder / f"weights-{progress.step}.safetensors", folder / f"rows-{progress.step}.parquet"
-    tensors = {name: change.detach().cpu().contiguous() for name, change in progress.total.dense().changes.items()}
+    total = progress.total.dense()
+    tensors = total.changes | {KEYS + name: keys for name, keys in total.keys.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic(weights) as tmp:
         save_file(tensors | {RANDOM: progress.random_state}, tmp)
     with atomic(rows) as tmp:
@@ -61,7 +64,8 @@ def load(folder, device="cpu"):
         tensors = load_file(folder / weights, device=str(device))
         table = pd.read_parquet(folder / rows)
         state = tensors.pop(RANDOM).cpu()
-        return Progress(head["step"], Delta(tensors), list(table[list(COLUMNS)].itertuples(index=False, name=None)),
+        keys = {name.removeprefix(KEYS): tensors.pop(name) for name in list(tensors) if name.startswith(KEYS)}
+        return Progress(head["step"], Delta(tensors, keys=keys), list(table[list(COLUMNS)].itertuples(index=False, name=None)),
                         state, tuple(head["seconds"]), head["elapsed"], tuple(head["contexts"])), head["identity"]
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ValueError(f"damaged checkpoint: {error}; remove {folder} to start this run anew") from error

@@ -33,11 +33,11 @@ class Lab:
     original: dict              # name -> (unedited value, its norm) of changed parameters; filled by `put`
 
 
-def set_up(run, paths, templates, cache):
+def set_up(run, paths, templates, cache, shared=None):
     """The Lab of a run; all files are read and all prompts checked here, before any edit.
 
     paths: inputs.files(run); templates: context templates of an earlier start of the same run, () at the first;
-    cache: folder for second moments.
+    cache: folder for second moments; shared: a Lab of the same model, still unedited, whose model this one uses too.
     """
     facts, rest = inputs.schedule(run, paths["facts"])
     items = inputs.read_tasks(paths["tasks"], run.items) if "tasks" in paths and run.downstream_every else {}
@@ -46,7 +46,8 @@ def set_up(run, paths, templates, cache):
     if "contexts" in paths and not templates:
         templates = contexts.read(paths["contexts"])
     config = configure(run.editor, dict(run.settings), run.model)
-    model, tok = load(inputs.model_place(run.model), run.device or default_device(), inputs.dtype_of(run.dtype))
+    model, tok = (shared.model, shared.tok) if shared else \
+        load(inputs.model_place(run.model), run.device or default_device(), inputs.dtype_of(run.dtype))
     inputs.check_prompts(max_length(model), tok, facts, templates or ("{}",))
     mirrored = [replace(one, target_new=one.target_true, target_true=one.target_new) for one in rest]
     probes = {"probes": metrics.prepare(model, tok, facts, [name for name in run.measure if name != "greedy"]),
@@ -54,21 +55,33 @@ def set_up(run, paths, templates, cache):
               "again": metrics.prepare(model, tok, facts, ("ES",)),
               "untouched": metrics.prepare(model, tok, mirrored, ("ES",))}
     tasks = downstream.prepare(model, tok, items, run.shots, run.seed)
-    given = Sources(texts, paths.get("stats"), tuple(templates), run.seed, str(cache))
+    given = Sources(texts, paths.get("stats"), tuple(templates), run.seed, str(cache), tuple(facts))
     prepared = EDITORS[run.editor].prepare(model, tok, config, given)
     prefixes = _prefixes(model, tok, facts, run, getattr(prepared, "contexts", ()))
     return Lab(run, model, tok, config, prepared, facts, **probes, tasks=tasks, held_out=held_out, prefixes=prefixes,
-               weights_hash=content_hash(model), original={})
+               weights_hash=shared.weights_hash if shared else content_hash(model),
+               original=shared.original if shared else {})
 
 
 def put(lab, total):
-    """Give the model's changed parameters their unedited value plus `total`, always from the unedited value."""
+    """Give the model's parameters their unedited value plus `total`, always from the unedited value."""
     with torch.no_grad():
+        for name in lab.original.keys() - total.changes.keys():
+            lab.model.get_parameter(name).copy_(lab.original[name][0])
         for name, change in total.changes.items():
             weight = lab.model.get_parameter(name)
             if name not in lab.original:
                 lab.original[name] = (weight.detach().clone(), weight.double().norm().item())
             weight.copy_(added(lab.original[name][0], change))
+
+
+def show(lab, total):
+    """`put` of what is to be measured of a sum of updates, which is returned: itself, unless the editor restrains it."""
+    weights = {name: lab.original[name][0] if name in lab.original else lab.model.get_parameter(name).detach()
+               for name in total.changes}
+    shown = EDITORS[lab.run.editor].finish(total, weights, lab.config)
+    put(lab, shown)
+    return shown
 
 
 def before(lab, group):
@@ -178,10 +191,24 @@ def reported(facts, info):
 
 def update(lab, facts):
     """The dense Delta of one update of the present model; ValueError if it is not finite."""
-    new = EDITORS[lab.run.editor].edit(lab.model, lab.tok, facts, lab.config, lab.prepared).dense()
+    return checked(EDITORS[lab.run.editor].edit(lab.model, lab.tok, facts, lab.config, lab.prepared))
+
+
+def update_together(labs, groups, totals):
+    """One update of each of several runs that share a model, which is unedited now: a Delta each, in the same passes.
+
+    groups: the facts of each run's update; totals: the sum of each run's updates so far.
+    """
+    one, prepared = labs[0], [each.prepared for each in labs]
+    return EDITORS[one.run.editor].grouped(one.model, one.tok, groups, one.config, (prepared, totals))
+
+
+def checked(new):
+    """The Delta, dense and in the order of names; ValueError if it is not finite."""
+    new = new.dense()
     if not new.is_finite():
         raise ValueError("the update is not finite")
-    return Delta({name: new.changes[name] for name in sorted(new.changes)}, new.info)
+    return replace(new, changes={name: new.changes[name] for name in sorted(new.changes)})
 
 
 def _is_number(value):

@@ -8,7 +8,7 @@ import torch
 from conftest import CITIES, SUBJECTS, corpus, make
 
 from editcore.delta import Delta
-from editcore.editors import EDITORS, Sources, configure, simple
+from editcore.editors import EDITORS, Sources, configure
 from editcore.facts import Fact
 from editcore.model import content_hash, max_length
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from editcore import __main__ as cli
-from editcore.editors import Editor
+from editcore.editors import Editor, simple
 from editcore.metrics import means, measure
 
 README = Path(__file__).parents[1] / "README.md"
@@ -25,8 +25,8 @@ def test_readmes_editor_edits(gpt2, facts):
     names = {"__name__": "nudge"}
     exec(compile(block, str(README), "exec", dont_inherit=True), names)
     (line,) = re.findall(r'`"nudge": (Editor\(.*\)),`', README.read_text(encoding="utf-8"))
-    assert line == "Editor(nudge.Nudge, {}, nudge.prepare, nudge.edit, nudge.each)"
-    nudge = Editor(names["Nudge"], {}, names["prepare"], names["edit"], names["each"])
+    assert line == "Editor(nudge.Nudge, {}, nudge.prepare, simple(nudge.edit))"
+    nudge = Editor(names["Nudge"], {}, names["prepare"], simple(names["edit"]))
     model, tok = gpt2
     config = nudge.config()
     before = {name: weight.clone() for name, weight in model.named_parameters()}

@@ -16,7 +16,7 @@ import torch
 
 from editcore import inputs, lab, metrics, study
 from editcore.delta import Delta
-from editcore.editors import EDITORS, Editor, Sources, configure
+from editcore.editors import EDITORS, Editor, Sources, configure, simple
 from editcore.facts import read_facts
 from editcore.model import content_hash, load, weight_of
 
@@ -50,7 +50,7 @@ def noise_editor(monkeypatch):
     """The table of editors with "noise" in it; its templates differ at every start unless they are handed over."""
     def prepare(model, tok, config, given):
         return Kept(given.contexts or ("{}", f"{time.time_ns()}. {{}}"))
-    monkeypatch.setitem(EDITORS, "noise", Editor(Noise, {}, prepare, noise, None))
+    monkeypatch.setitem(EDITORS, "noise", Editor(Noise, {}, prepare, simple(noise)))
 
 
 @pytest.fixture(scope="module")

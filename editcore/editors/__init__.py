@@ -25,6 +25,11 @@ class Editor:
     remember: Callable = lambda prepared, keys, config: prepared    # what later updates need of this one's Delta.keys
     finish: Callable = lambda total, weights, config: total         # what is measured of the sum of all updates
 
+    @property
+    def together(self):
+        """True if several runs may share the passes of `grouped`, which then draws no random numbers."""
+        return not hasattr(self.grouped, "alone")
+
     def edit(self, model, tok, facts, config, prepared=None):
         """One Delta with all facts, as one update of the model."""
         return self.grouped(model, tok, [facts], config, ([prepared], None))[0]
@@ -35,13 +40,17 @@ class Editor:
 
 
 def simple(edit):
-    """The `grouped` of an editor that has only edit(model, tok, facts, config, prepared) -> Delta: one by one."""
+    """The `grouped` of an editor that has only edit(model, tok, facts, config, prepared) -> Delta: one by one.
+
+    Such an editor may draw random numbers; its runs are made apart.
+    """
     def grouped(model, tok, groups, config, several):
         deltas = []
         for index, (group, prepared) in enumerate(zip(groups, several[0], strict=True)):
             with several[1][index].applied(model) if several[1] else contextlib.nullcontext():
                 deltas.append(edit(model, tok, group, config, prepared))
         return deltas
+    grouped.alone = True
     return grouped
 
 

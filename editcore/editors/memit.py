@@ -158,8 +158,8 @@ def _changes(model, layer, wanted, given, config):
         left, right = solve.update(keys[mine], solved[mine], residual[mine], weight, one.memory.get(name))
         change = _change(model, layer, left.T, right)
         if config.keep < 1:
-            now = own[index][name][0] if own else model.get_parameter(name + ".weight")
-            change = restrain.rect(dense(change), now, config.keep)
+            now = own[index][name] if own and name in own[index] else (model.get_parameter(name + ".weight"),)
+            change = restrain.rect(dense(change), now[0], config.keep)
         out.append(change)
     return out
 

@@ -89,9 +89,9 @@ def _deltas(model, values, stats, config):
     deltas = []
     for row, problem in enumerate(values.problems):
         change = oriented(left[row, :, None].to(dtype), right[row, None].to(dtype), module)
-        deltas.append(Delta({name + ".weight": change}, {"editor": "rome", "losses": [values.losses[row][-1]],
-                                                         "evaluations": [len(values.losses[row])],
-                                                         "value_norm": [(values.h0 + values.delta)[row].norm().item()]}))
+        deltas.append(Delta({name + ".weight": change}, {
+            "editor": "rome", "losses": [values.losses[row][-1]], "evaluations": [len(values.losses[row])],
+            "value_norm": [(values.h0 + values.delta)[row].norm().item()]}))
         if not deltas[-1].is_finite():
             raise ValueError(f"record {problem.name}: the update is not finite (its key may be zero)")
     return deltas

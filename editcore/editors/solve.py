@@ -54,7 +54,7 @@ def bracket(stats, name, ridge=0.0, null_space=0.0):
     if null_space:
         values, vectors = torch.linalg.eigh(stats.moments[name].double())
         count = int((values < null_space).sum())
-        if not 0 < count:
+        if count == 0:
             raise ValueError(f"{name}: no eigenvalue of the second moment is under null_space {null_space}; they are "
                              f"{values[0]:.3g} to {values[-1]:.3g}")
         return Bracket(basis=vectors[:, :count])

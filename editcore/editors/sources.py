@@ -26,7 +26,7 @@ class Prepared:
     stats: object               # Stats of every layer that is edited
     memory: dict = field(default_factory=dict)          # module name -> solve.Memory of earlier updates' keys
     anchor: float = 0.0         # norm that every v* is rescaled to; 0: none
-    brackets: dict = field(default_factory=dict, repr=False, compare=False)     # module name -> solve.Bracket, when used
+    brackets: dict = field(default_factory=dict, repr=False, compare=False)     # module name -> solve.Bracket
 
 
 def prepare(model, tok, layers, sources, config):
