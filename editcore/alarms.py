@@ -1,0 +1,148 @@
+"""The rows of runs in; signals that every edit gives without a test, scored as warnings of what is lost soon, out.
+
+A signal's value at edit n is known once n is made. It should foretell a loss within the next `Rule.ahead` edits: the
+collapse, or some points of the never-edited facts. Scored by concordance within a run (`foresight.auc`, its null rolled
+around in time), by lead time, and by false alarms at limits that are fixed here.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from editcore import analysis
+from editcore.depth import moved
+from editcore.foresight import auc
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Something known at every edit without a test."""
+
+    says: str       # what it is, in words
+    limit: float    # alarm at or above it
+
+
+SIGNALS = {
+    "update": Signal("update, in medians of those before", 3.0),
+    "drift": Signal("growth of ‖ΔW‖², in random walks", 1.5),
+    "exponent": Signal("local exponent of ‖ΔW‖ ∝ n^b", 0.75),
+    "spectral": Signal("‖ΔW‖₂ / ‖ΔW‖_F, in its first value", 1.5),
+    "loss": Signal("loss left, in medians of those before", 2.0),
+    "steps": Signal("optimiser steps, in medians of those before", 2.0),
+    "value": Signal("‖v*‖, in medians of those before", 2.0),
+    "before": Signal("P(true) lost on facts not yet edited", 0.10),
+}
+REPORTED = {"loss": "edit_losses", "steps": "edit_evaluations", "value": "edit_value_norm"}    # rows behind a signal
+EVENTS = {"collapse": "the collapse", "untouched": "loss of never-edited facts"}
+FEW = 5     # events under which a score says little
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is to be foretold, and how far back a signal looks; `str(rule)` states it."""
+
+    ahead: int = 20         # edits within which it is to happen
+    loss: float = 0.05      # fall of the share of never-edited facts answered right
+    window: int = 10        # edits that the local exponent, the growth and the facts not yet edited are taken over
+    least: int = 5          # edits before a median of "those before" is taken
+
+    def __str__(self):
+        return (f"To be foretold, within {self.ahead} edits: the collapse, and a fall of at least {100 * self.loss:g} "
+                f"points of the never-edited facts that are answered right. Edits for which the run ends before that "
+                f"can be told are left out, and those after a collapse. Signals look back over {self.window} edits, or "
+                f"take all edits before as the measure, and give the alarm at fixed limits: "
+                + "; ".join(f"{one.says}: {one.limit:g}" for one in SIGNALS.values())
+                + f". Under {FEW} events a score says little.")
+
+
+def signals(part, rule=None):
+    """Table with index step and those columns of SIGNALS that the rows of one run have, the worst matrix in each."""
+    rule, found = rule or Rule(), {}
+    for name, table in moved(part).items():
+        steps, log = pd.Series(np.log(table.index), table.index), np.log(table["total"])
+        grown = (table["total"] ** 2).diff(rule.window)
+        found.setdefault("update", []).append(_relative(table["update"], rule))
+        found.setdefault("drift", []).append(grown / (table["update"] ** 2).rolling(rule.window).sum())
+        found.setdefault("exponent", []).append(
+            log.rolling(rule.window).cov(steps) / steps.rolling(rule.window).var())
+        wide = part[(part["metric"] == "spectral") & (part["fact"] == name)].set_index("step")["value"]
+        ratio = (wide / table["total"]).dropna()
+        if len(ratio):
+            found.setdefault("spectral", []).append((ratio / ratio.iloc[0]).reindex(table.index).ffill())
+    for name, metric in REPORTED.items():
+        rows = part[part["metric"] == metric]
+        found[name] = [_relative(rows.groupby("step")["value"].max(), rule)] if len(rows) else []
+    margin = part[part["metric"] == "before_ES_prob"].groupby("step")["value"].mean().rolling(rule.window).mean()
+    found["before"] = [margin - margin.dropna().iloc[0]] if margin.notna().any() else []
+    columns = {name: pd.concat(found[name], axis=1).max(axis=1) for name in SIGNALS if found.get(name)}
+    return pd.DataFrame(columns).rename_axis("step").replace([np.inf, -np.inf], np.nan)
+
+
+def _relative(series, rule):
+    """Each value in medians of those before it; NaN for the first `rule.least`."""
+    return series / series.expanding(rule.least).median().shift(1)
+
+
+def ahead(part, collapse=np.nan, rule=None):
+    """Table with index step (every edit of one run) and columns collapse and untouched: 1 if it happens within the
+    next rule.ahead edits, 0 if not, NaN where the run does not tell."""
+    rule = rule or Rule()
+    steps = np.arange(1, int(part["step"].max()) + 1)
+    to_come = collapse - steps
+    first = np.select([to_come <= 0, to_come <= rule.ahead], [np.nan, 1.0], 0.0)
+    if np.isnan(collapse):
+        first = np.where(steps + rule.ahead <= steps[-1], 0.0, np.nan)
+    known = analysis.untouched(part).set_index("step")["value"].sort_index()
+    second = np.full(len(steps), np.nan)
+    for i, step in enumerate(steps):
+        before, after = known[known.index <= step], known[(known.index > step) & (known.index <= step + rule.ahead)]
+        if len(before) and len(after):
+            fell = before.iloc[-1] - after.min() >= rule.loss - 1e-9
+            second[i] = 1.0 if fell else 0.0 if known.index[-1] >= step + rule.ahead else np.nan
+    second[steps >= np.nan_to_num(collapse, nan=np.inf)] = np.nan
+    return pd.DataFrame({"collapse": first, "untouched": second}, index=pd.Index(steps, name="step"))
+
+
+def onsets(soon, rule=None):
+    """Steps at which an event happens: where a stretch of edits that see it within reach ends. soon: column of
+    `ahead`. (The stretch's last edit is the one before the test that shows the loss.)"""
+    seen = soon == 1
+    return [int(step) + 1 for step in soon.index[seen & ~seen.shift(-1, fill_value=False)]]
+
+
+def watch(df, phases, rule=None):
+    """One row an edit of each run: run, editor, step, the columns of `signals`, and those of `ahead`."""
+    rule, starts, parts = rule or Rule(), phases.set_index("run")["collapse"], []
+    for run, part in df.groupby("run", sort=False):
+        table = ahead(part, starts.get(run, np.nan), rule).join(signals(part, rule))
+        parts.append(table.reset_index().assign(run=run, editor=part["editor"].iloc[0]))
+    return pd.concat(parts, ignore_index=True)
+
+
+def scores(table, rule=None):
+    """Each signal as a warning of each event, by editor: editor, event, signal, runs, onsets (events that happened),
+    caught (with an alarm within reach before), lead (median edits from the first such alarm), false (alarms per 100
+    edits that no event follows), few (too few onsets to tell), and the columns of `foresight.auc`. table: `watch`."""
+    rule, out = rule or Rule(), []
+    for editor, part in table.groupby("editor", sort=False):
+        for event in EVENTS:
+            for name in (name for name in SIGNALS if name in part and part[name].notna().any()):
+                quiet = part[(part[event] == 0) & part[name].notna()]
+                leads = [lead for _, one in part.groupby("run")
+                         for lead in _leads(one.set_index("step"), name, event, rule)]
+                known = [lead for lead in leads if lead == lead]
+                out.append({"editor": editor, "event": event, "signal": name, "runs": part["run"].nunique(),
+                            "onsets": len(leads), "caught": len(known),
+                            "lead": np.median(known) if known else np.nan,
+                            "false": 100 * (quiet[name] >= SIGNALS[name].limit).mean() if len(quiet) else np.nan,
+                            "few": len(leads) < FEW} | auc(part, name, event, null="shift"))
+    return pd.DataFrame(out)
+
+
+def _leads(one, name, event, rule):
+    """Edits from the first alarm within reach to each onset of one run; NaN where there was none."""
+    alarms = one.index[one[name] >= SIGNALS[name].limit]
+    inside = [alarms[(alarms >= at - rule.ahead) & (alarms < at)] for at in onsets(one[event])]
+    return [at - found[0] if len(found) else np.nan for at, found in zip(onsets(one[event]), inside)]
+
