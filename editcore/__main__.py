@@ -30,7 +30,8 @@ def parser():
         return made.add_parser(name, help=about, description=about, epilog=f"example: python -m editcore {example}",
                                formatter_class=argparse.RawDescriptionHelpFormatter)
 
-    for add in (_add_edit, _add_apply, _add_evaluate, _add_notebooks, _add_data, _add_bench_and_pocket):
+    for add in (_add_edit, _add_apply, _add_evaluate, _add_notebooks, _add_study, _add_disabling, _add_data,
+                _add_bench_and_pocket):
         add(command)
     for one in (top, *made.choices.values()):
         one.error = _refuse
@@ -90,12 +91,49 @@ def _add_notebooks(command):
     run.add_argument("-p", nargs="+", action="append", default=[], metavar="NAME VALUE", dest="parameters")
     report = command("report", "execute all notebooks and write the HTML report with its index page",
                      "report -p 20_forgetting.n_edits 200")
-    report.add_argument("-p", nargs="+", action="append", default=[], metavar="NOTEBOOK.NAME VALUE", dest="parameters")
-    report.add_argument("--notebooks", default="notebooks", metavar="DIR")
+    report.add_argument("-p", nargs="+", action="append", default=[], metavar="[NOTEBOOK.]NAME VALUE",
+                        dest="parameters", help="of one notebook, or of all that have it")
+    _add_full(report)
     report.add_argument("--publish", metavar="DIR", help="copy the report there, and its findings into README.md")
     for one in (run, report):
         one.add_argument("-o", "--output", default="results/reports", metavar="DIR")
         one.add_argument("--force", action="store_true", help="also what is done already")
+
+
+def _add_study(command):
+    study = command("study", "make the runs of the study that are missing, or go on with those that were stopped",
+                    "study conventions orders -p n_edits 300 --workers 2")
+    study.add_argument("names", nargs="*", metavar="GRID", help="grids of the file, with --full notebooks "
+                       "(default: all)")
+    study.add_argument("-p", nargs="+", action="append", default=[], metavar="NAME VALUE", dest="parameters",
+                       help="parameters of all runs, with --full of the notebooks: -p n_edits 300 order 0,1")
+    study.add_argument("--model", nargs="+", default=[], metavar="MODEL", help="models (default: the file's)")
+    study.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
+    study.add_argument("--list", action="store_true", help="a line a run: id, done or begun or missing, parameters")
+    study.add_argument("--only", metavar="ID", help="one of these runs, by its id")
+    study.add_argument("-o", "--output", default="results/runs", metavar="DIR")
+    _add_full(study)
+
+
+def _add_full(one):
+    one.add_argument("--full", action="store_true", help="with the parameters of the full study ([full.NOTEBOOK])")
+    one.add_argument("--file", default="data/study.toml", metavar="FILE", help="of grids (default: data/study.toml)")
+    one.add_argument("--notebooks", default="notebooks", metavar="DIR")
+
+
+def _add_disabling(command):
+    one = command("disabling", "list the edits that ROME's published code is predicted to make far too large",
+                  "disabling counterfact.json --tokenizer gpt2")
+    one.add_argument("facts", metavar="FACTS.json")
+    one.add_argument("--tokenizer", metavar="NAME|FOLDER", help="Hugging Face name, or a folder (default: the model's)")
+    one.add_argument("--model", metavar="MODEL", help="also tabulate what ROME would divide by in this model")
+    one.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="ROME's settings")
+    for name, what in (("texts", "text for the second moments"), ("stats", "ready second moments"),
+                       ("contexts", "context templates (default: sampled)")):
+        one.add_argument(f"--{name}", metavar="FILE", help=what)
+    one.add_argument("--seed", type=int, default=0, help="of sampled context templates (default: 0)")
+    one.add_argument("--dtype", default="float32", metavar="NAME")
+    one.add_argument("--device", default="", help="default: a GPU when there is one")
 
 
 def _add_data(command):

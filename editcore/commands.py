@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from editcore import contexts, data, inputs, progress
+from editcore import contexts, data, inputs, progress, runners
 from editcore.delta import Delta
 from editcore.delta import load as load_delta
 from editcore.editors import EDITORS, Sources, configure
@@ -114,31 +114,21 @@ def evaluate(given):
     sys.stdout.write(table.astype({"facts": int}).to_string(float_format="%.4f") + "\n")
 
 
-def run(given):
-    """One executed and rendered notebook."""
-    from editcore import report
+def predicted(given):
+    """The predicted disabling edits of a facts file; with a model, their denominators too."""
+    from editcore import disabling
 
-    words = _words(given.parameters)
-    executed = report.run_notebook(given.notebook, report.typed(given.notebook, words), given.output, given.force)
-    sys.stdout.write(f"{report.render(executed, Path(given.output))}\n")
-
-
-def build(given):
-    """The whole report; with --publish also its copy for people who only read."""
-    from editcore import report
-
-    words = {}
-    for name, value in _words(given.parameters).items():
-        notebook, dot, parameter = name.partition(".")
-        if not dot:
-            raise ValueError(f"-p {name}: give NOTEBOOK.NAME VALUE, as in -p 20_forgetting.n_edits 200")
-        words.setdefault(notebook, {})[parameter] = value
-    typed = {notebook: report.typed(Path(given.notebooks) / f"{notebook}.ipynb", texts)
-             for notebook, texts in words.items()}
-    page = report.build(given.notebooks, given.output, typed, given.force)
-    if given.publish:
-        page = report.publish("results", given.publish)
-    sys.stdout.write(f"{page}\n")
+    bad = []
+    facts = read_facts(given.facts, bad)
+    if not given.tokenizer and not given.model:
+        raise ValueError("give --tokenizer NAME or FOLDER, or --model")
+    tok, table = disabling.tokenizer(given.tokenizer or given.model), None
+    if given.model:
+        words = {name: getattr(given, name) or "" for name in ("texts", "stats", "contexts", "device")}
+        run = inputs.make(model=given.model, facts=given.facts, editor="rome", settings=pairs(given.set),
+                          seed=given.seed, dtype=given.dtype, **words)
+        table = disabling.tabulated(run, facts)
+    sys.stdout.write(disabling.listing(tok, facts, table, len(bad)))
 
 
 def sets(given):
@@ -180,8 +170,8 @@ def pocket(given):
     sys.stdout.write("".join(f"{name}: {value}\n" for name, value in shown.items()))
 
 
-COMMANDS = {"edit": edit, "apply": apply, "evaluate": evaluate, "run": run, "report": build, "data": sets,
-            "bench": bench, "pocket": pocket}
+COMMANDS = {"edit": edit, "apply": apply, "evaluate": evaluate, "run": runners.run, "study": runners.study,
+            "report": runners.build, "disabling": predicted, "data": sets, "bench": bench, "pocket": pocket}
 
 
 def pairs(words):
@@ -204,14 +194,6 @@ def settings(config, words):
         except ValueError:
             raise ValueError(f"--set {name}: {word!r} is not of type {type(fields[name]).__name__}") from None
     return dataclasses.replace(config, **values)
-
-
-def _words(groups):
-    """{name: text} of "-p name value name value" groups."""
-    words = [word for group in groups for word in group]
-    if len(words) % 2:
-        raise ValueError(f"-p {' '.join(words[-1:])}: give NAME VALUE pairs")
-    return dict(zip(words[::2], words[1::2]))
 
 
 def _load(name, given, delta=None):

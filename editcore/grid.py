@@ -32,7 +32,7 @@ class Planned:
 
 def names(path=FILE):
     """Names of the grids in a file, in its order."""
-    return [name for name in _tables(path) if name not in ("common", "full")]
+    return [name for name in tables(path) if name not in ("common", "full")]
 
 
 def read(path, grid, cases=(), **words):
@@ -42,12 +42,12 @@ def read(path, grid, cases=(), **words):
     axis; "", None and [] keep the file's. `settings` is {editor or case: {field: value}}; `cases` keeps those named.
     ValueError names file, grid and case: unknown names, values of another type, names or runs that occur twice.
     """
-    tables, place = _tables(path), f"{path}: grid {grid!r}"
+    written, place = tables(path), f"{path}: grid {grid!r}"
     if grid not in names(path):
         raise ValueError(f"{path}: no grid {grid!r}; it has {', '.join(names(path))}")
-    shared = _choices(tables.get("common", {}), f"{path}: common")
-    shared |= _choices({name: value for name, value in tables[grid].items() if name != "cases"}, place)
-    known = {case["name"]: case for case in _cases(tables[grid], place)}
+    shared = _choices(written.get("common", {}), f"{path}: common")
+    shared |= _choices({name: value for name, value in written[grid].items() if name != "cases"}, place)
+    known = {case["name"]: case for case in _cases(written[grid], place)}
     if strange := [name for name in cases or () if name not in known]:
         raise ValueError(f"{place}: no case {strange[0]!r}; it has {', '.join(known)}")
     settings = words.pop("settings", None) or {}
@@ -84,8 +84,11 @@ def execute(planned, out_dir="results/runs", workers=1):
 
 
 def words(parameters):
-    """A notebook's parameters as keywords of `read`: `orders` for `order`, the entries of `more`, and Run's own."""
-    known = {field.name for field in dataclasses.fields(Run)}
+    """A notebook's parameters as keywords of `read`: Run's own, `orders` for `order`, the entries of `more`.
+
+    What means something else to a notebook is left out, and so are its editors, which the cases of a grid name.
+    """
+    known = {field.name for field in dataclasses.fields(Run)} - {"editor"}
     given = {name: value for name, value in parameters.items() if name != "more"} | dict(parameters.get("more") or {})
     single = {name if name in known else name.removesuffix("s"): value for name, value in given.items()}
     return {name: value for name, value in single.items() if name in known}
@@ -112,7 +115,7 @@ def typed(texts):
     return values
 
 
-def _tables(path):
+def tables(path):
     """The file's tables; FileNotFoundError, or ValueError for what is not TOML or not a table."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")

@@ -23,7 +23,7 @@ from editcore.metrics import means, measure
 from editcore.model import content_hash, load
 
 SHARED = Path(__file__).parents[2] / "shared"
-COMMANDS = ["edit", "apply", "evaluate", "run", "report", "data", "bench", "pocket"]
+COMMANDS = ["edit", "apply", "evaluate", "run", "study", "report", "disabling", "data", "bench", "pocket"]
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_evaluate_writes_rows_and_prints_means(at, capsys):
     ("evaluate model facts.json --metrics XS -o d", "metric 'XS'"),
     ("run none.ipynb", "none.ipynb"),
     ("run none.ipynb -p name", "-p name: give NAME VALUE pairs"),
-    ("report -p n_edits 5", "give NOTEBOOK.NAME VALUE"),
+    ("report -p edits 5", "no notebook has this parameter; give NOTEBOOK.NAME VALUE"),
     ("data nothing", "unknown data set 'nothing'.*counterfact"),
     ("data --check facts.json", "name the data set"),
     ("bench --random 12", "--random 12: give LAYERSxWIDTH"),
