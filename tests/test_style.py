@@ -19,10 +19,10 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LAYERS = ["files", "slots", "progress", "facts", "model", "tokens", "generate", "trace", "tail", "delta",
           "versions", "stats", "contexts",
           "logprob", "editors", "serial", "tasks", "metrics", "downstream", "causal", "inputs", "checkpoint", "lab",
-          "study", "analysis", "merits", "claims", "grid", "delay", "checkup", "bench", "look", "portraits", "figures",
+          "study", "analysis", "merits", "claims", "grid", "plan", "delay", "checkup", "bench", "look", "portraits", "figures",
           "figures_delay", "pages",
           "publish", "report", "world", "worldtext", "corpus", "wordpieces", "packing", "learning", "pocket_report",
-          "pocket", "data", "commands", "__main__"]
+          "pocket", "data", "runners", "commands", "__main__"]
 
 
 def name(path):
