@@ -29,7 +29,7 @@ class Rule:
     tail: float = 0.5               # part of a run, at its end, whose tests give the loss per 100 edits
     ahead: float = 10.0             # run lengths beyond which nothing is extrapolated
     kept: float = 0.80              # share of all its edits that a method must have right at the end to be ranked
-    same: tuple = (0.02, 0.10)      # shares this close count as equal; edits and seconds, if within this part
+    same: tuple = (0.02, 0.10)      # shares this close count as equal; edits and work, if within this part
     resamples: int = 2000           # of the orders, for intervals
     seed: int = 0                   # of that resampling
 
@@ -43,11 +43,11 @@ class Rule:
                 f"count such a run with its length (restricted mean; “≥”). Methods are ranked within each order, equal "
                 f"ones by the loss at the end, and the ranks averaged; one that has under {100 * self.kept:.0f} % of "
                 f"all its edits right at the end is not ranked, since what does not edit loses nothing. A method beats "
-                f"another if it is worse in none of edits until the loss, seconds an edit (both within "
-                f"{100 * self.same[1]:.0f} %), edits right at the end and score of new edits (both within "
-                f"{100 * self.same[0]:.0f} points), and better in one. Intervals: percentiles of {self.resamples} "
-                f"resamplings of the orders, the same for all methods; with under five orders little more than their "
-                f"range.")
+                f"another if it is worse in none of edits until the loss, work (evaluations of the loss × prompts in "
+                f"each; both within {100 * self.same[1]:.0f} %), edits right at the end and score of new edits (both "
+                f"within {100 * self.same[0]:.0f} points), and better in one. Intervals: percentiles of "
+                f"{self.resamples} resamplings of the orders, the same for all methods; with under five orders little "
+                f"more than their range.")
 
 
 def lost(df):
@@ -173,13 +173,18 @@ def _at_end(part, metric):
 
 
 def costs(df, made):
-    """By editor: seconds per edit, loss evaluations per edit (of the optimisation; NaN where none are reported: they do
-    not depend on how busy the machine is) and peak memory in MB. made: `study.runs` of the same runs."""
+    """By editor: seconds per edit, peak memory in MB, evaluations of the loss per edit, prompts in each, and work,
+    their product: what does not depend on how busy the machine is (NaN where no evaluations are reported).
+
+    made: `study.runs` of the same runs. Prompts: the rewriting prompt in each context, and that of the KL term.
+    """
     own = df.drop_duplicates("run").set_index("run")["editor"]
-    table = made.assign(editor=made["run"].map(own), memory=made["peak_memory"] / 1e6)
-    table = table.groupby("editor").agg(seconds=("seconds_per_edit", "median"), memory=("memory", "max"))
-    counted = df[df["metric"] == "edit_evaluations"].groupby("editor")["value"].mean()
-    return table.assign(evaluations=counted.reindex(table.index))
+    table = made.assign(editor=made["run"].map(own), memory=made["peak_memory"] / 1e6,
+                        prompts=made["contexts"].map(len) + 1)
+    table = table.groupby("editor").agg(seconds=("seconds_per_edit", "median"), memory=("memory", "max"),
+                                        prompts=("prompts", "mean"))
+    counted = df[df["metric"] == "edit_evaluations"].groupby("editor")["value"].mean().reindex(table.index)
+    return table.assign(evaluations=counted, work=counted * table["prompts"])
 
 
 def table(df, made, rule=None, ability="facts_prob", share=0.10):
@@ -205,9 +210,9 @@ def stopped_in(made):
 
 
 def beaten_by(table, same=(0.02, 0.10)):
-    """For each row of a table with columns life, seconds, kept, score and ranked: the ranked rows that are worse in
+    """For each row of a table with columns life, work, kept, score and ranked: the ranked rows that are worse in
     none of the four and better in one, a tuple of names. same: differences that do not count, as in `Rule`."""
-    costs = np.log(table[["seconds"]]).to_numpy(), -np.log(table[["life"]].clip(1, GONE)).to_numpy()
+    costs = np.log(table[["work"]]).to_numpy(), -np.log(table[["life"]].clip(1, GONE)).to_numpy()
     bad = np.hstack([*costs, -table[["kept", "score"]].to_numpy(dtype=float)])      # (methods, 4), less is better
     slack = np.array([np.log1p(same[1])] * 2 + [same[0]] * 2)
     out = []
@@ -245,7 +250,7 @@ def sweep(df, made, names, words=None, ability="facts_prob"):
         low, high = interval(part["end"], rule)
         table.loc[[case], ["end", "low", "high"]] = [[part["end"].mean(), low, high]]
     method, value = zip(*table.index)
-    known = sorted(set(value), key=lambda one: (one in words, one if isinstance(one, tuple) else (one,)))
+    known = sorted(set(value), key=lambda one: (one in words, np.size(one), one))
     return table.assign(method=method, value=[words.get(one, _word(one)) for one in value],
                         place=[known.index(one) for one in value]).sort_values(["method", "place"], ignore_index=True)
 
@@ -281,14 +286,11 @@ def advice(found, own, labels):
                 lasted(each) for _, each in part.iterrows())
         scores = " / ".join(f"{100 * one[name]:.0f}" for name in ("ES", "PS", "NS"))
         row |= {"new edits, %: ES / PS / NS": scores, "edits right at the end, %": f"{100 * one['kept']:.0f}",
-                "seconds an edit": f"{one['seconds']:.2f}", "loss evaluations an edit": _number(one["evaluations"]),
-                "peak MB": _number(one["memory"]), "rank": "not ranked: keeps too few edits", "beaten by": "-"}
+                "seconds an edit": f"{one['seconds']:.2f}", "work: loss evaluations × prompts":
+                f"{one['evaluations']:.0f} × {one['prompts']:.0f}" if one["work"] > 0 else "-",
+                "peak MB": f"{one['memory']:.0f}", "rank": "not ranked: keeps too few edits", "beaten by": "-"}
         if not np.isnan(one["rank"]):
             row["rank"] = f"{one['rank']:.1f} ({one['rank_low']:.1f}-{one['rank_high']:.1f})"
             row["beaten by"] = ", ".join(labels[name] for name in one["beaten_by"]) or "none"
         rows[labels[editor]] = row
     return pd.DataFrame(rows).T.rename_axis("method")
-
-
-def _number(value):
-    return "-" if np.isnan(value) else f"{value:.0f}"

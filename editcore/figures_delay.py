@@ -97,7 +97,7 @@ def lifetimes(own, methods):
     upper, lower = (f"{100 * share:g} %" for share in (shares[0], shares[-1]))
     note(fig, f"In each row {upper} lost above, {lower} below. Point: all orders lost it, mean and 95 % interval. "
               "Arrow: not all did, lower bound.\nGrey: longer than the runs. Cross: extrapolated by a straight line, "
-              f"no measurement. {own['runs'].min()} to {own['runs'].max()} orders a method.")
+              f"no measurement. Orders a method: {own['runs'].min()} to {own['runs'].max()}.")
     return fig
 
 
@@ -212,3 +212,5 @@ def _sweep(ax, table, outcome, methods):
     ax.set(xticks=ticks["place"], xticklabels=ticks["value"], xlim=(-0.4, ticks["place"].max() + 0.4))
     if limits:
         ax.set_ylim(*limits)
+    elif outcome == "seconds":
+        ax.set_ylim(0, max(ax.get_ylim()[1], 1.1 * table["seconds"].max()))

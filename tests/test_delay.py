@@ -36,7 +36,7 @@ def runs(df, **seconds):
     own = df.drop_duplicates("run")
     return pd.DataFrame({"run": own["run"], "editor": own["editor"], "status": "finished", "peak_memory": 5e8,
                          "seconds_per_edit": [seconds.get(name, 1.0) for name in own["editor"]], "batch_size": 1,
-                         "config": [{} for _ in own["run"]]})
+                         "config": [{} for _ in own["run"]], "contexts": [["{}", "So. {}"]] * len(own)})
 
 
 def test_crossing_is_interpolated_and_must_stand():
@@ -136,19 +136,21 @@ def test_edits_at_the_end_are_those_last_asked():
 
 def test_table_ranks_only_what_keeps_its_edits():
     df = pd.concat([rows({"slow": 0.001, "fast": 0.0001, "same": 0.0001}), rows({"idle": 0.0}, kept=0.1)])
+    more = (df["editor"] == "same") & (df["metric"] == "edit_evaluations")
+    df["value"] = df["value"].where(~more, 12.0)        # a fifth more work: no longer the same as fast's
     found = delay.table(df, runs(df, slow=1.0, fast=1.05, same=2.0, idle=0.1))
     assert list(found.index)[:2] == ["fast", "same"] or list(found.index)[:2] == ["same", "fast"]
     assert found["ranked"].to_dict() == {"slow": True, "fast": True, "same": True, "idle": False}
     assert np.isnan(found.loc["idle", "rank"]) and found.loc["slow", "rank"] == 3
     assert found["beaten_by"].to_dict() == {"fast": (), "same": ("fast",), "slow": ("fast",), "idle": ()}
-    assert found.loc["fast", ["evaluations", "memory"]].tolist() == [10, 500]
+    assert found.loc["fast", ["evaluations", "prompts", "work", "memory", "seconds"]].tolist() == [10, 3, 30, 500, 1.05]
     with pytest.raises(ValueError, match="these runs measured"):
         delay.table(df, runs(df), ability="poetry")
 
 
 def test_advice_has_a_text_in_every_cell():
     df = pd.concat([rows({"slow": 0.001, "fast": 0.0001}), rows({"idle": 0.0}, kept=0.1)])
-    df = df[(df["metric"] != "edit_evaluations") | (df["editor"] != "slow")]
+    df = df[(df["metric"] != "edit_evaluations") | (df["editor"] != "idle")]
     found = delay.table(df, runs(df))
     table = delay.advice(found, delay.summary(delay.lives(df)), {name: name.upper() for name in found.index})
     assert list(table.index) == ["FAST", "SLOW", "IDLE"]
@@ -173,9 +175,10 @@ def test_sweep_orders_values_and_names_them():
 def test_sweep_reads_settings_of_the_editor():
     df = rows({"a": 0.001, "b": 0.002, "c": 0.003})
     made = runs(df).assign(config=lambda table: table["editor"].map(
-        {"a": {"layers": [0, 1]}, "b": {"layers": [0]}, "c": {"layer": 1}}))
-    found = delay.sweep(df, made, ["layers", "layer"], {1: "one"}).set_index("method")["value"]
-    assert found.to_dict() == {"a": "0, 1", "b": "0", "c": "one"}
+        {"a": {"layers": [0, 1]}, "b": {"layers": [2]}, "c": {"layer": 1}}))
+    found = delay.sweep(df, made, ["layers", "layer"], {1: "one"}).set_index("method")
+    assert found["value"].to_dict() == {"a": "0, 1", "b": "2", "c": "one"}
+    assert found["place"].to_dict() == {"b": 0, "a": 1, "c": 2}
 
 
 def test_the_rule_says_its_numbers():
