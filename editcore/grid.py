@@ -83,17 +83,6 @@ def execute(planned, out_dir="results/runs", workers=1):
     return made, df[[*rows.columns, "method"]]
 
 
-def words(parameters):
-    """A notebook's parameters as keywords of `read`: Run's own, `orders` for `order`, the entries of `more`.
-
-    What means something else to a notebook is left out, and so are its editors, which the cases of a grid name.
-    """
-    known = {field.name for field in dataclasses.fields(Run)} - {"editor"}
-    given = {name: value for name, value in parameters.items() if name != "more"} | dict(parameters.get("more") or {})
-    single = {name if name in known else name.removesuffix("s"): value for name, value in given.items()}
-    return {name: value for name, value in single.items() if name in known}
-
-
 def typed(texts):
     """Command-line words {parameter: text} as keywords of `read`: "3" -> 3, "0,1" -> [0, 1]; ValueError names it."""
     fields, values = {field.name: field for field in dataclasses.fields(Run)}, {}

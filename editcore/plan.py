@@ -1,14 +1,20 @@
 """Planned runs in; how far each has come, the missing ones made, and what the notebooks ask for, out."""
 
+import ast
 import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+import nbformat
+
 from editcore import grid, inputs, slots, study
+from editcore.grid import Planned
 from editcore.inputs import Run
 from editcore.model import gpus, use_gpu
 from editcore.results import status
+
+PLANNING = ("grid.read", "study.make")      # what a notebook calls to say which runs it wants
 
 
 @dataclass(frozen=True)
@@ -62,24 +68,41 @@ def make(found, out_dir="results/runs", workers=1):
     return len(todo)
 
 
-def notebooks(path=grid.FILE):
-    """{notebook: (its grids, its parameters for the full study)} of a file's tables [full.<notebook>].
-
-    ValueError names one without grids, or with a grid that is not in the file.
-    """
-    known, found = grid.names(path), {}
-    for name, table in grid.tables(path).get("full", {}).items():
-        grids = table.get("grids") if isinstance(table, dict) else None
-        if not isinstance(grids, list) or not set(grids) <= set(known):
-            raise ValueError(f"{path}: full.{name}: grids must be some of {', '.join(known)}, found {grids!r}")
-        found[name] = (grids, {key: value for key, value in table.items() if key != "grids"})
+def full(path=grid.FILE):
+    """{notebook: its parameters in the full study} of tables [full.<notebook>]; ValueError for another form."""
+    found = grid.tables(path).get("full", {})
+    if strange := [name for name, table in found.items() if not isinstance(table, dict)]:
+        raise ValueError(f"{path}: full.{strange[0]} must be a table, [full.{strange[0]}]")
     return found
 
 
-def for_notebook(path, grids, parameters):
-    """The Planned runs that a notebook with these parameters (all of them) reads; see `grid.words`."""
-    words = grid.words(parameters)
-    return [one for name in grids for one in grid.read(path, name, **words)]
+def of_notebook(path, parameters):
+    """The Planned runs that a notebook with these parameters (all of them) will ask for, found without running it.
+
+    They are its calls of grid.read and study.make. Runs that it makes up from rows of these come when it runs.
+    ValueError for a call that uses more than parameters.
+    """
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    found, known = [], {"grid": grid, "study": study} | parameters
+    for node in _plans(ast.parse("\n".join(cells))):
+        try:
+            value = eval(compile(ast.Expression(node), str(path), "eval"), known | {})
+        except NameError as error:
+            raise ValueError(f"{path}: {ast.unparse(node)[:60]}... cannot be planned: {error}") from error
+        values = value if isinstance(value, list) else [value]
+        values = [one for each in values for one in (each if isinstance(each, list) else [each])]
+        found += [one if isinstance(one, Planned) else Planned(one.editor, one) for one in values]
+    return found
+
+
+def _plans(node):
+    """The outermost calls of grid.read or study.make, or the list comprehensions around them."""
+    inside = [one for one in ast.walk(node) if isinstance(one, ast.Call) and ast.unparse(one.func) in PLANNING]
+    if inside and (node in inside or isinstance(node, ast.ListComp)):
+        yield node
+    elif inside:
+        for child in ast.iter_child_nodes(node):
+            yield from _plans(child)
 
 
 def _said(value):

@@ -51,14 +51,15 @@ def _planned(given):
                 for one in grid.read(given.file, name, **words | ({"model": model} if model else {}))]
     from editcore import report
 
-    known, chosen = plan.notebooks(given.file), _parameters(given)
+    known, chosen = plan.full(given.file), _parameters(given)
     for name in given.names or known:
         if name not in known:
             raise ValueError(f"{name}: {given.file} has no [full.{name}], only {', '.join(known)}")
         path = Path(given.notebooks) / f"{name}.ipynb"
+        report.check(path, chosen.get(name, {}))
         values = {one.name: one.default for one in report.parameters(path).values()} | chosen.get(name, {})
         for model in models:
-            found += plan.for_notebook(given.file, known[name][0], values | ({"model": model} if model else {}))
+            found += plan.of_notebook(path, values | ({"model": model} if model else {}))
     return found
 
 
@@ -77,7 +78,7 @@ def _parameters(given):
         for stem in holders:
             texts.setdefault(stem, {})[name] = text
     if given.full:
-        found = {stem: parameters for stem, (_, parameters) in plan.notebooks(given.file).items()}
+        found = plan.full(given.file)
     for stem, words in texts.items():
         found[stem] = found.get(stem, {}) | report.typed(Path(given.notebooks) / f"{stem}.ipynb", words)
     return found

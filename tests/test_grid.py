@@ -142,10 +142,7 @@ def test_no_file():
         grid.read("nowhere.toml", "first")
 
 
-def test_words_of_a_notebook_and_of_a_command_line():
-    found = grid.words({"model": "pocket", "orders": [0, 1], "window": 20, "workers": 3, "more": {"items": 8},
-                        "settings": {"rome": {"layer": 1}}, "results": "results", "n_edits": 5})
-    assert found == {"model": "pocket", "order": [0, 1], "items": 8, "settings": {"rome": {"layer": 1}}, "n_edits": 5}
+def test_words_of_a_command_line():
     assert grid.typed({"n_edits": "5", "order": "0,1", "measure": "ES, PS", "model": "gpt2-xl",
                        "settings": '{"rome": {"layer": 3}}'}) == {
         "n_edits": 5, "order": [0, 1], "measure": ["ES", "PS"], "model": "gpt2-xl", "settings": {"rome": {"layer": 3}}}
