@@ -1,12 +1,17 @@
 # Two commands: `make report` and `make test`. Each sets itself up first; see README.md.
 PYTHON ?= python3
 RUN = .venv/bin/python
+WORKERS ?= 2
 
 .DEFAULT_GOAL := report
-.PHONY: report test publish clean
+.PHONY: report study test publish clean
 
 report: .venv/ready            ## run the notebooks, write results/reports/index.html; goes on where it was stopped
 	@$(RUN) -m editcore report
+
+study: .venv/ready               ## the full study: many hours; missing runs first, then results/study/reports
+	@$(RUN) -m editcore study --full --workers $(WORKERS)
+	@$(RUN) -m editcore report --full -o results/study/reports
 
 test: .venv/ready              ## the whole suite
 	@$(RUN) -m pytest

@@ -58,6 +58,12 @@ def test_lock_names_no_path_host_or_local_build(locked):
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", name) and Version(version) for name, version in locked.items())
 
 
+def test_what_only_large_studies_need_is_no_dependency(wanted, locked):
+    extra = [Requirement(line) for line in tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]["scale"]]
+    assert extra and all(len(line.specifier) == 2 for line in extra), "a range each"
+    assert not {line.name for line in extra} & (set(wanted) | set(locked))
+
+
 def test_package_and_project_have_one_version():
     project = tomllib.loads(read("pyproject.toml"))["project"]
     assert re.search(rf'^__version__ = "{project["version"]}"$', read("editcore/__init__.py"), re.M)
@@ -74,6 +80,6 @@ def test_ci_runs_the_readmes_test_command():
 
 
 def test_make_knows_its_targets():
-    for target in ("report", "test", "publish", "clean"):
+    for target in ("report", "study", "test", "publish", "clean"):
         made = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
         assert made.returncode == 0, made.stderr

@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from editcore import report
+from editcore import plan, report
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -41,3 +41,6 @@ def test_notebook_runs_to_its_end(stem, results, monkeypatch):
     shown = [output for cell in cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
     assert all("<figcaption>" in output.data.get("text/html", "") for output in shown), "figures are shown by show()"
     assert page.count("<figure>") == len(shown)
+    default = {one.name: one.default for one in report.parameters(path).values()}
+    planned = plan.of_notebook(path, default | words)
+    assert {one.state for one in plan.steps(planned, results / "runs")} <= {"done"}, "the runs that a plan foresees"
