@@ -59,7 +59,8 @@ def test_lock_names_no_path_host_or_local_build(locked):
 
 
 def test_what_only_large_studies_need_is_no_dependency(wanted, locked):
-    extra = [Requirement(line) for line in tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]["scale"]]
+    lines = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]["scale"]
+    extra = [Requirement(line) for line in lines]
     assert extra and all(len(line.specifier) == 2 for line in extra), "a range each"
     assert not {line.name for line in extra} & (set(wanted) | set(locked))
 
