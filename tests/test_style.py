@@ -19,8 +19,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LAYERS = ["files", "slots", "progress", "facts", "model", "tokens", "generate", "trace", "tail", "delta",
           "versions", "stats", "contexts",
           "logprob", "editors", "serial", "tasks", "metrics", "downstream", "causal", "inputs", "checkpoint", "lab",
-          "study", "analysis", "merits", "claims", "grid", "plan", "delay", "checkup", "bench", "look", "portraits", "figures",
-          "figures_delay", "pages",
+          "results", "study", "analysis", "merits", "claims", "grid", "plan", "disabling", "depth", "foresight",
+          "alarms", "jumps", "delay", "measures", "checkup", "bench", "look", "portraits", "figures",
+          "figures_disabling", "figures_depth", "figures_delay", "figures_measures", "pages",
           "publish", "report", "world", "worldtext", "corpus", "wordpieces", "packing", "learning", "pocket_report",
           "pocket", "data", "runners", "commands", "__main__"]
 
