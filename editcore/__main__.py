@@ -151,6 +151,8 @@ def _add_bench_and_pocket(command):
     bench.add_argument("--editor", nargs="+", default=["rome", "memit"], metavar="NAME")
     bench.add_argument("--random", metavar="LAYERSxWIDTH", help="a random GPT-2 of this shape instead: 12x768")
     bench.add_argument("-n", type=int, default=8, help="facts (default: 8)")
+    bench.add_argument("--runs", type=int, default=0, metavar="R",
+                       help="time R runs of n / R edits in one pass, beside the same runs apart")
     pocket = command("pocket", "train a pocket model on the facts of a file, or on the pocket world",
                      "pocket counterfact.json -o results/pocket_counterfact --set steps=4000")
     pocket.add_argument("facts", nargs="?", metavar="FACTS.json",

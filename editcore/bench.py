@@ -1,6 +1,10 @@
-"""A model in; seconds per edit of each editor beside the serial full-forward version, and how far both differ, out."""
+"""A model in; seconds per edit of each editor beside a plain way of the same, and how far the results differ, out.
+
+The plain way is the serial full-forward version for one model, and separate runs for many runs in one pass.
+"""
 
 import contextlib
+import itertools
 import random
 import time
 from pathlib import Path
@@ -11,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from editcore import serial
-from editcore.delta import dense
+from editcore.delta import Delta, dense
 from editcore.editors import EDITORS, Prepared, configure
 from editcore.facts import Fact, read_facts
 from editcore.model import n_layers, synchronize
@@ -51,12 +55,14 @@ def covariance(model, tok, texts, layers, threads=1):
                           "ratio": each / seconds, "threads": threads}])
 
 
-def table(model, tok, editors, n, name):
-    """The bench of a model as text; facts are those beside its folder, else invented ones."""
+def table(model, tok, editors, n, name, runs=0):
+    """The bench of a model as text, or with `runs` that of so many runs in one pass; facts are those beside its folder,
+    else invented ones."""
     beside = Path(name) / "facts.json"
     facts = read_facts(beside)[:n] if beside.is_file() else invented(n)
     configs = {editor: settings(editor, model, name) for editor in editors}
-    return bench(model, tok, facts, configs).to_string(index=False, float_format="{:.3g}".format)
+    made = shared(model, tok, facts, configs, runs) if runs else bench(model, tok, facts, configs)
+    return made.to_string(index=False, float_format="{:.3g}".format)
 
 
 def settings(editor, model, name=""):
@@ -96,31 +102,36 @@ def random_gpt2(layers=12, width=768, heads=12, vocabulary=50257, seed=0):
     return model, PreTrainedTokenizerFast(tokenizer_object=tok, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
 
 
-def prepared(model, tok, name, config):
-    """Context templates (21 for ROME, 6 for MEMIT) and second moments of a few words, made definite by a ridge."""
+def prepared(model, tok, config):
+    """Context templates (21 for ROME, 6 for MEMIT) and second moments of a few words, made definite by a ridge; None
+    for an editor that needs neither."""
+    if not hasattr(config, "context_groups"):
+        return None
     draw = random.Random(0)
     texts = [" ".join(draw.choices(WORDS.split(), k=40)) for _ in range(50)]
     layers = getattr(config, "layers", None) or (config.layer,)
     found = second_moments(model, tok, texts, layers, Count(length=128))
     ridge = {key: c + 0.1 * c.diagonal().mean() * torch.eye(len(c)) for key, c in found.moments.items()}
-    many = CONTEXTS[:4] * 3 + CONTEXTS[4:] * 2
-    return Prepared(("{}", *(many if name == "rome" else CONTEXTS[4:] + CONTEXTS[:1])), Stats(ridge, found.count))
+    templates = ["{}"]
+    for group in config.context_groups:     # as many as the settings ask for, of about their length
+        alike = itertools.cycle(CONTEXTS[:4] if group.tokens <= 5 else CONTEXTS[4:])
+        templates += itertools.islice(alike, group.number * len(group.starts))
+    return Prepared(tuple(templates), Stats(ridge, found.count))
 
 
 def _editor(name, given, repeats):
     """Rows of one editor."""
     model, tok, facts, config = given
-    editor, needed = EDITORS[name], None
-    if name != "ft":
-        needed = prepared(model, tok, name, config)
-        for module in needed.stats.moments:
-            needed.stats.factor(module)     # once a run, not a part of an edit
-    joint = name == "memit"
+    editor, needed, joint = EDITORS[name], prepared(model, tok, config), hasattr(config, "layers")
+    for module in needed.stats.moments if needed else ():
+        needed.stats.factor(module)     # once a run, not a part of an edit
     ways = {"together": lambda: [editor.edit(model, tok, facts, config, needed)] if joint
             else editor.each(model, tok, facts, config, needed)}
     if not joint:
         ways["one by one"] = lambda: [editor.edit(model, tok, [fact], config, needed) for fact in facts]
-    ways["serial"] = lambda: _serial(name, given, needed)
+    if name not in serial.WAYS:
+        raise ValueError(f"bench: there is no serial version of {name!r}, only of {', '.join(serial.WAYS)}")
+    ways["serial"] = lambda: serial.WAYS[name](model, tok, facts, config, needed)
     seconds, results = {way: float("inf") for way in ways}, {}
     for _ in range(repeats):
         for way, call in ways.items():
@@ -132,12 +143,48 @@ def _editor(name, given, repeats):
              "difference": _difference(results[way], results["serial"])} for way, spent in seconds.items()]
 
 
-def _serial(name, given, needed):
-    """[{weight name: change}] of the serial versions."""
-    model, tok, facts, config = given
-    return {"rome": lambda: [serial.rome(model, tok, fact, config, needed) for fact in facts],
-            "memit": lambda: [serial.memit(model, tok, facts, config, needed)],
-            "ft": lambda: [serial.ft(model, tok, fact, config) for fact in facts]}[name]()
+def shared(model, tok, facts, configs, runs=5, threads=1):
+    """DataFrame with a row an editor: seconds an edit of `runs` runs apart and in one pass, and the gain.
+
+    Each run makes one-fact updates, one after another, of its own part of the facts: apart, on a model that carries its
+    edits; together, all runs' facts of an update in one pass (`Editor.grouped`). What studies measure besides is not
+    timed. difference: largest ‖total − total apart‖ / ‖total apart‖ over runs and weights.
+    """
+    rows, size = [], len(facts) // runs
+    if not size:
+        raise ValueError(f"bench: {runs} runs need at least as many facts, found {len(facts)}")
+    orders = [facts[run * size:(run + 1) * size] for run in range(runs)]
+    with _threads(threads):
+        for name, config in configs.items():
+            given = (model, tok, config, EDITORS[name], [prepared(model, tok, config)] * runs)
+            _together(given, [order[:1] for order in orders])       # what is computed once a run is computed here
+            several, together = _timed(lambda given=given: _together(given, orders), model)
+            alone, apart = _timed(lambda given=given: [_apart(given, order) for order in orders], model)
+            edits = runs * size
+            rows.append({"editor": name, "runs": runs, "edits": edits, "apart": alone / edits,
+                         "together": several / edits, "gain": alone / several,
+                         "difference": _difference(together, [dict(delta.changes) for delta in apart])})
+    return pd.DataFrame(rows).assign(threads=threads)
+
+
+def _together(given, orders):
+    """The sums of the updates of all runs, each turn's in one pass."""
+    model, tok, config, editor, needed = given
+    totals = [Delta({}) for _ in orders]
+    for group in zip(*orders):
+        new = editor.grouped(model, tok, [[fact] for fact in group], config, (needed, totals))
+        totals = [(total + one).dense() for total, one in zip(totals, new)]
+    return totals
+
+
+def _apart(given, order):
+    """The sum of one run's updates."""
+    model, tok, config, editor, needed = given
+    total = Delta({})
+    for fact in order:
+        with total.applied(model):
+            total = (total + editor.edit(model, tok, [fact], config, needed[0])).dense()
+    return total
 
 
 def _difference(deltas, plain):

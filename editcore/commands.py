@@ -156,7 +156,7 @@ def bench(given):
     model, tok = timing.random_gpt2(*shape, max(1, shape[1] // 64)) if shape else _load(given.model, given)
     model = model.to(given.device or default_device())
     name = given.random or inputs.model_place(given.model)
-    sys.stdout.write(timing.table(model, tok, given.editor, given.n, name) + "\n")
+    sys.stdout.write(timing.table(model, tok, given.editor, given.n, name, given.runs) + "\n")
 
 
 def pocket(given):

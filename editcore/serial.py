@@ -134,3 +134,11 @@ def ft(model, tok, fact, config):
 def _stored(model, layer, matrix):
     module = module_of(model, "mlp_out", layer)
     return (matrix.T if is_input_first(module) else matrix).to(module.weight.dtype)
+
+
+# editor -> (model, tok, facts, config, prepared) -> [{parameter name: change}], one a fact or one of all
+WAYS = {
+    "rome": lambda model, tok, facts, *rest: [rome(model, tok, fact, *rest) for fact in facts],
+    "memit": lambda *given: [memit(*given)],
+    "ft": lambda model, tok, facts, config, _: [ft(model, tok, fact, config) for fact in facts],
+}
