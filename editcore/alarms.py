@@ -146,3 +146,34 @@ def _leads(one, name, event, rule):
     inside = [alarms[(alarms >= at - rule.ahead) & (alarms < at)] for at in onsets(one[event])]
     return [at - found[0] if len(found) else np.nan for at, found in zip(onsets(one[event]), inside)]
 
+
+def said(scores):
+    """'ROME: no collapse; 1 loss of never-edited facts, too few to score; …' from `scores`: signals that stand out."""
+    words = []
+    for editor, part in scores.groupby("editor", sort=False):
+        found = []
+        for event, name in EVENTS.items():
+            own = part[part["event"] == event]
+            count = int(own["onsets"].max())
+            clear = own[own["p"] * len(own) < 0.05]     # Bonferroni over the signals
+            told = ", ".join(f"{one.signal} AUC {one.auc:.2f}" for one in clear.itertuples()) or "none stands out"
+            few = f", fewer than {FEW}: no verdict" if count < FEW else f", signals of it: {told}"
+            found.append(f"{count} × {name}{few if count else ''}")
+        words.append(f"{editor}: " + ", ".join(found))
+    return "; ".join(words)
+
+
+def table(scores):
+    """`scores` as texts to read, events that happened only: one row an event, method and signal."""
+    seen = scores[scores["onsets"] > 0]
+    share = [f"{one.auc:.2f}" if one.auc == one.auc else "-" for one in seen.itertuples()]
+    over = [f"{one.low:.2f} to {one.high:.2f}" if one.low == one.low else "-" for one in seen.itertuples()]
+    null = [f"{one.null_low:.2f} to {one.null_high:.2f}" if one.auc == one.auc else "-" for one in seen.itertuples()]
+    return pd.DataFrame({
+        "before": [EVENTS[event] for event in seen["event"]], "method": seen["editor"].to_numpy(),
+        "signal": [SIGNALS[name].says for name in seen["signal"]], "alarm at": [f"{SIGNALS[name].limit:g}" for name
+                                                                                in seen["signal"]],
+        "AUC": share, "over runs": over, "knowing nothing": null,
+        "caught": [f"{one.caught} of {one.onsets}" for one in seen.itertuples()],
+        "edits ahead": [f"{lead:.0f}" if lead == lead else "-" for lead in seen["lead"]],
+        "false alarms per 100 edits": [f"{false:.1f}" if false == false else "-" for false in seen["false"]]})

@@ -15,7 +15,12 @@ from editcore.analysis import RUN
 from editcore.editors import EDITORS
 
 LEVEL = 0.95                                # of every interval here
-RANDOM = {"v": "random values, ROME's keys", "both": "random keys and values"}  # controls, as figures name them
+RANDOM = {"v": "random values, same keys", "both": "random keys and values"}  # controls, as figures name them
+
+END = {     # what is compared with the controls: (words, scale)
+    "untouched": ("never-edited facts right, %", 100), "untouched_ES_prob": ("their margin", 1),
+    "perplexity": ("perplexity", 1),
+}
 
 
 def t_interval(values):
@@ -106,6 +111,26 @@ def half_lives(df, width=50, metric="ES_exact"):
 def half_of(rate):
     """ln 2 / rate; infinite at rate 0."""
     return np.log(2) / rate if rate > 0 else np.nan if np.isnan(rate) else np.inf
+
+
+def said(halves):
+    """'ROME: half lost at age 84 …; MEMIT: half not lost by age 119 …' from `half_lives`, extrapolations named so."""
+    words = []
+    for one in halves.itertuples():
+        over = f" ({_whole(one.half_low)} to {_whole(one.half_high)} over {one.runs} runs)" if one.runs > 1 else ""
+        ahead = f"{_whole(one.half)} edits{over} if exponential"
+        if np.isfinite(one.observed):
+            words.append(f"{one.editor}: half lost at age {one.observed:.0f}, {ahead}")
+        elif one.rate == 0:
+            words.append(f"{one.editor}: nothing lost by age {one.oldest:.0f}")
+        else:
+            words.append(f"{one.editor}: half not lost by age {one.oldest:.0f}; extrapolated, {ahead}, the oldest "
+                         f"edits being {100 * one.misfit:+.0f} points off that")
+    return "; ".join(words)
+
+
+def _whole(value):
+    return "-" if np.isnan(value) else "never" if np.isinf(value) else f"{value:,.0f}"
 
 
 def lifetimes(df, metric="ES_exact"):
@@ -225,3 +250,43 @@ def controls(run, df, direction):
     kept = tuple(pair for pair in run.settings if pair[0] in known)
     return dataclasses.replace(run, editor="random", measure=(), before=(), final=(), retest_every=0,
                                settings=(*kept, ("direction", direction), ("norms", norms)))
+
+
+def beside(df, random, controlled):
+    """Rows, with the derived ones, of the runs of one method and of their controls, whose planned names may end in
+    ", order 3" (each repeats its own run's norms)."""
+    random = random.assign(editor=random["editor"].str.replace(r", order -?\d+$", "", regex=True))
+    return analysis.with_derived(pd.concat([df[df["editor"] == controlled], random], ignore_index=True))
+
+
+def at_end(df):
+    """What is left at each run's last test: editor, order, run and the columns of END. df: `beside`."""
+    rows = df[df["metric"].isin(END)].groupby(["editor", "order", "run", "metric", "step"])["value"].mean()
+    last = rows.groupby(level=["editor", "order", "run", "metric"]).last().unstack("metric")
+    return last.rename_axis(columns=None).reset_index()
+
+
+def differences(table, controlled):
+    """Controls less the controlled method at the end, order by order: editor, metric, method and control (means),
+    mean, low, high (t interval of the difference), orders. table: `at_end`."""
+    wide, out = table.set_index(["order", "editor"])[[name for name in END if name in table]].unstack("editor"), []
+    for editor in (name for name in RANDOM.values() if name in set(table["editor"])):
+        for metric in (name for name in END if name in table):
+            mean, low, high = t_interval(wide[metric, editor] - wide[metric, controlled])
+            out.append({"editor": editor, "metric": metric, "method": wide[metric, controlled].mean(),
+                        "control": wide[metric, editor].mean(), "mean": mean, "low": low, "high": high,
+                        "orders": len(wide)})
+    return pd.DataFrame(out)
+
+
+def compared(table, controlled):
+    """'never-edited facts right, %: ROME 97.2, random … 98.1 (+0.9, 0.2 to 1.6)' from `differences`."""
+    words = []
+    for metric, part in table.groupby("metric", sort=False):
+        name, scale = END[metric]
+        digits = 1 if scale == 100 else 3 if metric == "untouched_ES_prob" else 2
+        each = [f"{one.editor} {scale * one.control:.{digits}f} ({scale * one.mean:+.{digits}f}" +
+                (f", {scale * one.low:+.{digits}f} to {scale * one.high:+.{digits}f})" if one.low == one.low else ")")
+                for one in part.itertuples()]
+        words.append(f"{name}: {controlled} {scale * part['method'].iloc[0]:.{digits}f}, {', '.join(each)}")
+    return "; ".join(words)

@@ -5,12 +5,14 @@ import numpy as np
 import seaborn as sns
 
 from editcore.alarms import EVENTS, SIGNALS
-from editcore.depth import RANDOM
+from editcore.depth import RANDOM, survival
 from editcore.figures import plain_log
 from editcore.foresight import PREDICTORS
 from editcore.look import WIDTH, curves, draw, legend, methods_in, note, style
 
 GREY = "#9a9a9a"
+ABILITIES = {"tasks": "few-shot tasks", "facts": "never-edited facts", "facts_prob": "their probability",
+             "perplexity": "perplexity"}    # short names of delay.ABILITIES
 EDGE = {"capsize": 2.5, "linestyle": "none", "markersize": 5}
 
 
@@ -65,10 +67,17 @@ def lasting(ages, halves, alive):
     return fig
 
 
+def events(phases, lives):
+    """{title: `depth.survival`}: the collapse (`analysis.phases`), then each share of each ability (`delay.lives`)."""
+    return {"collapse": survival(phases, "collapse")} | {
+        f"{100 * share:g} % of {ABILITIES.get(name, name)}": survival(part, "until")
+        for (name, share), part in lives.groupby(["ability", "share"], sort=False)}
+
+
 def lives(panels, count):
     """Survival of runs: share that have not met an event by n edits, a panel an event, with 95 % bands.
 
-    panels: {title: `depth.survival`}; count: runs a method, in words.
+    panels: `events`; count: runs a method, in words.
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)

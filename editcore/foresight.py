@@ -189,6 +189,21 @@ def overlap_scores(table):
     return pd.DataFrame(out)
 
 
+def said(scores, outcome="weakened", predictor="foretold"):
+    """'ROME: 171 edits weakened, AUC 0.64 at equal age (chance up to 0.56) …' from `overlap_scores`."""
+    part = scores[(scores["outcome"] == outcome) & (scores["predictor"] == predictor)].set_index(["editor", "among"])
+    words = []
+    for editor in dict.fromkeys(scores["editor"]):
+        all_, equal = part.loc[(editor, "all edits")], part.loc[(editor, "equal age")]
+        if np.isnan(equal["auc"]):
+            words.append(f"{editor}: {all_['events']} edits {outcome}, too few to tell")
+            continue
+        over = f", {equal['low']:.2f} to {equal['high']:.2f} over runs" if equal["low"] == equal["low"] else ""
+        words.append(f"{editor}: {all_['events']} edits {outcome}, AUC {all_['auc']:.2f} among all and "
+                     f"{equal['auc']:.2f} at equal age{over} (knowing nothing: up to {equal['null_high']:.2f})")
+    return "; ".join(words)
+
+
 def deciles(table, predictor="foretold", outcome="weakened", groups=10):
     """Share of edits lost by class of the prediction, equally many in each: editor, group, share, low, high (Wilson),
     by_age (what the ages of these edits alone make one expect: the mean of their blocks), n.

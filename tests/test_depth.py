@@ -155,3 +155,30 @@ def test_controls_copy_the_norms_edit_by_edit():
     twice = pd.concat([df, df[df["metric"] == "update"].assign(fact="V")])
     with pytest.raises(ValueError, match="one matrix"):
         depth.controls(run, twice, "both")
+
+
+def test_controls_are_compared_order_by_order():
+    names = ("ROME", *depth.RANDOM.values())
+    entries = [(order, editor, step, metric, base + 0.1 * order + shift * step)
+               for order in (0, 1, 2) for editor, shift in zip(names, (0.01, 0.02, 0.03)) for step in (0, 10)
+               for metric, base in (("untouched", 0.5), ("perplexity", 9.0))]
+    df = pd.DataFrame(entries, columns=["order", "editor", "step", "metric", "value"])
+    df = df.assign(run=df["editor"] + df["order"].astype(str), seed=0, fact="")
+    table = depth.at_end(df)
+    assert len(table) == 9 and table["perplexity"].max() == pytest.approx(9.5)
+    found = depth.differences(table, "ROME").set_index(["editor", "metric"])
+    one = found.loc[(names[2], "untouched")]
+    assert one["mean"] == pytest.approx(0.2) and one["low"] == pytest.approx(one["high"]) == pytest.approx(0.2)
+    assert one["method"] == pytest.approx(0.7) and one["orders"] == 3
+    words = depth.compared(found.reset_index(), "ROME")
+    assert "never-edited facts right, %: ROME 70.0, random values, same keys 80.0 (+10.0, +10.0 to +10.0)" in words
+
+
+def test_sentences_tell_extrapolated_from_seen(small):
+    words = depth.said(depth.half_lives(small, width=2))
+    assert "half lost at age 5" in words
+    kept = small.assign(value=1.0)
+    assert depth.said(depth.half_lives(kept, width=2)) == "rome: nothing lost by age 5"
+    late = kept.copy()
+    late.loc[(late["metric"] == "retest_ES_exact") & (late["step"] == 6) & (late["fact"] == "b"), "value"] = 0.0
+    assert "half not lost by age 5; extrapolated" in depth.said(depth.half_lives(late, width=8))

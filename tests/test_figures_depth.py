@@ -79,6 +79,17 @@ def test_lives_step_down_where_runs_break():
     assert [ax.get_title(loc="left") for ax in fig.axes] == ["one", "two"] and "4 runs" in fig.get_supxlabel()
 
 
+def test_events_are_the_collapse_and_each_share_of_each_ability():
+    phases = pd.DataFrame({"editor": "ROME", "collapse": [20, np.nan], "edits": 60})
+    lives = pd.DataFrame([("ROME", ability, share, until, 60) for ability in ("tasks", "facts_prob")
+                          for share in (0.01, 0.1) for until in (10, np.nan)],
+                         columns=["editor", "ability", "share", "until", "edits"])
+    panels = figures.events(phases, lives)
+    assert list(panels) == ["collapse", "1 % of few-shot tasks", "10 % of few-shot tasks", "1 % of their probability",
+                            "10 % of their probability"]
+    assert panels["collapse"].set_index("step").loc[20, "surviving"] == 0.5
+
+
 def scored(names, column, **more):
     """A table of scores, one row a method and name."""
     return pd.DataFrame([{"editor": editor, column: name, "auc": 0.6 + 0.05 * i, "low": 0.5, "high": 0.9,
