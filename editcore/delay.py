@@ -17,7 +17,7 @@ ABILITIES = {       # of which a share can be lost: in words
     "facts_prob": "probability of the never-edited facts",
     "perplexity": "perplexity on held-out text",
 }
-GONE = 1e6          # loss where there is nothing finite left to measure
+GONE = 1e6          # loss where nothing finite is left to measure
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,16 @@ class Rule:
     def __str__(self):
         shares = " or ".join(f"{100 * share:g} %" for share in self.shares)
         return (f"An ability is lost by {shares} once that much of the unedited model's is gone at a test and at the "
-                f"next {self.confirm}; the edit is interpolated between that test and the one before. Perplexity has "
-                f"lost as much as it has risen. A run that does not lose it lasts longer than it is (“>”); beside "
-                f"that, marked “≈”, stands what a line through the last {100 * self.tail:.0f} % of its tests gives, "
-                f"an extrapolation and no measurement, and none beyond {self.ahead:g} run lengths. Means over orders "
-                f"count such a run with its length (restricted mean; “≥”). Methods are ranked within each order, equal "
-                f"ones by the loss at the end, and the ranks averaged; one that has under {100 * self.kept:.0f} % of "
-                f"all its edits right at the end is not ranked, since what does not edit loses nothing. A method beats "
-                f"another if it is worse in none of edits until the loss, work (evaluations of the loss × prompts in "
-                f"each; both within {100 * self.same[1]:.0f} %), edits right at the end and score of new edits (both "
-                f"within {100 * self.same[0]:.0f} points), and better in one. Intervals: percentiles of "
-                f"{self.resamples} resamplings of the orders, the same for all methods; with under five orders little "
-                f"more than their range.")
+                f"next {self.confirm} (interpolated from the one before); perplexity loses as much as it rises. "
+                f"“>”: a run ends before. “≈”: an extrapolation by a line through the last {100 * self.tail:.0f} % of "
+                f"its tests, at most to {self.ahead:g} run lengths, and no measurement. “≥”: a mean over orders that "
+                f"counts such runs with their length (restricted mean). Methods are ranked within each order, equal "
+                f"ones by the loss at the end; with under {100 * self.kept:.0f} % of all edits right at the end one "
+                f"is not ranked, since what does not edit loses nothing. A method beats another if it is worse in none "
+                f"of edits until the loss, work (evaluations of the loss × prompts in each; both within "
+                f"{100 * self.same[1]:.0f} %), edits right at the end and score of new edits (both within "
+                f"{100 * self.same[0]:.0f} points), and better in one. Intervals: percentiles of {self.resamples} "
+                f"resamplings of the orders, the same for all methods; under five orders little but their range.")
 
 
 def lost(df):
@@ -111,8 +109,7 @@ def line(series, tail):
     near[-2:] = True                    # a line needs two points
     if len(steps) < 2:
         return series.iloc[-1], np.nan
-    slope, level = np.polyfit(steps[near] - end, series.to_numpy()[near], 1)
-    return level, slope
+    return tuple(np.polyfit(steps[near] - end, series.to_numpy()[near], 1)[::-1])
 
 
 def summary(lives, rule=None):
@@ -176,15 +173,25 @@ def costs(df, made):
     """By editor: seconds per edit, peak memory in MB, evaluations of the loss per edit, prompts in each, and work,
     their product: what does not depend on how busy the machine is (NaN where no evaluations are reported).
 
-    made: `study.runs` of the same runs. Prompts: the rewriting prompt in each context, and that of the KL term.
+    made: `study.runs` of the same runs. Prompts: the rewriting prompt plain and in contexts, and that of the KL term.
     """
     own = df.drop_duplicates("run").set_index("run")["editor"]
     table = made.assign(editor=made["run"].map(own), memory=made["peak_memory"] / 1e6,
-                        prompts=made["contexts"].map(len) + 1)
+                        prompts=made["config"].map(_prompts))
     table = table.groupby("editor").agg(seconds=("seconds_per_edit", "median"), memory=("memory", "max"),
                                         prompts=("prompts", "mean"))
     counted = df[df["metric"] == "edit_evaluations"].groupby("editor")["value"].mean().reindex(table.index)
     return table.assign(evaluations=counted, work=counted * table["prompts"])
+
+
+def _prompts(config):
+    groups = config.get("context_groups", [])
+    return 1 + sum(group["number"] * len(group["starts"]) for group in groups) + bool(groups)
+
+
+def points(share):
+    """'1.2' of 0.012, and never '-0.0'."""
+    return f"{round(100 * share, 1) + 0.0:.1f}"
 
 
 def table(df, made, rule=None, ability="facts_prob", share=0.10):
@@ -224,12 +231,9 @@ def beaten_by(table, same=(0.02, 0.10)):
 
 def value_of(made, names):
     """{run: value} of a parameter of study.Run or a setting of the editor; the first of `names` that a run has."""
-    found = {}
-    for one in made.to_dict("records"):
-        known = {**(one.get("config") or {}), **{name: one[name] for name in names if name in one}}
-        value = next((known[name] for name in names if name in known), None)
-        found[one["run"]] = tuple(value) if isinstance(value, list) else value
-    return found
+    found = {one["run"]: next((place[name] for name in names for place in (one, one["config"]) if name in place), None)
+             for one in made.to_dict("records")}
+    return {run: tuple(value) if isinstance(value, list) else value for run, value in found.items()}
 
 
 def sweep(df, made, names, words=None, ability="facts_prob"):
@@ -259,7 +263,7 @@ def _word(value):
     """A value on an axis: '0, 1' of a tuple, '20k' of 20000."""
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
-    return f"{value / 1000:g}k" if isinstance(value, (int, float)) and value >= 10000 else f"{value:g}"
+    return f"{value / 1000:g}k" if value >= 10000 else f"{value:g}"
 
 
 def lasted(one):

@@ -40,13 +40,13 @@ def losses(lost, ability="facts_prob", shares=(0.01, 0.10)):
         _losses_of(ax, means.loc[method], style(method, methods))
         for share in shares:
             ax.axhline(100 * share, color="#444444", linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
-        ax.set(yscale="log", ylim=(0.8 * FLOOR, 130), xlim=(0, lost["step"].max()))
+        ax.set(yscale="log", ylim=(0.8 * FLOOR, 130), xlim=np.array([-0.03, 1.04]) * lost["step"].max())
         ax.tick_params(labelbottom=True)
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.yaxis.set_minor_locator(NullLocator())
     for ax in axes[:, 0]:
         ax.set_ylabel("lost, %")
-    for ax in axes[-1]:
+    for ax in axes.ravel()[:len(methods)][-columns:]:
         ax.set_xlabel("edits made, n")
     shown = [kind for kind in KINDS if kind in set(lost["ability"])]
     lines = [Line2D([], [], color="#333333", linestyle=KINDS[kind][0], marker=KINDS[kind][1], label=ABILITIES[kind])
@@ -131,12 +131,12 @@ def choices(found, ability="facts_prob"):
             ax.plot(x, y, marker=look["marker"], color=look["color"], markersize=7, linestyle="none",
                     markerfacecolor=look["color"] if one["ranked"] else "white")
         ax.axhspan(end, 2 * height.max(), color="#f3f3f3", zorder=0)
-        ax.set(title=title, xlabel=words, yscale="log", ylim=(0.8, 1.3 * height.max()))
+        ax.set(title=title, xlabel=words, yscale="log", ylim=(max(0.8, 0.4 * height.min()), 1.3 * height.max()))
         plain_log(ax.yaxis)
         if top < height.max():
             ax.axhline(top, color="#777777", linewidth=0.9, linestyle=(0, (2, 2)))
     axes[0].set(ylabel=f"edits until {100 * found['share'].iloc[0]:g} % is lost", xscale="log",
-                yticks=[tick for tick in axes[0].get_yticks() if 0.8 <= tick <= top],
+                yticks=[tick for tick in axes[0].get_yticks() if 0.4 * height.min() <= tick <= top],
                 xlim=(found["seconds"].min() / 1.4, found["seconds"].max() * 1.4))
     plain_log(axes[0].xaxis)
     fig.canvas.draw()       # the names need to know where the points are
@@ -165,12 +165,12 @@ def name_points(ax, x, y, methods):
     for method in sorted(methods, key=lambda name: -y[name]):
         look, (px, py), shift = style(method, methods), spots[method], 0
         wide = 5.6 * len(look["label"])
-        side = 1 if px + wide + 16 < ax.get_window_extent().x1 else -1
-        start, stop = sorted([px + 9 * side, px + (9 + wide) * side])
+        side = 1 if px + wide + 20 < ax.get_window_extent().x1 else -1
+        start, stop = sorted([px + 12 * side, px + (12 + wide) * side])
         while any(abs(py + shift - middle) < 11 and begin < stop and start < end for begin, end, middle in taken):
             shift = -shift if shift > 0 else -shift + 3
         taken.append((start, stop, py + shift))
-        ax.annotate(look["label"], (x[method], y[method]), xytext=(9 * side * 0.72, 0.72 * shift), fontsize=8.5,
+        ax.annotate(look["label"], (x[method], y[method]), xytext=(12 * side * 0.72, 0.72 * shift), fontsize=8.5,
                     textcoords="offset points", ha="left" if side > 0 else "right", va="center", color=look["color"])
 
 

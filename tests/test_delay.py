@@ -36,7 +36,7 @@ def runs(df, **seconds):
     own = df.drop_duplicates("run")
     return pd.DataFrame({"run": own["run"], "editor": own["editor"], "status": "finished", "peak_memory": 5e8,
                          "seconds_per_edit": [seconds.get(name, 1.0) for name in own["editor"]], "batch_size": 1,
-                         "config": [{} for _ in own["run"]], "contexts": [["{}", "So. {}"]] * len(own)})
+                         "config": [{"context_groups": [{"number": 1, "starts": ["So"]}]}] * len(own)})
 
 
 def test_crossing_is_interpolated_and_must_stand():

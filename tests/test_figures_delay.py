@@ -42,8 +42,7 @@ def rows(speeds, orders=(0, 1)):
 def runs(df):
     own = df.drop_duplicates("run")
     return pd.DataFrame({"run": own["run"], "editor": own["editor"], "status": "finished", "peak_memory": 5e8,
-                         "seconds_per_edit": 0.3, "batch_size": 1, "config": [{}] * len(own),
-                         "contexts": [["{}"]] * len(own)})
+                         "seconds_per_edit": 0.3, "batch_size": 1, "config": [{}] * len(own)})
 
 
 @pytest.fixture(scope="module")
