@@ -134,6 +134,9 @@ def verdicts(parts, mild, strict):
             ax.text(column, row, sign, ha="center", va="center", fontsize=9, fontweight="bold",
                     color="white" if verdict in ("swapped", "same order") else "#333333")
         ax.imshow(cells, aspect="auto")
+        for edge in range(1, len(methods)):     # white lines between the cells
+            ax.axhline(edge - 0.5, color="white", linewidth=1)
+            ax.axvline(edge - 0.5, color="white", linewidth=1)
         ax.set_xticks(range(len(methods) - 1), names[:-1], rotation=40, ha="right", fontsize=8)
         ax.set_yticks(range(1, len(methods)), names[1:], fontsize=8)
         ax.set(title=title, xlim=(-0.5, len(methods) - 1.5), ylim=(len(methods) - 0.5, 0.5))

@@ -236,3 +236,52 @@ def _flags(df):
     if not parts:
         raise ValueError("measures: no edit was asked again")
     return pd.concat(parts).pivot(index=UNIT, columns=["measure", "counted", "editor"], values="value")
+
+
+def fell(found, mild, strict):
+    """One clause: the methods' mean under both measures, and the method that falls most."""
+    one = gap(found, mild, strict)["gap"]
+    (before, _), (after, _), at = found[mild], found[strict], int(np.argmax(one))
+    most = f", {found.editors[at]}'s from {100 * before[at]:.0f} to {100 * after[at]:.0f} %" if one[at] > 0 else ""
+    return (f"from {mild} to {strict} the methods' mean goes from {100 * before.mean():.0f} to "
+            f"{100 * after.mean():.0f} %{most}")
+
+
+def best(found, measure):
+    """'ROME (98 %)', or 'MEMIT, ROME (100 %)' of several that share the first place, or 'all level (100 %)'."""
+    mean = found[measure][0]
+    first = [editor for editor, value in zip(found.editors, mean) if value == mean.max()]
+    if 1 < len(first) == len(mean):
+        return f"all level ({100 * mean.max():.0f} %)"
+    more = f" and {len(first) - 3} more" if len(first) > 4 else ""
+    return f"{', '.join(first[:3] if more else first)}{more} ({100 * mean.max():.0f} %)"
+
+
+def agreed(table, mild, strict):
+    """One clause on one row of `agreement`."""
+    one = table[(table["mild"] == mild) & (table["strict"] == strict)].iloc[0]
+    if np.isnan(one["tau"]):
+        return f"{mild} and {strict} have no τ, as one of them puts all methods level"
+    return f"τ between {mild} and {strict} is {one['tau']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
+
+
+def tally(table):
+    """'66 pairs of methods: 2 swapped, 5 may be swapped, …' of a table of `swaps`, without what does not occur."""
+    words = {"swapped": "swapped", "may swap": "may be swapped", "same order": "in the same order",
+             "only mild": "told apart only by the mild measure", "only strict": "told apart only by the strict one",
+             "neither": "told apart by neither"}
+    found = table["verdict"].value_counts()
+    return f"{len(table)} pairs of methods: " + ", ".join(f"{found[name]} {words[name]}" for name in VERDICTS
+                                                          if name in found)
+
+
+def spread(table):
+    """One clause on a table of `lost`: the method whose share forgotten depends most on the counting, and the rest."""
+    said = {"ever": "has failed since", "now": "fails now"}
+    share = table.groupby("editor", sort=False)["share"]
+    points = 100 * (share.max() - share.min())
+    part, rest = table[table["editor"] == points.idxmax()], points.drop(points.idxmax())
+    low, high = (part.loc[part["share"].agg(which)] for which in ("idxmin", "idxmax"))
+    return (f"{points.idxmax()} {100 * low['share']:.0f} % ({low['measure']}, {said[low['counted']]}) to "
+            f"{100 * high['share']:.0f} % ({high['measure']}, {said[high['counted']]})"
+            + (f"; the others move by {rest.min():.0f} to {rest.max():.0f} points" if len(rest) else ""))

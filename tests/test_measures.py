@@ -230,3 +230,30 @@ def test_lost_by_what_is_written_is_asked_at_the_end(asked_again):
     end = one[one["metric"] == "final_ES_greedy"].set_index(["order", "fact"])["value"]
     assert part.loc["a", "share"] == pytest.approx(1 - end[end.index.isin(made)].mean())
     assert part.loc["a", "edits"] == len(made)
+
+
+def test_sentences_say_what_the_tables_hold(asked_again):
+    mild, strict = rows({"a": flags(50, 0), "b": flags(50, 0), "c": flags(50, 5)}), \
+        rows({"a": flags(50, 10), "b": flags(50, 40), "c": flags(50, 5)}, metric="ES_greedy")
+    found = measures.compare(pd.concat([mild, strict]), n_draws=300)
+    assert measures.fell(found, "ES", "ES_greedy") == \
+        "from ES to ES_greedy the methods' mean goes from 97 to 63 %, b's from 100 to 20 %"
+    assert (measures.best(found, "ES"), measures.best(found, "ES_greedy")) == ("a, b (100 %)", "c (90 %)")
+    level = {name: flags(4, 1) for name in "abcde"}
+    assert measures.best(measures.compare(rows(level), n_draws=9), "ES") == "all level (75 %)"
+    many = measures.compare(rows(level | {"f": flags(4, 2)}), n_draws=9)
+    assert measures.best(many, "ES") == "a, b, c and 2 more (75 %)"
+    table = pd.DataFrame({"verdict": ["neither", "swapped", "neither"]})
+    assert measures.tally(table) == "3 pairs of methods: 1 swapped, 2 told apart by neither"
+    assert measures.fell(found, "ES_greedy", "ES") == "from ES_greedy to ES the methods' mean goes from 63 to 97 %"
+    taus = pd.DataFrame({"mild": "ES", "strict": ["PS", "XS"], "tau": [0.5, np.nan], "low": -0.25, "high": 1.0})
+    assert measures.agreed(taus, "ES", "PS") == "τ between ES and PS is 0.50 (-0.25 to 1.00)"
+    assert measures.agreed(taus, "ES", "XS") == "ES and XS have no τ, as one of them puts all methods level"
+    lost = measures.lost(asked_again, n_draws=50)
+    part = lost[lost["editor"] == "b"].set_index(["measure", "counted"])["share"]
+    one = f"b {100 * part.min():.0f} % ({part.idxmin()[0]}, fails now) to {100 * part.max():.0f} % " \
+          f"({part.idxmax()[0]}, has failed since)"
+    assert measures.spread(lost[lost["editor"] == "b"]) == one
+    width = 100 * lost.groupby("editor")["share"].agg(lambda share: share.max() - share.min())
+    said = measures.spread(lost)
+    assert said.startswith(width.idxmax()) and said.endswith(f"move by {width.min():.0f} to {width.min():.0f} points")
