@@ -16,7 +16,7 @@ MODULES = sorted((ROOT / "editcore").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # Reading order, which is also the order of imports: a module imports only from those before it.
-LAYERS = ["files", "slots", "progress", "facts", "model", "tokens", "generate", "trace", "tail", "delta",
+LAYERS = ["files", "slots", "progress", "facts", "records", "model", "tokens", "generate", "trace", "tail", "delta",
           "versions", "stats", "contexts",
           "logprob", "editors", "serial", "tasks", "metrics", "downstream", "causal", "inputs", "checkpoint", "lab",
           "results", "study", "analysis", "merits", "claims", "grid", "plan", "disabling", "depth", "foresight",
