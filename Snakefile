@@ -64,5 +64,5 @@ rule page:
     input: finished
     output: "{place}/index.html"
     params: words=parameters
-    threads: workflow.cores
+    threads: 2
     shell: "{PYTHON} -m editcore report {params.words} -o {wildcards.place}"

@@ -144,11 +144,11 @@ def checkpoint(out, name):
         return None
 
 
-def wait_for(happened, seconds=120):
-    """Wait until happened() is true and return what it gave."""
+def wait_for(happened, child, seconds=240):
+    """Wait until happened() is true and return what it gave; `child`, which makes it happen, must live so long."""
     end = time.monotonic() + seconds
     while not (found := happened()):
-        assert time.monotonic() < end, "it never happened"
+        assert child.poll() is None and time.monotonic() < end, "it never happened"
         time.sleep(0.01)
     return found
 
@@ -185,7 +185,7 @@ def test_killed_it_goes_on_from_the_checkpoints(planned, start, expected, tmp_pa
     """SIGKILL to all its processes, as when a machine dies, or to snakemake alone, whose jobs then go on a while."""
     path, steps = planned(SLOW)
     child, out = start("--cores", "2"), tmp_path / "runs"
-    wait_for(lambda: len([step for step in progress(out, steps).values() if step >= 2]) >= 2)
+    wait_for(lambda: len([step for step in progress(out, steps).values() if step >= 2]) >= 2, child)
     os.killpg(child.pid, signal.SIGKILL) if everything else child.kill()
     child.wait()
     kept = {one.id: checkpoint(out, one.id) for one in steps}
@@ -207,12 +207,12 @@ def test_it_takes_over_from_the_plain_runner_and_the_other_way_round(planned, st
     out = tmp_path / "runs"
     plain = subprocess.Popen([sys.executable, "-m", "editcore", "study", "--file", str(path), "-o", str(out), "--only",
                               steps[0].id], stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    head = wait_for(lambda: (found := checkpoint(out, steps[0].id)) and found["step"] >= 2 and found)
+    head = wait_for(lambda: (found := checkpoint(out, steps[0].id)) and found["step"] >= 2 and found, plain)
     plain.send_signal(signal.SIGTERM)
     assert "the same command takes up what was kept" in plain.communicate()[1].decode() and plain.returncode == 130
     child = start("--cores", "1")
     wait_for(lambda: (out / steps[0].id / "run.json").exists()
-             and sum(progress(out, steps).values()) >= 2)
+             and sum(progress(out, steps).values()) >= 2, child)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
     seconds = json.loads((out / steps[0].id / "run.json").read_text())["update_seconds"]
@@ -240,16 +240,17 @@ def test_jobs_of_a_submit_command_one_of_which_is_killed(planned, start, expecte
                   "--cluster-generic-submit-cmd", f"{sys.executable} {queue / 'submit.py'} {queue}",
                   "--cluster-generic-status-cmd", f"{sys.executable} {queue / 'status.py'} {queue}",
                   "--seconds-between-status-checks", "1")
-    head = wait_for(lambda: (found := checkpoint(out, steps[0].id)) and found["step"] >= 2 and found)
+    (one, *_) = wait_for(lambda: [name for name, step in progress(out, steps).items() if step >= 2], child)
+    head = checkpoint(out, one)
     killed = [int(stat.parent.name) for stat in Path("/proc").glob("[0-9]*/stat")
-              if steps[0].id in command_of(stat.parent) and "--only" in command_of(stat.parent)]
+              if one in command_of(stat.parent) and "--only" in command_of(stat.parent)]
     for group in {os.getpgid(one) for one in killed}:
         os.killpg(group, signal.SIGKILL)
     assert killed
     code, text = ended(child)
     assert code == 0 and "Trying to restart" in text, text
-    seconds = json.loads((out / steps[0].id / "run.json").read_text())["update_seconds"]
-    assert seconds[:2] == [round(one, 4) for one in head["seconds"][:2]]
+    seconds = json.loads((out / one / "run.json").read_text())["update_seconds"]
+    assert seconds[:2] == [round(each, 4) for each in head["seconds"][:2]]
     assert_same(rows_in(out), expected[SLOW])
 
 
