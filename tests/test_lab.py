@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from editcore import lab
+from editcore import lab, metrics
 from editcore.delta import Delta
 from editcore.facts import Fact
 
@@ -68,3 +68,27 @@ def test_reported_numbers_but_no_clocks():
     assert lab.reported(facts, info) == [{"metric": "edit_loss", "value": 0.5},
                                          {"fact": 7, "metric": "edit_v_norm", "value": 1.0},
                                          {"fact": 9, "metric": "edit_v_norm", "value": 2.0}]
+
+
+def test_what_is_asked_at_the_end_is_known_to_fit_before_the_first_edit(gpt2, facts):
+    model, tok = gpt2
+    run = SimpleNamespace(seed=0, final=("ES", "XS", "greedy"))
+    prefixes = lab._prefixes(model, tok, facts[:1], run, ())
+    assert prefixes == metrics.passages(model, tok, facts[:1], 1)
+    assert lab._prefixes(model, tok, facts[:1], run, ("{}", prefixes[0] + " {}")) == prefixes[1:]
+    assert lab._prefixes(model, tok, facts, SimpleNamespace(seed=0, final=()), ()) == ()
+    long = Fact("x9", "Orla", "{} is" + " in" * 60, "Rome", "Oslo")
+    with pytest.raises(ValueError, match="record x9: .* at most 64"):
+        lab._prefixes(model, tok, [long], run, ())
+    with pytest.raises(ValueError, match="metric 'EX': choose some of"):
+        lab._prefixes(model, tok, facts, SimpleNamespace(seed=0, final=("EX",)), ())
+
+
+def test_final_asks_all_facts(gpt2, facts):
+    model, tok = gpt2
+    few, prefixes = facts[:2], ("The old river runs.",)
+    run = SimpleNamespace(final=("ES", "XS", "greedy"))
+    rows = lab.final(SimpleNamespace(model=model, tok=tok, facts=few, run=run, prefixes=prefixes))
+    plain = metrics.measure(model, tok, few, run.final, prefixes=prefixes)
+    assert rows == [row | {"metric": "final_" + row["metric"]} for row in plain]
+    assert {"final_XS_greedy", "final_ES_exact"} <= {row["metric"] for row in rows}
