@@ -1,6 +1,6 @@
 """Names of things that one process at a time may use (GPUs, runs) in; a lock on a free one, held in a `with`, out.
 
-    with held("/tmp/locks", ["gpu0", "gpu1"]) as index:     # waits until one of the two is free
+    with held("results/.locks", ["gpu0", "gpu1"]) as index:     # waits until one of the two is free
         ...
 The locks are the operating system's (flock): those of a process that is killed are free at once.
 """
