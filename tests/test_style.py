@@ -16,8 +16,8 @@ MODULES = sorted((ROOT / "editcore").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # Reading order, which is also the order of imports: a module imports only from those before it.
-LAYERS = ["files", "slots", "progress", "facts", "records", "model", "tokens", "generate", "trace", "tail", "delta",
-          "versions", "stats", "contexts",
+LAYERS = ["files", "slots", "progress", "facts", "records", "instructions", "writers", "model", "tokens", "generate", "trace", "tail", "delta",
+          "versions", "patch", "stats", "contexts",
           "logprob", "editors", "serial", "tasks", "metrics", "downstream", "causal", "inputs", "checkpoint", "lab",
           "results", "study", "analysis", "merits", "claims", "grid", "plan", "disabling", "depth", "foresight",
           "alarms", "jumps", "delay", "measures", "checkup", "bench", "look", "portraits", "figures",
