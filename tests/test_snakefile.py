@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 import yaml
@@ -100,9 +101,10 @@ def start(tmp_path):
     """Start snakemake on the grid in tmp_path; what still lives at the end is killed."""
     made = []
 
-    def begin(*words, target="runs"):
+    def begin(*words, target="runs", config=()):
         command = [SNAKEMAKE, target, "--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path),
-                   *words, "--config", f"python={sys.executable}", f"file={tmp_path / 'study.toml'}", "out=runs"]
+                   *words, "--config", f"python={sys.executable}", f"file={tmp_path / 'study.toml'}", "out=runs",
+                   *config]
         made.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                      start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"}))
         return made[-1]
@@ -252,6 +254,28 @@ def test_jobs_of_a_submit_command_one_of_which_is_killed(planned, start, expecte
     seconds = json.loads((out / one / "run.json").read_text())["update_seconds"]
     assert seconds[:2] == [round(each, 4) for each in head["seconds"][:2]]
     assert_same(rows_in(out), expected[SLOW])
+
+
+@needs_snakemake
+def test_the_report_follows_the_runs_it_needs(planned, start, tmp_path):
+    """A full study of one notebook: its runs are made as jobs, it only reads them, its page is written."""
+    path, _ = planned()
+    path.write_text(path.read_text() + "[full.20_x]\nn = 2\n")
+    cells = [nbformat.v4.new_markdown_cell("# What is it?\n\nA test."),
+             nbformat.v4.new_code_cell("n: int = 1  # edits", metadata={"tags": ["parameters"]}),
+             nbformat.v4.new_code_cell("from editcore import grid\n"
+                                       f"planned = grid.read({str(path)!r}, 'slow', n_edits=n)\n"
+                                       f"made, df = grid.execute(planned, {str(tmp_path / 'runs')!r})")]
+    kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
+    (tmp_path / "books").mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "books" / "20_x.ipynb")
+    more = ("full=true", f"notebooks={tmp_path / 'books'}", f"reports={tmp_path / 'reports'}")
+    code, text = ended(start("--cores", "2", target="report", config=more))
+    assert code == 0, text
+    wanted = plan.steps(grid.read(path, "slow", n_edits=2), tmp_path / "runs")
+    assert {one.state for one in wanted} == {"done"} and set(marks(tmp_path / "runs")) == {one.id for one in wanted}
+    assert (tmp_path / "reports" / "20_x.html").is_file() and (tmp_path / "reports" / "index.html").is_file()
+    assert all((tmp_path / "runs" / one.id / "log.txt").is_file() for one in wanted), "made by jobs"
 
 
 def command_of(process):
