@@ -34,7 +34,7 @@ SIGNALS = {
     "before": Signal("P(true) lost on facts not yet edited", 0.10),
 }
 REPORTED = {"loss": "edit_losses", "steps": "edit_evaluations", "value": "edit_value_norm"}    # rows behind a signal
-EVENTS = {"collapse": "the collapse", "untouched": "loss of never-edited facts"}
+EVENTS = {"collapse": "the collapse", "untouched": "loss of never-edited facts", "fastest": "fastest loss of margin"}
 FEW = 5     # events under which a score says little
 
 
@@ -44,14 +44,17 @@ class Rule:
 
     ahead: int = 20         # edits within which it is to happen
     loss: float = 0.05      # fall of the share of never-edited facts answered right
+    part: float = 0.2       # of a run's edits, those before the fastest losses of the never-edited facts' margin
     window: int = 10        # edits that the local exponent, the growth and the facts not yet edited are taken over
     least: int = 5          # edits before a median of "those before" is taken
 
     def __str__(self):
-        return (f"To be foretold, within {self.ahead} edits: the collapse, and a fall of at least {100 * self.loss:g} "
-                f"points of the never-edited facts that are answered right. Edits for which the run ends before that "
-                f"can be told are left out, and those after a collapse. Signals look back over {self.window} edits, or "
-                f"take all edits before as the measure, and give the alarm at fixed limits: "
+        return (f"To be foretold, within {self.ahead} edits: the collapse; a fall of at least {100 * self.loss:g} "
+                f"points of the never-edited facts that are answered right; and, since a run may have neither, the "
+                f"fastest {self.part:.0%} of its own losses of these facts' margin, P(true) - P(other). Edits for "
+                f"which the run ends before that can be told are left out, and those after a collapse. Signals look "
+                f"back over {self.window} edits, or take all edits before as the measure, and give the alarm at fixed "
+                f"limits: "
                 + "; ".join(f"{one.says}: {one.limit:g}" for one in SIGNALS.values())
                 + f". Under {FEW} events a score says little.")
 
@@ -85,8 +88,9 @@ def _relative(series, rule):
 
 
 def ahead(part, collapse=np.nan, rule=None):
-    """Table with index step (every edit of one run) and columns collapse and untouched: 1 if it happens within the
-    next rule.ahead edits, 0 if not, NaN where the run does not tell."""
+    """Table with index step (every edit of one run) and columns of EVENTS: 1 if it happens within the next rule.ahead
+    edits (fastest: if these lose more margin than all but rule.part of the run's), 0 if not, NaN where the run does not
+    tell, which is also from the collapse on."""
     rule = rule or Rule()
     steps = np.arange(1, int(part["step"].max()) + 1)
     to_come = collapse - steps
@@ -94,14 +98,27 @@ def ahead(part, collapse=np.nan, rule=None):
     if np.isnan(collapse):
         first = np.where(steps + rule.ahead <= steps[-1], 0.0, np.nan)
     known = analysis.untouched(part).set_index("step")["value"].sort_index()
-    second = np.full(len(steps), np.nan)
+    margin = part[part["metric"] == "untouched_ES_prob"].groupby("step")["value"].mean()
+    fell, told = _falls(known, steps, rule)
+    second = np.where(fell >= rule.loss - 1e-9, 1.0, np.where(told, 0.0, np.nan))
+    slipped, told = _falls(margin, steps, rule)
+    gone = steps >= np.nan_to_num(collapse, nan=np.inf)
+    second[gone], slipped[gone | ~told] = np.nan, np.nan
+    limit = np.nanquantile(slipped, 1 - rule.part) if (~np.isnan(slipped)).any() else np.nan
+    third = np.where(np.isnan(slipped), np.nan, (slipped > limit).astype(float))
+    return pd.DataFrame(dict(zip(EVENTS, (first, second, third))), index=pd.Index(steps, name="step"))
+
+
+def _falls(series, steps, rule):
+    """(how far a tested series is at its lowest within rule.ahead edits below its last test, by edit, NaN untested;
+    whether the tests reach that far ahead)."""
+    falls, told = np.full(len(steps), np.nan), np.zeros(len(steps), dtype=bool)
     for i, step in enumerate(steps):
-        before, after = known[known.index <= step], known[(known.index > step) & (known.index <= step + rule.ahead)]
-        if len(before) and len(after):
-            fell = before.iloc[-1] - after.min() >= rule.loss - 1e-9
-            second[i] = 1.0 if fell else 0.0 if known.index[-1] >= step + rule.ahead else np.nan
-    second[steps >= np.nan_to_num(collapse, nan=np.inf)] = np.nan
-    return pd.DataFrame({"collapse": first, "untouched": second}, index=pd.Index(steps, name="step"))
+        before, after = series[series.index <= step], series[series.index > step]
+        within = after[after.index <= step + rule.ahead]
+        if len(before) and len(within):
+            falls[i], told[i] = before.iloc[-1] - within.min(), series.index[-1] >= step + rule.ahead
+    return falls, told
 
 
 def onsets(soon, rule=None):

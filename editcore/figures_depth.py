@@ -97,8 +97,8 @@ def lives(panels, count):
     for ax in axes[:, 0]:
         ax.set_ylabel("runs, %")
     legend(fig, axes)
-    note(fig, f"Kaplan and Meier's estimate, runs without the event censored at their end; bands: log(-log) 95 % "
-              f"intervals. {count}.")
+    note(fig, "Kaplan and Meier's estimate, runs without the event censored at their end; bands: log(-log) 95 % "
+              f"intervals.\n{count[0].upper()}{count[1:]}.")
     return fig
 
 
@@ -138,12 +138,13 @@ def _foretold(ax, scores, methods):
     _areas(ax, "Was the lost one foretold?", [PREDICTORS[name] for name in names])
 
 
-def _dots(ax, part, place, look, hollow):
-    """Horizontal dots with intervals at heights `place`, and grey bars for the null."""
+def _dots(ax, part, place, look, hollow, half=False):
+    """Horizontal dots (filled, hollow or half) with intervals at heights `place`, and grey bars for the null."""
     ax.hlines(place, part["null_low"], part["null_high"], color="#d9d9d9", linewidth=4, zorder=1)
     error = np.nan_to_num(np.array([part["auc"] - part["low"], part["high"] - part["auc"]])).clip(min=0)
     ax.errorbar(part["auc"], place, xerr=error, **EDGE, color=look["color"], marker=look["marker"], zorder=3,
-                markerfacecolor="white" if hollow else look["color"])
+                markerfacecolor="white" if hollow else look["color"], markerfacecoloralt="white",
+                fillstyle="left" if half else "full")
 
 
 def _areas(ax, title, names):
@@ -199,26 +200,27 @@ def warnings(trace, walks, scores):
     axes[1].axvline(0.5, color="#555555", linewidth=1)
     axes[1].set(title="Exponent b of\n‖ΔW‖ ∝ n^b", xlabel="b", ylim=(len(methods) - 0.5, -0.5),
                 yticks=range(len(methods)), yticklabels=[style(method, methods)["label"] for method in methods])
-    _warned(axes[2], scores.dropna(subset=["auc"]), methods)
+    _warned(axes[2], scores[~scores["few"]].dropna(subset=["auc"]), methods)
     legend(fig, axes[0])
-    note(fig, "Left: over the edits just made; band: 95 % interval of the mean over runs. Middle: t interval over "
-              "runs. Right: filled, before the collapse;\nhollow, before a loss of never-edited facts; grey: 95 % of "
-              f"the signal rolled around in time. {_runs(walks['runs']).capitalize()} a method.")
+    note(fig, "Left: over the edits just made; band, 95 % interval of the mean over runs. Middle: t interval over "
+              "runs. Right: filled, before the\ncollapse; hollow, before a loss of never-edited facts; half, before "
+              "the fastest losses of their margin; grey: 95 % of the signal rolled\naround in time. "
+              f"{_runs(walks['runs']).capitalize()} a method.")
     return fig
 
 
 def _warned(ax, scores, methods):
-    """AUC of each signal as a warning of each event; where no event happened there is no dot."""
+    """AUC of each signal as a warning of each event; where few events happened there is no dot."""
     names = [name for name in SIGNALS if name in set(scores["signal"])]
     pairs = list(scores.groupby(["editor", "event"]).groups)
     pairs = [(method, event) for method in methods for event in EVENTS if (method, event) in pairs]
     for shift, (method, event) in enumerate(pairs):
         part = scores[(scores["editor"] == method) & (scores["event"] == event)].set_index("signal").reindex(names)
         place = np.arange(len(names)) + 0.7 / len(pairs) * (shift - (len(pairs) - 1) / 2)
-        _dots(ax, part, place, style(method, methods), event == "untouched")
+        _dots(ax, part, place, style(method, methods), event == "untouched", event == "fastest")
     if not pairs:
-        ax.text(0.5, 0.5, "nothing happened that\ncould be foretold", transform=ax.transAxes, ha="center", va="center",
-                color="#777777")
+        ax.text(0.5, 0.5, "too little happened\nthat could be foretold", transform=ax.transAxes, ha="center",
+                va="center", color="#777777")
     _areas(ax, "Is the signal higher\nbefore a loss?", [SIGNALS[name].says for name in names])
 
 

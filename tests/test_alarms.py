@@ -63,6 +63,16 @@ def test_ahead_of_a_collapse():
     assert found["untouched"][24:].isna().all() and alarms.onsets(found["collapse"]) == [25]
 
 
+def test_the_fastest_losses_are_those_of_the_run_itself():
+    margins = pd.DataFrame([(step, "a", "untouched_ES_prob", value) for step, value in
+                            zip(range(0, 70, 10), (.99, .98, .97, .90, .89, .89, .88))],
+                           columns=["step", "fact", "metric", "value"])
+    df = pd.concat([rows(np.ones(60), {0: 1.0}), margins.assign(run="r", model="m", editor="rome", data="d", seed=0)])
+    found = alarms.ahead(df, np.nan, RULE)["fastest"]
+    assert list(found.index[found == 1]) == list(range(20, 30)) and found[50:].isna().all()
+    assert found[:19].eq(0).all()
+
+
 def test_scores_count_leads_and_false_alarms():
     updates = np.ones(40)
     updates[[5, 16, 21]] = 9.0      # edits 6 (false), 17 and 22 (within ten edits of the collapse at 25)

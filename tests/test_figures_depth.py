@@ -138,7 +138,8 @@ def walks():
 
 
 def test_warnings_show_walk_exponent_and_areas():
-    scores = pd.concat([scored(alarms.SIGNALS, "signal", event=event) for event in alarms.EVENTS])
+    scores = pd.concat([scored(alarms.SIGNALS, "signal", event=event, few=event == "collapse")
+                        for event in alarms.EVENTS])
     scores.loc[scores["editor"] == "MEMIT", "auc"] = np.nan         # nothing happened there
     fig = figures.warnings(trace(), walks(), scores)
     assert line(fig.axes[0], "ROME")[1] == pytest.approx(1.05)
@@ -148,6 +149,6 @@ def test_warnings_show_walk_exponent_and_areas():
 
 
 def test_warnings_say_when_nothing_happened():
-    scores = scored(alarms.SIGNALS, "signal", event="collapse").assign(auc=np.nan)
+    scores = scored(alarms.SIGNALS, "signal", event="collapse", few=False).assign(auc=np.nan)
     fig = figures.warnings(trace(), walks(), scores)
-    assert "nothing happened" in fig.axes[2].texts[0].get_text()
+    assert "too little happened" in fig.axes[2].texts[0].get_text()
