@@ -97,7 +97,7 @@ def lifetimes(own, methods):
     upper, lower = (f"{100 * share:g} %" for share in (shares[0], shares[-1]))
     note(fig, f"In each row {upper} lost above, {lower} below. Point: all orders lost it, mean and 95 % interval. "
               "Arrow: not all did, lower bound.\nGrey: longer than the runs. Cross: extrapolated by a straight line, "
-              f"no measurement. Orders a method: {own['runs'].min()} to {own['runs'].max()}.")
+              f"no measurement. Orders a method: {' to '.join(map(str, sorted({*own['runs']})))}.")
     return fig
 
 

@@ -36,13 +36,13 @@ STYLES = {      # colours stay apart for colour-blind readers; those of a family
     "memit": Style("MEMIT", "#d55e00", "s", (5, 2)),
     "memit-past": Style("MEMIT, past keys", "#de8f05", "X", (4, 1, 1, 1)),
     "encore": Style("ENCORE", "#882255", "<", (7, 2, 1, 2, 1, 2)),
-    "alphaedit": Style("AlphaEdit", "#111111", ">", (2, 1)),
+    "alphaedit": Style("AlphaEdit", "#111111", "H", (2, 1)),
     "rect": Style("RECT", "#ca9161", "h", (9, 2, 2, 2)),
     "prune": Style("PRUNE", "#8a8a1e", "d", (1, 2)),
     "ft": Style("FT-L", "#029e73", "^", (5, 1.5, 1, 1.5)),
     "random": Style("random", "#949494", "*", (1, 3)),
 }
-SPARE = (Style("", "#aa4499", "H", (3, 2)), Style("", "#5c4a1f", "8", (6, 3)), Style("", "#6a6ad8", "4", (2, 2, 4, 2)),
+SPARE = (Style("", "#aa4499", ">", (3, 2)), Style("", "#5c4a1f", "8", (6, 3)), Style("", "#6a6ad8", "4", (2, 2, 4, 2)),
          Style("", "#b8860b", "1", (10, 3)))     # for other methods, in the order of their names
 MIX = (0.0, 0.3, -0.25, 0.5, -0.45, 0.65)   # of white (black, where negative) in the colour of a method's variants
 VARIED = tuple("oXs^DvP<>d")                # their markers, after the method's own
