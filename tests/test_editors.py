@@ -8,15 +8,19 @@ import torch
 from conftest import CITIES, SUBJECTS, corpus, make
 
 from editcore.delta import Delta
-from editcore.editors import EDITORS, Sources, configure
+from editcore.editors import EDITORS, PATCHERS, Sources, configure
 from editcore.facts import Fact
 from editcore.model import content_hash, max_length
+from editcore.patch import Patch
+from editcore.trace import run
 
 ROME, MEMIT = {"layer": 1, "steps": 3}, {"layers": "0,1", "lambda": 10, "steps": 3}
 SMALL = {"rome": ROME, "r-rome": ROME, "p-rome": ROME, "nas": ROME | {"anchor": 2}, "memit": MEMIT, "memit-past": MEMIT,
          "emmet": MEMIT | {"layers": 1}, "encore": MEMIT | {"ridge": 0.1, "early_stop": 2},
          "alphaedit": MEMIT | {"null_space": 0.2}, "rect": MEMIT, "prune": MEMIT, "ft": {"epsilon": 1e-2, "steps": 2},
+         "ke": {"layers": "2,3", "network": "untrained", "hidden": 8, "width": 8, "inner": 8},
          "random": {"layer": 1, "norms": tuple((case, 1.0) for case in range(12))}}
+BESIDE = {"grace": {"layer": 1, "part": "mlp_in", "steps": 2}, "calinet": {"layers": 3, "slots": 4, "steps": 2}}
 CONTEXTS = ("{}", "The first. {}")
 FACTS = [Fact(100 + i, subject, "The home of {} is", city) for i, (subject, city) in enumerate(zip(SUBJECTS, CITIES))]
 
@@ -49,6 +53,35 @@ def test_every_editor_edits_every_family_and_leaves_it_as_it_was(name, kind, gpt
     with total.applied(model):
         assert content_hash(model) != before
     assert content_hash(model) == before
+
+
+@pytest.mark.parametrize("name", PATCHERS)
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gptj", "gpt_neox", "mistral", "qwen2", "qwen3"])
+def test_every_patch_works_on_every_family_and_touches_no_weight(name, kind, gpt2, llama, facts):
+    tok = (llama if kind in ("llama", "mistral") else gpt2)[1]
+    model, config, editor = make(kind, len(tok)), configure(name, BESIDE[name], table=PATCHERS), PATCHERS[name]
+    before, needed = content_hash(model), [weight.requires_grad for weight in model.parameters()]
+    ids = torch.tensor([tok(facts[0].text)["input_ids"]])
+    plain, given = run(model, input_ids=ids).logits, editor.prepare(model, tok, config, Sources())
+    total = editor.edit(model, tok, facts[:3], config, given)
+    patches = editor.each(model, tok, facts[:3], config, given)
+    assert isinstance(total, Patch) and total.norm() > 0 and total.is_finite() and len(patches) == 3
+    with total.applied(model):
+        assert not torch.equal(run(model, input_ids=ids).logits, plain) and content_hash(model) == before
+    with (Patch({}) + patches[0] + patches[1]).applied(model):
+        assert not torch.equal(run(model, input_ids=ids).logits, plain)
+    assert torch.equal(run(model, input_ids=ids).logits, plain) and content_hash(model) == before
+    assert [weight.requires_grad for weight in model.parameters()] == needed
+    assert all(weight.grad is None for weight in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("name", PATCHERS)
+def test_settings_of_patchers_are_frozen_dataclasses(name):
+    editor = PATCHERS[name]
+    assert is_dataclass(editor.config) and editor.config.__dataclass_params__.frozen
+    for model, values in editor.paper.items():
+        assert configure(name, {}, model, PATCHERS) == editor.config(**values)
 
 
 @pytest.mark.parametrize("name", EDITORS)

@@ -1,4 +1,4 @@
-"""The name of an editor in; its functions and its settings for a model out: the only table of editors."""
+"""The name of an editor in; its functions and its settings for a model out: the only tables of editors."""
 
 import contextlib
 import dataclasses
@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from editcore.editors import control, ft, memit, rome
+from editcore.editors import calinet, control, ft, grace, ke, memit, rome
 from editcore.editors.sources import Prepared, Sources
 
-__all__ = ["EDITORS", "Editor", "Prepared", "Sources", "configure", "simple"]
+__all__ = ["EDITORS", "PATCHERS", "Editor", "Prepared", "Sources", "configure", "simple"]
 
 
 @dataclass(frozen=True)
@@ -74,20 +74,28 @@ EDITORS = {
     "alphaedit": _memit(memit.ALPHAEDIT, memory=True),
     "rect": _memit(keep=0.4),
     "prune": _memit(prune=1.2),
+    "ke": Editor(ke.Ke, ke.PAPER, ke.prepare, simple(ke.edit)),
     "ft": Editor(ft.Ft, ft.PAPER, ft.prepare, ft.grouped),
     "random": Editor(control.Random, control.PAPER, control.prepare, control.grouped),
 }
 
+# Editors whose result is a Patch: `+` and `applied` work as a Delta's do, but runs of many edits know weights only.
+PATCHERS = {
+    "grace": Editor(grace.Grace, grace.PAPER, grace.prepare, grace.grouped),
+    "calinet": Editor(calinet.Calinet, calinet.PAPER, calinet.prepare, calinet.grouped),
+}
 
-def configure(name, settings=None, model=""):
+
+def configure(name, settings=None, model="", table=EDITORS):
     """The configuration of editor `name`: what is published for `model` (a name or folder), overridden by `settings`.
 
     settings: {field: value}, values of the field's type or text that reads as it ("5", "0,1,2"); "lambda" is
-    accepted for `lambda_`. ValueError names an unknown editor or field, a value of the wrong type, or what is missing.
+    accepted for `lambda_`. table: EDITORS or PATCHERS. ValueError names an unknown editor or field, a value of the
+    wrong type, or what is missing.
     """
-    if name not in EDITORS:
-        raise ValueError(f"unknown editor {name!r}: choose one of {', '.join(EDITORS)}")
-    editor = EDITORS[name]
+    if name not in table:
+        raise ValueError(f"unknown editor {name!r}: choose one of {', '.join(table)}")
+    editor = table[name]
     fields = {field.name: field for field in dataclasses.fields(editor.config)}
     values = editor.variant | editor.paper.get(published(model, editor.paper), {})
     for key, value in (settings or {}).items():
