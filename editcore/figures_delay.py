@@ -13,7 +13,7 @@ from editcore.delay import ABILITIES
 from editcore.figures import plain_log
 from editcore.look import WIDTH, methods_in, note, style
 
-FLOOR = 0.1         # %: losses below, and gains, are drawn here on a logarithmic axis
+FLOOR, CEILING = 0.1, 120   # %: losses beyond, and gains, are drawn here on a logarithmic axis
 KINDS = {"facts_prob": ("-", "o"), "perplexity": ((0, (4, 1.5)), "s"), "tasks": ((0, (1, 1)), "^")}   # drawn as
 TITLES = {"tasks": "Few-shot tasks", "facts_prob": "Never-edited facts", "perplexity": "Perplexity"}
 OUTCOMES = {        # of a sweep: column -> (panel's title, factor, limits or None)
@@ -40,7 +40,7 @@ def losses(lost, ability="facts_prob", shares=(0.01, 0.10)):
         _losses_of(ax, means.loc[method], style(method, methods))
         for share in shares:
             ax.axhline(100 * share, color="#444444", linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
-        ax.set(yscale="log", ylim=(0.8 * FLOOR, 130), xlim=np.array([-0.03, 1.04]) * lost["step"].max())
+        ax.set(yscale="log", ylim=(0.8 * FLOOR, 1.3 * CEILING), xlim=np.array([-0.03, 1.04]) * lost["step"].max())
         ax.tick_params(labelbottom=True)
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.yaxis.set_minor_locator(NullLocator())
@@ -52,14 +52,14 @@ def losses(lost, ability="facts_prob", shares=(0.01, 0.10)):
     lines = [Line2D([], [], color="#333333", linestyle=KINDS[kind][0], marker=KINDS[kind][1], label=ABILITIES[kind])
              for kind in shown]
     fig.legend(handles=lines, loc="outside upper center", ncols=3, handlelength=3)
-    note(fig, f"Band: range over the orders. Grey: the other methods, {ABILITIES[ability]}. At the lowest line, "
-              f"{FLOOR} %: less, or a gain.")
+    note(fig, f"Band: range over the orders. Grey: the other methods, {ABILITIES[ability]}. At {FLOOR} %: less, "
+              f"or a gain. At {CEILING} %: more.")
     return fig
 
 
 def percent(lost):
-    """The losses in %, none below FLOOR."""
-    return lost.assign(lost=(100 * lost["lost"]).clip(lower=FLOOR))
+    """The losses in %, none below FLOOR or above CEILING."""
+    return lost.assign(lost=(100 * lost["lost"]).clip(FLOOR, CEILING))
 
 
 def _losses_of(ax, means, look):
