@@ -280,6 +280,8 @@ def spread(table):
     said = {"ever": "has failed since", "now": "fails now"}
     share = table.groupby("editor", sort=False)["share"]
     points = 100 * (share.max() - share.min())
+    if points.max() == 0:
+        return "every way of counting gives the same"
     part, rest = table[table["editor"] == points.idxmax()], points.drop(points.idxmax())
     low, high = (part.loc[part["share"].agg(which)] for which in ("idxmin", "idxmax"))
     return (f"{points.idxmax()} {100 * low['share']:.0f} % ({low['measure']}, {said[low['counted']]}) to "

@@ -93,7 +93,7 @@ def test_interval_is_that_of_the_plain_bootstrap_where_nothing_is_rare():
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
     draw, hits, truth = np.random.default_rng(2), [], 0.97
-    for i in range(200):
+    for i in range(100):
         found = measures.compare(rows({"a": draw.random(100) < truth}), n_draws=400, seed=i)
         (one,) = measures.scores(found).itertuples()
         hits.append(one.low <= truth <= one.high)
@@ -254,6 +254,7 @@ def test_sentences_say_what_the_tables_hold(asked_again):
     one = f"b {100 * part.min():.0f} % ({part.idxmin()[0]}, fails now) to {100 * part.max():.0f} % " \
           f"({part.idxmax()[0]}, has failed since)"
     assert measures.spread(lost[lost["editor"] == "b"]) == one
+    assert measures.spread(lost.assign(share=0.0)) == "every way of counting gives the same"
     width = 100 * lost.groupby("editor")["share"].agg(lambda share: share.max() - share.min())
     said = measures.spread(lost)
     assert said.startswith(width.idxmax()) and said.endswith(f"move by {width.min():.0f} to {width.min():.0f} points")
