@@ -32,6 +32,7 @@ SIGNALS = {
     "steps": Signal("optimiser steps, in medians of those before", 2.0),
     "value": Signal("‖v*‖, in medians of those before", 2.0),
     "before": Signal("P(true) lost on facts not yet edited", 0.10),
+    "edits": Signal("edits made so far, no warning but time", np.inf),
 }
 REPORTED = {"loss": "edit_losses", "steps": "edit_evaluations", "value": "edit_value_norm"}    # rows behind a signal
 EVENTS = {"collapse": "the collapse", "untouched": "loss of never-edited facts", "fastest": "fastest loss of margin"}
@@ -55,7 +56,7 @@ class Rule:
                 f"which the run ends before that can be told are left out, and those after a collapse. Signals look "
                 f"back over {self.window} edits, or take all edits before as the measure, and give the alarm at fixed "
                 f"limits: "
-                + "; ".join(f"{one.says}: {one.limit:g}" for one in SIGNALS.values())
+                + "; ".join(f"{one.says}: {one.limit:g}" for one in SIGNALS.values() if np.isfinite(one.limit))
                 + f". Under {FEW} events a score says little.")
 
 
@@ -79,6 +80,7 @@ def signals(part, rule=None):
     margin = part[part["metric"] == "before_ES_prob"].groupby("step")["value"].mean().rolling(rule.window).mean()
     found["before"] = [margin - margin.dropna().iloc[0]] if margin.notna().any() else []
     columns = {name: pd.concat(found[name], axis=1).max(axis=1) for name in SIGNALS if found.get(name)}
+    columns["edits"] = pd.Series(np.arange(1.0, part["step"].max() + 1), np.arange(1, part["step"].max() + 1))
     return pd.DataFrame(columns).rename_axis("step").replace([np.inf, -np.inf], np.nan)
 
 
@@ -172,8 +174,10 @@ def said(scores):
         for event, name in EVENTS.items():
             own = part[part["event"] == event]
             count = int(own["onsets"].max())
-            clear = own[own["p"] * len(own) < 0.05]     # Bonferroni over the signals
+            time = own.set_index("signal")["auc"].get("edits", np.nan)
+            clear = own[(own["p"] * len(own) < 0.05) & (own["signal"] != "edits")]      # Bonferroni over the signals
             told = ", ".join(f"{one.signal} AUC {one.auc:.2f}" for one in clear.itertuples()) or "none stands out"
+            told += f" (the number of edits alone: {time:.2f})" if len(clear) and time == time else ""
             few = f", fewer than {FEW}: no verdict" if count < FEW else f", signals of it: {told}"
             found.append(f"{count} × {name}{few if count else ''}")
         words.append(f"{editor}: " + ", ".join(found))
@@ -188,8 +192,8 @@ def table(scores):
     null = [f"{one.null_low:.2f} to {one.null_high:.2f}" if one.auc == one.auc else "-" for one in seen.itertuples()]
     return pd.DataFrame({
         "before": [EVENTS[event] for event in seen["event"]], "method": seen["editor"].to_numpy(),
-        "signal": [SIGNALS[name].says for name in seen["signal"]], "alarm at": [f"{SIGNALS[name].limit:g}" for name
-                                                                                in seen["signal"]],
+        "signal": [SIGNALS[name].says for name in seen["signal"]],
+        "alarm at": [f"{SIGNALS[name].limit:g}".replace("inf", "-") for name in seen["signal"]],
         "AUC": share, "over runs": over, "knowing nothing": null,
         "caught": [f"{one.caught} of {one.onsets}" for one in seen.itertuples()],
         "edits ahead": [f"{lead:.0f}" if lead == lead else "-" for lead in seen["lead"]],

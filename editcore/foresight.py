@@ -31,9 +31,9 @@ def auc(table, score, event, within=("run",), null="permute"):
     """How often `score` is higher where `event` is true than where it is false, of pairs that share `within`.
 
     table: columns run, score, event, within. Returns auc; low, high: percentiles over resampled runs (NaN with one
-    run that has pairs); null_low, null_high, p: 95 % of, and one-sided share at or above auc of, DRAWS scores that
-    know nothing: permuted in each group, or ("shift") rolled around in it, which keeps a series' own memory. events
-    and pairs are counted; ties count one half.
+    run that has pairs); null_low, null_high, p: 95 % of, and the share as far from the middle as auc of, DRAWS scores
+    that know nothing: permuted in each group, or ("shift") rolled around in it, which keeps a series' own memory.
+    events and pairs are counted; ties count one half.
     """
     random, table = np.random.default_rng(0), table.dropna(subset=[score, event])
     groups = []
@@ -50,7 +50,8 @@ def auc(table, score, event, within=("run",), null="permute"):
     blind = sum(_blind(ranks, hit, random, null) for _, ranks, hit in groups) / wins["pairs"].sum()
     out |= {"auc": wins["wins"].sum() / wins["pairs"].sum()}
     out |= dict(zip(("null_low", "null_high"), np.percentile(blind, [2.5, 97.5])))
-    out["p"] = (1 + (blind >= out["auc"] - 1e-12).sum()) / (1 + DRAWS)
+    far = np.abs(blind - np.median(blind)) >= np.abs(out["auc"] - np.median(blind)) - 1e-12
+    out["p"] = (1 + far.sum()) / (1 + DRAWS)
     if len(wins) > 1:
         weights = random.multinomial(len(wins), np.full(len(wins), 1 / len(wins)), size=DRAWS)
         drawn = weights @ wins["wins"].to_numpy() / (weights @ wins["pairs"].to_numpy(dtype=float))

@@ -26,7 +26,7 @@ def rows(updates, known, run="r", direction="apart", losses=None):
 def test_signals_by_hand():
     found = alarms.signals(rows([1, 2, 3, 8, 1, 1], {0: 1}, losses=[.1, .1, .1, .4, .1, .1]), RULE)
     assert list(found["update"].round(6))[3:] == pytest.approx([8 / 2, 1 / 2.5, 1 / 2])     # medians 2, 2.5, 2
-    assert found["update"].isna().sum() == 3
+    assert found["update"].isna().sum() == 3 and list(found["edits"]) == [1, 2, 3, 4, 5, 6]
     assert found["loss"][4] == pytest.approx(4) and "value" not in found and "spectral" not in found
     assert found["drift"].dropna().to_numpy() == pytest.approx(1)       # orthogonal updates are a random walk
 
