@@ -16,8 +16,8 @@ study: .venv/ready               ## the full study: many hours; missing runs fir
 test: .venv/ready              ## the whole suite
 	@$(RUN) -m pytest
 
-publish: .venv/ready           ## the default run's report into docs/, its findings into README.md
-	@$(RUN) -m editcore report --publish docs
+publish: .venv/ready           ## the full study's report into docs/, its findings into README.md
+	@$(RUN) -m editcore report --full --publish docs
 
 clean:                         ## the environment, caches and rendered reports; results/runs, which took long, stay
 	rm -rf .venv results/reports results/figures *.egg-info .pytest_cache .ruff_cache

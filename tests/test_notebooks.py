@@ -13,13 +13,14 @@ FEW = {"items": 8, "untouched": 5}      # of study.Run
 TINY = {        # notebook -> parameters that keep it to seconds; what is not named runs with its defaults
     "01_pocket_model": {"n_recall": 20, "n_trace": 3, "n_single": 3, "items": 8, "sweep": False},
     "10_edit": {"n_edits": 6, "every": 3, "more": FEW},
-    "20_forgetting": {"n_edits": 6, "every": [2, 3], "more": FEW, "workers": 1},
+    "20_forgetting": {"n_edits": 6, "orders": [0], "workers": 1,
+                      "more": FEW | {"retest_every": 2, "downstream_every": 3, "final": []}},
     "22_depth": {"n_edits": 6, "orders": [0], "workers": 1,
                  "more": FEW | {"retest_every": 2, "downstream_every": 3, "final": []}},
     "21_disabling": {"n_edits": 6, "orders": [0], "n_table": 200, "workers": 1,
                      "more": FEW | {"retest_every": 2, "downstream_every": 3}},
     "23_delay": {"n_edits": 4, "orders": [0], "methods": ["ROME", "MEMIT", "FT-L"], "batches": [2], "workers": 1,
-                 "varied": ["batches", "lambdas"], "more": FEW | {"retest_every": 2, "downstream_every": 2}},
+                 "varied": ["batches", "lambdas"], "sweep_edits": 4, "more": FEW | {"retest_every": 2, "downstream_every": 2}},
     "24_which_number": {"grid_name": "measures", "n_edits": 4, "orders": [0], "draws": 50, "more": FEW, "workers": 1},
 }
 
