@@ -73,6 +73,8 @@ def timeline(made, df):
         for method, table in curves(df, metric).items():
             draw(ax, table, method, methods, band=False)
         ax.set(title=title, xlim=(0, end + 1), xlabel="edits made, n", ylabel="%")
+        bottom, highest = ax.get_ylim()
+        ax.set_ylim(*((-0.3, max(2, highest)) if metric == "forgotten_now" else (min(98, bottom), 100.3)))
     legend(fig, lower)
     note(fig, f"Ring: predicted before the first edit (ROME's denominator under {RELATIVE:g} of the mean key's), with "
               f"the ratio predicted for ROME. Dotted: {MILDER:g} and {TRIGGER:g} medians.")
@@ -168,7 +170,7 @@ def cost(table):
                xlabel="largest update of the interval, in medians",
                xticklabels=[f"{words(low, high)}\nn = {found['size'].get(i, 0)}"
                             for i, (low, high) in enumerate(zip(CLASSES, CLASSES[1:]))])
-        ax.set_ylim(bottom=-0.3)
+        ax.set_ylim(-0.3, max(1.0, 105 * part["lost"].max()))
     axes[0, 0].set_ylabel("newly lost, % of those right before")
     legend(fig, axes)
     note(fig, "Lost: right when last asked, wrong at this test. Runs pooled; intervals of a run share its weights.")

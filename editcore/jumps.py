@@ -204,6 +204,13 @@ def said(counts):
     return "; ".join(words)
 
 
+def price(made, df):
+    """'Openers right just after their edit (every token): ROME 100 %; r-ROME 0 %', by editor, from the rows."""
+    found = success(made, df, ("ES_exact",)).get(("ES_exact", "openers"), pd.Series(dtype=float)).dropna()
+    words = "; ".join(f"{editor} {value:.0f} %" for editor, value in found.items())
+    return f"Openers right just after their edit (every token): {words or 'none edited'}"
+
+
 def summary(table, made, pooled, model):
     """Three Markdown lines: what was predicted, how well, what it did. made: ROME's edits; pooled: {event: rows of
     `score` over all runs}, with jump_3 in it."""
@@ -212,14 +219,14 @@ def summary(table, made, pooled, model):
         f"- Predicted on {model} before the first edit: {opens.sum()} of {len(table):,} facts open their prompt with a "
         f"one-token subject; median denominator {table.loc[opens, 'relative'].abs().median():.2f} of the mean key's, "
         f"of the others {table.loc[~opens, 'relative'].abs().median():.2f}.",
-        f"- Of the edits so predicted {best['hits']} of {best['predicted']} were at least {MILDER:g} median updates; "
+        f"- Of the edits so predicted {best['hits']} of {best['predicted']} were {MILDER:g} median updates or longer, "
         f"of such updates {best['hits']} of {best['happened']} were predicted. The largest: {made['ratio'].max():.1f} "
         f"medians.", f"- {verdict(made)}"])
 
 
 def verdict(made):
     """'No edit of 600 in 5 runs disables the model by itself: …', with the rule."""
-    count = int(made["disabling"].sum())
-    return (f"{count or 'No'} edit{'s' if count > 1 else ''} of {len(made):,} in {made['run'].nunique()} runs "
+    count, runs = int(made["disabling"].sum()), made["run"].nunique()
+    return (f"{count or 'No'} edit{'s' if count > 1 else ''} of {len(made):,} in {runs} run{'s' if runs > 1 else ''} "
             f"disable{'' if count > 1 else 's'} the model: jumps of {TRIGGER:g} medians at which it breaks, or after "
             f"which {100 * LOSS:.0f} % of what it knew is wrong at the next test.")

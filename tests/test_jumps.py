@@ -140,6 +140,8 @@ def test_success_leap_and_words(made, table):
     df = rows()
     found = jumps.success(made, df, ("ES_exact",)).loc["ROME"]
     assert found["ES_exact", "openers"] == 100 and found["ES_exact", "others"] == pytest.approx(100 * 16 / 17)
+    assert jumps.price(made, df) == "Openers right just after their edit (every token): ROME 100 %"
+    assert jumps.price(made[made["opener"] < 1], df).endswith("none edited")
     leap = jumps.leap(made, df)
     assert leap["subject"] == "Subject 7" and leap["step"] == 7 and leap["ratio"] == 12
     assert (leap["before"], leap["after"]) == pytest.approx((0.06, 0.07))
@@ -149,4 +151,4 @@ def test_success_leap_and_words(made, table):
     pooled = {"jump_3": jumps.score(made, jumps.rules(), "jump_3").query("run == ''")}
     lines = jumps.summary(table, made, pooled, "m").splitlines()
     assert "3 of 20" in lines[0] and "2 of 3" in lines[1]
-    assert lines[2].startswith("- 1 edit of 20 in 1 runs disables") and len(lines) <= 4
+    assert lines[2].startswith("- 1 edit of 20 in 1 run disables") and len(lines) <= 4
