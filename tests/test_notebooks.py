@@ -19,8 +19,8 @@ TINY = {        # notebook -> parameters that keep it to seconds; what is not na
                  "more": FEW | {"retest_every": 2, "downstream_every": 3, "final": []}},
     "21_disabling": {"n_edits": 6, "orders": [0], "n_table": 200, "workers": 1,
                      "more": FEW | {"retest_every": 2, "downstream_every": 3}},
-    "23_delay": {"n_edits": 4, "orders": [0], "methods": ["ROME", "MEMIT", "FT-L"], "batches": [2], "workers": 1,
-                 "varied": ["batches", "lambdas"], "sweep_edits": 4, "more": FEW | {"retest_every": 2, "downstream_every": 2}},
+    "23_delay": {"n_edits": 4, "orders": [0], "methods": ["ROME", "MEMIT", "FT-L"], "batches": [2, 4], "workers": 1,
+                 "varied": ["batches", "lambdas"], "more": FEW | {"retest_every": 2, "downstream_every": 2}},
     "24_which_number": {"grid_name": "measures", "n_edits": 4, "orders": [0], "draws": 50, "more": FEW, "workers": 1},
 }
 
