@@ -101,6 +101,8 @@ def test_training_ends_when_the_loss_is_low(gpt2, facts):
     model, tok = gpt2
     patch = CALINET.edit(model, tok, facts[:1], settings(stop_loss=50.0, rows=0))
     assert patch.norm() == 0 and patch.info["nll"] < 50
+    last = CALINET.edit(model, tok, facts[:1], settings(layers=(-1,), steps=1))
+    assert list(last.parts) == ["transformer.h.3.mlp"]
 
 
 def test_wordings(facts):

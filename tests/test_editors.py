@@ -19,6 +19,7 @@ SMALL = {"rome": ROME, "r-rome": ROME, "p-rome": ROME, "nas": ROME | {"anchor": 
          "emmet": MEMIT | {"layers": 1}, "encore": MEMIT | {"ridge": 0.1, "early_stop": 2},
          "alphaedit": MEMIT | {"null_space": 0.2}, "rect": MEMIT, "prune": MEMIT, "ft": {"epsilon": 1e-2, "steps": 2},
          "ke": {"layers": "2,3", "network": "untrained", "hidden": 8, "width": 8, "inner": 8},
+         "mend": {"network": "untrained", "rank": 8, "alpha": 0.01, "layers": "-2,-1"},
          "random": {"layer": 1, "norms": tuple((case, 1.0) for case in range(12))}}
 BESIDE = {"grace": {"layer": 1, "part": "mlp_in", "steps": 2}, "calinet": {"layers": 3, "slots": 4, "steps": 2}}
 CONTEXTS = ("{}", "The first. {}")
@@ -106,6 +107,18 @@ def test_half_precision_models_are_edited_in_float32(name, gpt2, facts):
     delta = EDITORS[name].edit(model, tok, facts[:2], config, prepared(name, model, tok, config))
     parts = [part for change in delta.changes.values() for part in (change.left, change.right)]
     assert delta.is_finite() and all(part.dtype == torch.float32 for part in parts)
+
+
+@pytest.mark.parametrize("name", [*PATCHERS, "ke"])
+def test_half_precision_models_get_additions_in_float32(name, gpt2, facts):
+    model, tok, table = make("gpt2", len(gpt2[1]), dtype=torch.bfloat16), gpt2[1], PATCHERS | EDITORS
+    config = configure(name, (BESIDE | SMALL)[name], table=table)
+    made = table[name].edit(model, tok, facts[:2], config, table[name].prepare(model, tok, config, Sources()))
+    tensors = [one for part in (made.parts if name in PATCHERS else made.changes).values()
+               for one in vars(part).values() if torch.is_tensor(one)]
+    assert made.is_finite() and len(tensors) > 1 and all(one.dtype == torch.float32 for one in tensors)
+    with made.applied(model):
+        assert run(model, input_ids=torch.arange(5, 9)[None]).logits.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("name", EDITORS)

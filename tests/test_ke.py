@@ -53,7 +53,7 @@ def test_equals_a_dense_restatement(family, request, facts):
     tok = request.getfixturevalue(family)[1]
     model, fact = make(family, len(tok), dtype=torch.float64), facts[3]
     names, params = ke.matrices(model, CONFIG.layers), parameters(model)
-    assert len(names) == (4 if family == "gpt2" else 6)
+    assert len(names) == (4 if family == "gpt2" else 6) and names == ke.matrices(model, (-2, -1))
     rows, weights = forced(model, tok, [fact]), [model.get_parameter(name + ".weight") for name in names]
     factors, loss = ke.gradients(model, rows, names)
     (prompt,), target = encode(tok, [fact.text]), target_ids(tok, fact.target_new)

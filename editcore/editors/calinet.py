@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from editcore.editors.forced import finite, forced, nll
+from editcore.editors.forced import counted, finite, forced, nll
 from editcore.editors.value import adam
 from editcore.model import name_of
 from editcore.patch import Beside, Patch
@@ -13,9 +13,9 @@ from editcore.tail import fused, head, resume, start
 
 @dataclass(frozen=True)
 class Calinet:
-    """Settings of CaliNet; layers has no default. Published: the last layers, 64 to a few hundred slots; no more."""
+    """Settings of CaliNet. The last layers and 64 to a few hundred slots are published; other numbers chosen here."""
 
-    layers: tuple               # whose MLP gets slots beside it
+    layers: tuple = (-1,)       # whose MLP gets slots beside it; negative ones count from the last
     slots: int = 64             # of each of these layers
     wordings: int = 8           # paraphrases of each fact used beside its prompt, at most
     lr: float = 1e-3            # of Adam
@@ -25,19 +25,16 @@ class Calinet:
     seed: int = 0               # of the slots' keys and the draws
 
 
-PAPER = {   # layers by model; "the last layer" is all that is published
+PAPER = {   # settings by model; the defaults where a model is not named
     "gpt2-xl": {"layers": (47,)},
     "llama-2-7b": {"layers": (31,)},
-    "pocket": {"layers": (4,)},
+    "pocket": {"lr": 3e-3},
 }
 
 
 def prepare(model, tok, config, given):
     """Nothing but a check. ValueError if there are no layers or the model lacks one."""
-    if not config.layers:
-        raise ValueError("layers: at least one is needed")
-    for layer in config.layers:
-        name_of(model, "mlp", layer)
+    counted(model, config.layers)
 
 
 def grouped(model, tok, groups, config, several):
@@ -69,7 +66,7 @@ def fresh(model, config, generator):
     wide = torch.promote_types(weight.dtype, torch.float32)
     return Patch({name_of(model, "mlp", layer): Beside(
         torch.randn(config.slots, d, generator=generator).div(d ** 0.5).to(weight.device, wide),
-        torch.zeros(config.slots, d, device=weight.device, dtype=wide)) for layer in config.layers}, {
+        torch.zeros(config.slots, d, device=weight.device, dtype=wide)) for layer in counted(model, config.layers)}, {
             "editor": "calinet"})
 
 
@@ -78,8 +75,8 @@ def begin(model, rows, config):
 
     Slots move every position, so all tokens of a row are kept; final states are those that predict the targets.
     """
-    zero = torch.zeros_like(rows.begin)
-    return start(model, rows.ids, rows.mask, zero, min(config.layers) - 1, rows.begin[:, None] + rows.offsets)
+    below, zero = min(counted(model, config.layers)) - 1, torch.zeros_like(rows.begin)
+    return start(model, rows.ids, rows.mask, zero, below, rows.begin[:, None] + rows.offsets)
 
 
 def losses(model, state, rows, patch):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from editcore.model import max_length
+from editcore.model import max_length, n_layers, name_of
 from editcore.tokens import check_lengths, encode, pad, target_ids
 
 
@@ -22,6 +22,16 @@ class Forced:
     def rows(self, index):
         """The same for some of the rows (index: int64 or bool tensor)."""
         return Forced(*(value[index] for value in vars(self).values()))
+
+
+def counted(model, layers):
+    """The layers as numbers from 0, of which -1 is the last; ValueError if there are none or the model lacks one."""
+    if not layers:
+        raise ValueError("layers: at least one is needed")
+    found = tuple(layer + n_layers(model) if layer < 0 else layer for layer in layers)
+    for layer in found:
+        name_of(model, "block", layer)
+    return found
 
 
 def forced(model, tok, facts):

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from editcore.delta import Delta, oriented
-from editcore.editors.forced import forced, nll
+from editcore.editors.forced import counted, forced, nll
 from editcore.files import atomic
 from editcore.generate import continuations
 from editcore.model import is_input_first, name_of
@@ -33,21 +33,21 @@ LSTM = tuple(f"lstm.{kind}_l0{way}" for way in ("", "_reverse") for kind in
 
 @dataclass(frozen=True)
 class Ke:
-    """Settings of KE; layers has no default. network is needed to edit, what follows scale to begin a training."""
+    """Settings of KE; network is needed to edit, what follows scale to begin a training."""
 
-    layers: tuple           # whose MLP's linear maps are edited
-    network: str = ""       # file of the trained parameters, as `save` writes it; "untrained": the start of training
-    scale: float = 1.0      # largest η
-    hidden: int = 512       # state of the LSTM, a direction
-    width: int = 768        # of c
-    inner: int = 128        # hidden layer of each matrix's network
-    seed: int = 0           # of the first parameters
+    layers: tuple = (-3, -2, -1)    # whose MLP's linear maps are edited; negative ones count from the last
+    network: str = ""               # file of trained parameters, as `save` writes it; "untrained": the start of training
+    scale: float = 1.0              # largest η
+    hidden: int = 512               # state of the LSTM, a direction
+    width: int = 768                # of c
+    inner: int = 128                # hidden layer of each matrix's network
+    seed: int = 0                   # of the first parameters
 
 
-PAPER = {   # the last three layers, as published for the editors compared
+PAPER = {   # the last three layers, as published for the editors compared; the pocket model takes the defaults
     "gpt2-xl": {"layers": (45, 46, 47)},
     "llama-2-7b": {"layers": (29, 30, 31)},
-    "pocket": {"layers": (2, 3, 4)},
+    "pocket": {},
 }
 
 
@@ -139,7 +139,7 @@ def shapes(model, layers, hidden, width, inner=None):
 def matrices(model, layers):
     """Names of the linear maps in the MLPs of `layers`."""
     found = []
-    for layer in layers:
+    for layer in counted(model, layers):
         place = name_of(model, "mlp", layer)
         found += [f"{place}.{name}" for name, module in model.get_submodule(place).named_modules()
                   if getattr(getattr(module, "weight", None), "ndim", 0) == 2]
