@@ -131,12 +131,12 @@ def keep(model, made, layer):
     Valid while no weight below `layer` changes; the weights above may be edited ones now or later. Costs one pass, and
     d numbers a token of memory. Saves about layer / L of the time of every `read`; the numbers stay the same.
     """
-    return replace(made, batches=tuple(replace(batch, kept=_kept(model, made.prefix, batch.ids, layer))
+    return replace(made, batches=tuple(replace(batch, kept=enter(model, made.prefix, batch.ids, layer))
                                        for batch in made.batches))
 
 
 @torch.no_grad()
-def _kept(model, prefix, ids, layer):
+def enter(model, prefix, ids, layer):
     """The Kept of one batch: the states and arguments that its blocks are seen to be called with."""
     entered, handles = [], []
 
@@ -177,7 +177,7 @@ def read(model, made):
 def _hidden(model, batch, prefix):
     """(B, T, d) states after the final norm; prefix: a cache of one row, or None."""
     if batch.kept is not None:
-        return _above(model, batch.kept)[:, -batch.ids.shape[1]:]
+        return above(model, batch.kept)[:, -batch.ids.shape[1]:]
     if prefix is not None:
         prefix = copy.deepcopy(prefix)
         prefix.batch_repeat_interleave(len(batch.ids))
@@ -193,7 +193,7 @@ def states(model, ids, cache=None):
     return model.base_model(**inputs, past_key_values=cache).last_hidden_state
 
 
-def _above(model, kept):
+def above(model, kept):
     """(B, C + T, d) states after the final norm, from those that enter block kept.layer."""
     hidden = kept.hidden
     for index, words in enumerate(kept.calls, kept.layer):

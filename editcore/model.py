@@ -20,11 +20,12 @@ class Layout:
     attn: str       # its attention
     embed: str      # token embedding
     norm: str       # the final norm
+    mlp_gate: str = ""      # the linear map of the MLP's gate, d -> m; "" where it has none
 
 
 LLAMA = Layout(block="model.layers.{}", mlp="model.layers.{}.mlp", mlp_in="model.layers.{}.mlp.up_proj",
                mlp_out="model.layers.{}.mlp.down_proj", attn="model.layers.{}.self_attn",
-               embed="model.embed_tokens", norm="model.norm")
+               embed="model.embed_tokens", norm="model.norm", mlp_gate="model.layers.{}.mlp.gate_proj")
 
 # The only table of model families; the key is config.model_type. A new family is one line here.
 LAYOUTS = {

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from editcore.editors import calinet, control, ft, grace, ke, memit, rome
+from editcore.editors import calinet, control, ft, grace, ke, memit, mend, rome
 from editcore.editors.sources import Prepared, Sources
 
 __all__ = ["EDITORS", "PATCHERS", "Editor", "Prepared", "Sources", "configure", "simple"]
@@ -74,6 +74,7 @@ EDITORS = {
     "alphaedit": _memit(memit.ALPHAEDIT, memory=True),
     "rect": _memit(keep=0.4),
     "prune": _memit(prune=1.2),
+    "mend": Editor(mend.Mend, mend.PAPER, mend.prepare, mend.grouped),
     "ke": Editor(ke.Ke, ke.PAPER, ke.prepare, simple(ke.edit)),
     "ft": Editor(ft.Ft, ft.PAPER, ft.prepare, ft.grouped),
     "random": Editor(control.Random, control.PAPER, control.prepare, control.grouped),

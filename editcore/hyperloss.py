@@ -1,0 +1,101 @@
+"""Edits and what is asked of them in; the losses of a hypernetwork's edits, with gradients for its weights, out.
+
+Each example is edited as at test time, by a low-rank change that is never added to a weight; what the edited model says
+then is compared with what it should say (MEND, arXiv:2110.11309, section 3.3; ConvSent: arXiv:2206.06520, section 5).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from editcore.editors import mend
+from editcore.tail import fused, head
+from editcore.tokens import encode, target_ids
+
+
+@dataclass(frozen=True)
+class Example:
+    """One edit and what is asked of it, as (prompt ids, target ids) pairs."""
+
+    name: object            # of the record, for errors and the log
+    edit: tuple             # the edit: the gradients of their mean-token NLL, summed, are what is transformed
+    after: tuple            # must be likely after it: the edit itself, or its rephrases, or replies of its sentiment
+    locality: tuple = ()    # over these targets' positions the prediction must stay
+    against: tuple = ()     # must be unlikely after it: replies of the other sentiment
+
+
+@dataclass(frozen=True)
+class Laid:
+    """What an example's losses need of the unedited model."""
+
+    found: dict             # mend.tokens of the edit
+    rows: mend.Rows         # after, against and locality, in this order
+    kept: object            # what the blocks above need to run on them
+    counts: tuple           # pairs of each of the three
+    base: torch.Tensor      # (P, d) unedited final states at the locality places
+
+
+def pairs(tok, texts):
+    """(prompt ids, target ids) pairs of (prompt, target) texts."""
+    prompts = encode(tok, [prompt for prompt, _ in texts])
+    return tuple((tuple(ids), tuple(target_ids(tok, target))) for ids, (_, target) in zip(prompts, texts))
+
+
+def lay(model, network, example):
+    """The Laid of an example: a pass forward and back for the edit, a pass forward for the rest.
+
+    ValueError names the record if it has no edit, nothing to say after it, or a row too long for the model.
+    """
+    label = f"record {example.name}"
+    for part in ("edit", "after"):
+        if not getattr(example, part):
+            raise ValueError(f"{label}: {part} is empty")
+    asked = (example.after, example.against, example.locality)
+    counts, together = tuple(map(len, asked)), sum(map(tuple, asked), ())
+    rows = mend.lay(model, together, [label] * len(together), shorten=True)
+    kept = mend.below(model, rows, min(network.settings["layers"]))
+    with torch.no_grad():
+        final = mend.above(model, kept).flatten(0, 1)
+    return Laid(mend.requested(model, network, example.edit, label), rows, kept, counts,
+                final[rows.place[rows.pair >= counts[0] + counts[1]]])
+
+
+def edit(model, network, example):
+    """The Delta of an example's edit alone, as the `mend` editor makes it of a fact."""
+    found = mend.requested(model, network, example.edit, f"record {example.name}")
+    return mend.change(model, network, mend.factors(network, found))
+
+
+def losses(model, network, laid):
+    """{"edit": mean over `after` of the mean-token NLL, "against": over `against` of the mean-token -log(1 - p),
+
+    "locality": over `locality` of the mean-token KL(P_before || P_after)} after the edit, scalars in nats; 0 for none.
+    """
+    with mend.stepped(model, network, mend.factors(network, laid.found)):
+        logits = mend.logits(model, laid.kept, laid.rows)
+    first, second = laid.counts[0], laid.counts[0] + laid.counts[1]
+    pair, token = laid.rows.pair, laid.rows.token
+    likely, unlikely, stay = pair < first, (pair >= first) & (pair < second), pair >= second
+    nll = cross_entropy(logits[likely], token[likely], reduction="none")
+    avoided = doubt(-cross_entropy(logits[unlikely], token[unlikely], reduction="none"))
+    before, after = head(model, laid.base).log_softmax(-1), logits[stay].log_softmax(-1)
+    kl = (before.exp() * (before - after)).sum(-1)
+    weight = laid.rows.weight.to(logits.dtype)
+    return {name: (values * weight[part]).sum() / max(count, 1) for name, values, part, count in
+            zip(("edit", "against", "locality"), (nll, avoided, kl), (likely, unlikely, stay), laid.counts)}
+
+
+def doubt(log_p):
+    """-log(1 - p) of log p, finite at p = 1: the unlikelihood of what should not be said."""
+    log_p = log_p.clamp(max=-1e-6)
+    near_one = torch.log(-torch.expm1(log_p))       # each of the two forms loses all digits where the other is exact
+    return -torch.where(log_p > -0.7, near_one, torch.log1p(-log_p.exp()))
+
+
+@torch.no_grad()
+def evaluate(model, network, examples):
+    """Mean of each of `losses` over examples, as floats; nothing is learned, the normaliser stays."""
+    with fused(model):
+        found = [losses(model, network, lay(model, network, one)) for one in examples]
+    return {name: sum(one[name].item() for one in found) / len(found) for name in found[0]}
