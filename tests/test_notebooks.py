@@ -17,7 +17,7 @@ TINY = {        # notebook -> parameters that keep it to seconds; what is not na
                       "more": FEW | {"retest_every": 2, "downstream_every": 3, "final": []}},
     "22_depth": {"n_edits": 6, "orders": [0], "workers": 1,
                  "more": FEW | {"retest_every": 2, "downstream_every": 3, "final": []}},
-    "21_disabling": {"n_edits": 6, "orders": [0], "n_table": 200, "workers": 1,
+    "21_disabling": {"n_edits": 6, "n_enriched": 6, "orders": [0], "n_table": 200, "workers": 1,
                      "more": FEW | {"retest_every": 2, "downstream_every": 3}},
     "23_delay": {"n_edits": 4, "orders": [0], "methods": ["ROME", "MEMIT", "FT-L"], "batches": [2, 4], "workers": 1,
                  "varied": ["batches", "lambdas"], "more": FEW | {"retest_every": 2, "downstream_every": 2}},

@@ -46,9 +46,9 @@ def prepare(model, tok, layers, sources, config):
 
 
 def pilot(given, config):
-    """The first config.anchor facts of the pilot; ValueError if there are fewer."""
-    if len(given.pilot) < config.anchor:
-        raise ValueError(f"anchor: {config.anchor} pilot facts are wanted, but there are {len(given.pilot)}")
+    """The first config.anchor facts of the pilot, or all of a shorter one; ValueError if it is empty."""
+    if not given.pilot:
+        raise ValueError(f"anchor: up to {config.anchor} pilot facts are wanted, but there are none")
     return given.pilot[:config.anchor]
 
 
