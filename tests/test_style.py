@@ -16,14 +16,13 @@ MODULES = sorted((ROOT / "editcore").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # Reading order, which is also the order of imports: a module imports only from those before it.
-LAYERS = ["files", "slots", "progress", "facts", "records", "instructions", "writers", "model", "tokens", "generate", "trace", "tail", "delta",
-          "versions", "patch", "stats", "contexts",
-          "logprob", "editors", "serial", "tasks", "metrics", "hyperloss", "hyper", "downstream", "causal", "inputs",
-          "checkpoint", "lab", "results", "study", "analysis", "merits", "claims", "grid", "plan", "disabling", "depth", "foresight",
-          "alarms", "jumps", "delay", "measures", "checkup", "bench", "look", "portraits", "figures",
-          "figures_disabling", "figures_depth", "figures_delay", "figures_measures", "pages",
-          "publish", "report", "world", "worldtext", "corpus", "wordpieces", "packing", "learning", "pocket_report",
-          "pocket", "data", "runners", "commands", "__main__"]
+LAYERS = ["files", "slots", "progress", "facts", "records", "instructions", "writers", "model", "tokens", "generate",
+          "trace", "tail", "delta", "versions", "patch", "stats", "contexts", "logprob", "editors", "serial", "tasks",
+          "metrics", "hyperloss", "hyper", "downstream", "causal", "inputs", "checkpoint", "lab", "results", "study",
+          "analysis", "merits", "claims", "grid", "plan", "disabling", "depth", "foresight", "alarms", "jumps", "delay",
+          "measures", "checkup", "bench", "look", "portraits", "figures", "figures_disabling", "figures_depth",
+          "figures_delay", "figures_measures", "pages", "publish", "report", "world", "worldtext", "corpus",
+          "wordpieces", "packing", "learning", "pocket_report", "pocket", "data", "runners", "commands", "__main__"]
 
 
 def name(path):
