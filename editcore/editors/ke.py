@@ -36,7 +36,7 @@ class Ke:
     """Settings of KE; network is needed to edit, what follows scale to begin a training."""
 
     layers: tuple = (-3, -2, -1)    # whose MLP's linear maps are edited; negative ones count from the last
-    network: str = ""               # file of trained parameters, as `save` writes it; "untrained": the start of training
+    network: str = ""               # file of trained parameters (see `save`); "untrained": the start of training
     scale: float = 1.0              # largest η
     hidden: int = 512               # state of the LSTM, a direction
     width: int = 768                # of c
