@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from editcore import contexts, downstream, inputs, metrics
-from editcore.delta import Delta, added
+from editcore.delta import added
 from editcore.editors import EDITORS, Sources, configure
 from editcore.inputs import Run
 from editcore.model import content_hash, default_device, load, max_length
@@ -76,7 +76,7 @@ def put(lab, total):
 
 
 def show(lab, total):
-    """`put` of what is to be measured of a sum of updates, which is returned: itself, unless the editor restrains it."""
+    """`put` of what is to be measured of a sum of updates, and it: the sum, unless the editor restrains it."""
     weights = {name: lab.original[name][0] if name in lab.original else lab.model.get_parameter(name).detach()
                for name in total.changes}
     shown = EDITORS[lab.run.editor].finish(total, weights, lab.config)
