@@ -66,7 +66,8 @@ def load(folder, device="cpu"):
         state = tensors.pop(RANDOM).cpu()
         keys = {name.removeprefix(KEYS): tensors.pop(name) for name in list(tensors) if name.startswith(KEYS)}
         rows = list(table[list(COLUMNS)].itertuples(index=False, name=None))
-        return Progress(head["step"], Delta(tensors, keys=keys), rows, state, tuple(head["seconds"]), head["elapsed"], tuple(head["contexts"])), head["identity"]
+        return Progress(head["step"], Delta(tensors, keys=keys), rows, state, tuple(head["seconds"]), head["elapsed"],
+                        tuple(head["contexts"])), head["identity"]
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ValueError(f"damaged checkpoint: {error}; remove {folder} to start this run anew") from error
 
