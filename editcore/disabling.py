@@ -183,17 +183,15 @@ def interleaved(path, chosen, out, every=4, key=0):
 
 def besides(planned, names, mixed, n_enriched):
     """Planned runs to set beside a grid of conventions: "<name> without openers", the first case without the facts
-    `names` on the orders that other cases have too; "<name>, enriched", every case once on the first n_enriched of the
-    facts file `mixed`."""
+    `names` in its first order; "<name>, enriched", every case once on the first n_enriched of the facts file `mixed`.
+    """
     cases = {one.name: one for one in reversed(planned)}
-    orders = {case: {one.run.order for one in planned if one.name == case} for case in cases}
-    first = planned[0].name
-    shared = set.union(set(), *(some for case, some in orders.items() if case != first)) or orders[first]
-    without = [replace(one, name=f"{first} without openers", run=replace(one.run, leave_out=tuple(names)))
-               for one in planned if one.name == first and one.run.order in shared]
-    return without + [replace(one, name=f"{case}, enriched", run=replace(one.run, facts=str(mixed), order=-1,
-                                                                             n_edits=n_enriched))
-                      for case, one in reversed(cases.items())]
+    first = planned[0]
+    without = replace(first, name=f"{first.name} without openers", run=replace(first.run, leave_out=tuple(names)))
+    enriched = [replace(one, name=f"{case}, enriched", run=replace(one.run, facts=str(mixed), order=-1,
+                                                                   n_edits=n_enriched))
+                for case, one in reversed(cases.items())]
+    return [without, *enriched]
 
 
 def listing(tok, facts, table=None, left_out=0):
