@@ -1,6 +1,7 @@
 """Command lines in; files, standard output, exit codes and one-line errors compared with what the package computes."""
 
 import contextlib
+import dataclasses
 import json
 import re
 import subprocess
@@ -208,9 +209,7 @@ def test_malformed_facts_are_one_line(at, capsys, change, message):
 
 
 def test_an_update_that_is_not_finite(at, capsys, monkeypatch):
-    editor = EDITORS["ft"]
-    broken = EDITORS["ft"].__class__(editor.config, editor.paper, editor.prepare,
-                                     lambda *_: Delta({"x": torch.tensor([float("nan")])}), editor.each)
+    broken = dataclasses.replace(EDITORS["ft"], grouped=lambda *_: [Delta({"x": torch.tensor([float("nan")])})])
     monkeypatch.setitem(EDITORS, "ft", broken)
     err = error_of(capsys, "edit model facts.json --editor ft --set epsilon=0.1 -o d.safetensors")
     assert "record 0" in err and "not finite" in err and not Path("d.safetensors").exists()
@@ -248,7 +247,7 @@ def test_bench_gets_its_model(at, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr("editcore.bench.table", lambda *given: calls.append(given) or "times")
     assert does("bench model --editor ft memit -n 3") == 0 and does("bench --random 2x64") == 0
-    assert [given[2:] for given in calls] == [(["ft", "memit"], 3, "model"), (["rome", "memit"], 8, "2x64")]
+    assert [given[2:] for given in calls] == [(["ft", "memit"], 3, "model", 0), (["rome", "memit"], 8, "2x64", 0)]
     assert calls[1][0].config.n_layer == 2 and calls[1][0].config.n_embd == 64
     assert capsys.readouterr().out == "times\ntimes\n"
 
