@@ -129,7 +129,7 @@ def test_ruff_finds_nothing():
 
 def test_readme_is_short_and_its_links_lead_somewhere():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 150
+    assert len(text.splitlines()) <= 200
     links = re.findall(r"\]\((?!#)([^)]+)\)", text)
     published = (ROOT / "docs").is_dir()
     assert [link for link in links if not (ROOT / link).exists() and (published or not link.startswith("docs"))] == []
