@@ -21,8 +21,8 @@ LAYERS = ["files", "slots", "progress", "facts", "records", "instructions", "wri
           "metrics", "hyperloss", "hyper", "downstream", "causal", "inputs", "checkpoint", "lab", "results", "study",
           "analysis", "merits", "claims", "grid", "plan", "disabling", "depth", "foresight", "alarms", "jumps", "delay",
           "measures", "checkup", "bench", "look", "portraits", "figures", "figures_disabling", "figures_depth",
-          "figures_delay", "figures_measures", "pages", "publish", "report", "world", "worldtext", "editworld", "corpus",
-          "wordpieces", "packing", "learning", "pocket_report", "pocket", "data", "runners", "commands", "__main__"]
+          "figures_delay", "figures_measures", "pages", "publish", "report", "world", "worldtext", "editworld",
+          "corpus", "wordpieces", "packing", "learning", "pocket_report", "pocket", "data", "runners", "commands", "__main__"]
 
 
 def name(path):
