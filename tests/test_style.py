@@ -22,7 +22,8 @@ LAYERS = ["files", "slots", "progress", "facts", "records", "instructions", "wri
           "analysis", "merits", "claims", "grid", "plan", "disabling", "depth", "foresight", "alarms", "jumps", "delay",
           "measures", "checkup", "bench", "look", "portraits", "figures", "figures_disabling", "figures_depth",
           "figures_delay", "figures_measures", "pages", "publish", "report", "world", "worldtext", "editworld",
-          "corpus", "wordpieces", "packing", "learning", "pocket_report", "pocket", "data", "runners", "commands", "__main__"]
+          "corpus", "wordpieces", "packing", "learning", "pocket_report", "pocket", "data", "runners", "commands",
+          "__main__"]
 
 
 def name(path):
