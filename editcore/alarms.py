@@ -123,7 +123,7 @@ def _falls(series, steps, rule):
     return falls, told
 
 
-def onsets(soon, rule=None):
+def onsets(soon):
     """Steps at which an event happens: where a stretch of edits that see it within reach ends. soon: column of
     `ahead`. (The stretch's last edit is the one before the test that shows the loss.)"""
     seen = soon == 1

@@ -217,15 +217,15 @@ def stopped_in(made):
 
 
 def beaten_by(table, same=(0.02, 0.10)):
-    """For each row of a table with columns life, work, kept, score and ranked: the ranked rows that are worse in
-    none of the four and better in one, a tuple of names. same: differences that do not count, as in `Rule`."""
+    """For each row of a table with life, work, kept, score and ranked: names of the ranked rows worse in none of the
+    four and better in one. Differences within `same` (see `Rule`) and what is NaN in one of two rows do not count."""
     costs = np.log(table[["work"]]).to_numpy(), -np.log(table[["life"]].clip(1, GONE)).to_numpy()
     bad = np.hstack([*costs, -table[["kept", "score"]].to_numpy(dtype=float)])      # (methods, 4), less is better
     slack = np.array([np.log1p(same[1])] * 2 + [same[0]] * 2)
     out = []
     for mine in bad:
-        better = (bad <= mine + slack).all(axis=1) & (bad < mine - slack).any(axis=1) & table["ranked"].to_numpy(bool)
-        out.append(tuple(table.index[better]))
+        worse, better = (bad > mine + slack).any(axis=1), (bad < mine - slack).any(axis=1)      # NaN: neither
+        out.append(tuple(table.index[~worse & better & table["ranked"].to_numpy(bool)]))
     return pd.Series(out, index=table.index, dtype=object)
 
 

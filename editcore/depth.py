@@ -254,9 +254,10 @@ def controls(run, df, direction):
 
 def beside(df, random, controlled):
     """Rows, with the derived ones, of the runs of one method and of their controls, whose planned names may end in
-    ", order 3" (each repeats its own run's norms)."""
+    ", order 3" (each repeats its own run's norms). Orders without controls are left out."""
     random = random.assign(editor=random["editor"].str.replace(r", order -?\d+$", "", regex=True))
-    return analysis.with_derived(pd.concat([df[df["editor"] == controlled], random], ignore_index=True))
+    own = df[(df["editor"] == controlled) & df["order"].isin(random["order"])]
+    return analysis.with_derived(pd.concat([own, random], ignore_index=True))
 
 
 def at_end(df):

@@ -3,9 +3,10 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from scipy import stats
 
 from editcore.alarms import EVENTS, SIGNALS
-from editcore.depth import RANDOM, survival
+from editcore.depth import LEVEL, RANDOM, survival
 from editcore.figures import plain_log
 from editcore.foresight import PREDICTORS
 from editcore.look import WIDTH, curves, draw, legend, methods_in, note, style
@@ -174,7 +175,8 @@ def controls(df):
         plain_log(axis)
     axes[-1].tick_params(axis="both", which="both", labelsize=8)
     legend(fig, axes)
-    note(fig, "Every update has the norm of ROME's for the same fact. Band: 95 % interval of the mean over runs. "
+    note(fig, "Every random update has the norm of the method's for the same fact. Band: 95 % interval of the mean "
+              "over runs. "
               f"{_runs(df.groupby('editor')['run'].nunique()).capitalize()} a line.")
     return fig
 
@@ -188,8 +190,8 @@ def warnings(trace, walks, scores):
     fig, axes = plt.subplots(1, 3, figsize=(WIDTH, 4.3), width_ratios=[1, 0.75, 1.05])
     for place, method in enumerate(methods):
         look, part = style(method, methods), trace[trace["editor"] == method]
-        found = part.groupby("step")["drift"].agg(["mean", "sem"]).dropna(subset="mean")
-        error = 1.96 * np.nan_to_num(found["sem"])
+        found = part.groupby("step")["drift"].agg(["mean", "sem", "count"]).dropna(subset="mean")
+        error = np.nan_to_num(stats.t.ppf((1 + LEVEL) / 2, found["count"] - 1) * found["sem"])
         draw(axes[0], found.assign(low=found["mean"] - error, high=found["mean"] + error), method, methods)
         one = walks[walks["editor"] == method]
         error = [one["exponent"] - one["exponent_low"], one["exponent_high"] - one["exponent"]]
@@ -202,8 +204,8 @@ def warnings(trace, walks, scores):
                 yticks=range(len(methods)), yticklabels=[style(method, methods)["label"] for method in methods])
     _warned(axes[2], scores[~scores["few"]].dropna(subset=["auc"]), methods)
     legend(fig, axes[0])
-    note(fig, "Left: over the edits just made; band, 95 % interval of the mean over runs. Middle: t interval over "
-              "runs. Right: filled, before the\ncollapse; hollow, before a loss of never-edited facts; half, before "
+    note(fig, "Left: over the edits just made; band, t interval over runs, 95 %. Middle: the same of the exponent."
+              " Right: filled, before the\ncollapse; hollow, before a loss of never-edited facts; half, before "
               "the fastest losses of their margin; grey: 95 % of the signal rolled\naround in time. "
               f"{_runs(walks['runs']).capitalize()} a method.")
     return fig

@@ -191,7 +191,7 @@ def overlap_scores(table):
 
 
 def said(scores, outcome="weakened", predictor="foretold"):
-    """'ROME: 171 edits weakened, AUC 0.64 at equal age (chance up to 0.56) …' from `overlap_scores`."""
+    """'ROME: 171 edits weakened, AUC 0.64 at equal age (knowing nothing: up to 0.56)' from `overlap_scores`."""
     part = scores[(scores["outcome"] == outcome) & (scores["predictor"] == predictor)].set_index(["editor", "among"])
     words = []
     for editor in dict.fromkeys(scores["editor"]):

@@ -127,13 +127,14 @@ def _work(todo, cache, keep_going):
         going = _taken_up(one) if one.kept else _begin(one)
         todo[index] = replace(going, state=replace(going.state, elapsed=going.state.elapsed + spent))
     size = todo[0].run.batch_size
-    steps = range(min(one.state.step for one in todo), max(len(one.lab.facts) for one in todo), size)
+    begin = min(one.state.step for one in todo) // size * size     # a run that has ended may have ended between steps
+    steps = range(begin, max(len(one.lab.facts) for one in todo), size)
     for step in progress.bar(steps, f"{todo[0].run.editor} edits", start=steps.start // size):
         now = [i for i, one in enumerate(todo) if one.state.step == step and step < len(one.lab.facts)
                and one.failure is None]     # a run that was ahead waits for the others
         for i, one in zip(now, _advance([todo[i] for i in now]) if now else ()):
             todo[i] = _kept(one, step)
-    for one in todo:
+    for one in sorted(todo, key=lambda one: one.failure is not None):      # an error must not cost the others' rows
         _close(one, len(todo), keep_going)
 
 

@@ -2,7 +2,7 @@
 
 Every editor of the family minimises ‖(W + Δ) K − V‖² + (what is to be preserved), and so is one formula,
 
-    Δ = R Kᵀ A⁺ (…)   with   Δ = R (weight·I + Kᵀ A⁺ K)⁻¹ (A⁺ K)ᵀ,   R = V − W K,
+    Δ = R (weight·I + Kᵀ A⁺ K)⁻¹ (A⁺ K)ᵀ   with   R = V − W K,
 
 with another A and weight (K (m, n) keys, C (m, m) second moment, d rows of W, p keys remembered):
 
