@@ -38,7 +38,8 @@ def proficiency(df, window=25):
         ax.set(title=title, xlabel="edits made, n", ylim=(-3, 103), xlim=(0, df["step"].max()))
     axes[0].set_ylabel("success of the n-th edit, %")
     legend(fig, axes)
-    note(fig, f"Line: mean of the last {window} edits. Band: 95 % interval of that mean. {runs_in(df)}.")
+    note(fig, f"Line: mean of the last {window} edits. Band: 95 % interval of that mean (of two runs: none). "
+              f"{runs_in(df)}.")
     return fig
 
 

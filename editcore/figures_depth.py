@@ -176,7 +176,7 @@ def controls(df):
     axes[-1].tick_params(axis="both", which="both", labelsize=8)
     legend(fig, axes)
     note(fig, "Every random update has the norm of the method's for the same fact. Band: 95 % interval of the mean "
-              "over runs. "
+              "over runs, of two runs none. "
               f"{_runs(df.groupby('editor')['run'].nunique()).capitalize()} a line.")
     return fig
 

@@ -12,6 +12,7 @@ import matplotlib.colors
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from scipy import stats
 
 TASKS = {"sst2": "SST-2", "mrpc": "MRPC", "cola": "CoLA", "rte": "RTE"}     # few-shot tasks as they are written
 WIDTH = 9.0  # inches: 900 px at 100 dots an inch
@@ -103,8 +104,8 @@ def methods_in(df):
 def curves(df, metric, window=1, scale=100.0):
     """{editor: table with index step, columns mean, low, high} of scale · `metric`, averaged over `window` steps.
 
-    With several runs low and high are the 95 % interval of the mean over runs (1.96 standard errors); with one run
-    they are that interval over the values inside the window, and equal to the mean where the window holds one value.
+    With three runs or more low and high are the 95 % interval of the mean over runs (Student's t); with two they equal
+    the mean, for nothing can be said; with one they are the interval (1.96 errors) over the values inside the window.
     """
     out, rows = {}, df[df["metric"] == metric]
     for editor in methods_in(rows):
@@ -112,11 +113,13 @@ def curves(df, metric, window=1, scale=100.0):
         table = scale * part.pivot_table(index="step", columns="run", values="value", aggfunc="mean")
         rolled = table.rolling(window, min_periods=(window + 1) // 2).mean()
         if table.shape[1] > 1:
-            mean, error = rolled.mean(axis=1), rolled.std(axis=1) / np.sqrt(rolled.count(axis=1))
+            n = rolled.count(axis=1)
+            mean, error = rolled.mean(axis=1), rolled.std(axis=1) / np.sqrt(n)
+            error = error.where(n > 2) * stats.t.ppf(0.975, n.clip(lower=2) - 1)
         else:
             values = table.iloc[:, 0].rolling(window, min_periods=2 if window > 1 else 1)
-            mean, error = rolled.iloc[:, 0], values.std() / np.sqrt(values.count())
-        error = 1.96 * error.fillna(0.0)
+            mean, error = rolled.iloc[:, 0], 1.96 * values.std() / np.sqrt(values.count())
+        error = error.fillna(0.0)
         out[editor] = pd.DataFrame({"mean": mean, "low": mean - error, "high": mean + error})
     return out
 

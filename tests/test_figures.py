@@ -74,7 +74,9 @@ def test_several_runs_give_the_interval_over_runs():
     table = look.curves(df, "untouched")["rome"].loc[100]
     values = 100 * df[(df["metric"] == "untouched") & (df["step"] == 100)]["value"]
     assert table["mean"] == pytest.approx(values.mean())
-    assert table["high"] - table["mean"] == pytest.approx(1.96 * values.std() / np.sqrt(3))
+    assert table["high"] - table["mean"] == pytest.approx(4.302653 * values.std() / np.sqrt(3))     # t, 2 degrees
+    two = look.curves(df[df["run"] != df["run"].iloc[0]], "untouched")["rome"]
+    assert (two["high"] == two["mean"]).all() and (two["low"] == two["mean"]).all()
     assert look.runs_in(df) == "3 runs a method"
 
 
