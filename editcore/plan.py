@@ -96,7 +96,12 @@ def of_notebook(path, parameters):
 
 
 def _plans(node):
-    """The outermost calls of grid.read or study.make, or the list comprehensions around them."""
+    """The outermost calls of grid.read or study.make, or the list comprehensions around them.
+
+    A run of which only the inputs are asked for (inputs.files(study.make(...))) is not wanted.
+    """
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "inputs.files":
+        return
     inside = [one for one in ast.walk(node) if isinstance(one, ast.Call) and ast.unparse(one.func) in PLANNING]
     if inside and (node in inside or isinstance(node, ast.ListComp)):
         yield node
