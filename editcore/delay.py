@@ -67,26 +67,26 @@ def lost(df):
 
 
 def lives(df, rule=None, stopped=()):
-    """One row a run, ability and share of rule.shares: until, edits, end, rate, life.
+    """One row a run, ability and share of rule.shares: until, edits, end, rate, life, stopped.
 
     until: edits until that share is lost (NaN: more than `edits`, the run's length); end: loss at the last test; rate:
     loss per 100 edits over the tail; life: until, else extrapolated with rate (infinite: not in sight).
     Runs in `stopped` ended because an edit failed: all is lost there.
     """
-    rule, out = rule or Rule(), []
+    rule, out, stopped = rule or Rule(), [], set(stopped)
     for (run, ability), part in lost(df).groupby(["run", "ability"], sort=False):
         series, edits = part.set_index("step")["lost"].sort_index(), int(df.loc[df["run"] == run, "step"].max())
         level, rate = line(series, rule.tail)
         for share in rule.shares:
             until = crossing(series, share, rule.confirm)
-            until = edits if np.isnan(until) and run in set(stopped) else until
+            until = edits if np.isnan(until) and run in stopped else until
             ahead = edits + max(0.0, share - level) / rate if rate > 0 else np.inf
             ahead = ahead if ahead <= rule.ahead * edits else np.inf
             out.append({"run": run, "editor": part["editor"].iloc[0], "order": part["order"].iloc[0],
                         "ability": ability, "share": share, "until": until, "edits": edits, "end": series.iloc[-1],
-                        "rate": 100 * rate, "life": ahead if np.isnan(until) else until})
+                        "rate": 100 * rate, "life": ahead if np.isnan(until) else until, "stopped": run in stopped})
     return pd.DataFrame(out, columns=["run", "editor", "order", "ability", "share", "until", "edits", "end", "rate",
-                                      "life"])
+                                      "life", "stopped"])
 
 
 def crossing(series, share, confirm=1):
@@ -113,9 +113,11 @@ def line(series, tail):
 
 
 def summary(lives, rule=None):
-    """`lives` by editor, ability and share: runs, events (runs that lost it), edits (τ, the shortest run's), mean, low,
-    high (restricted mean of `until` up to τ and its interval), life (median), end and rate (means)."""
-    rule, horizon, out = rule or Rule(), lives["edits"].min(), []
+    """`lives` by editor, ability and share: runs, events (runs that lost it), edits (τ, the shortest run's among those
+    that no failed edit ended: it lost all, so nothing of it is unknown), mean, low, high (restricted mean of `until` up
+    to τ and its interval), life (median), end and rate (means)."""
+    rule, out, whole = rule or Rule(), [], lives.loc[~lives["stopped"].astype(bool), "edits"]
+    horizon = lives["edits"].max() if whole.empty else whole.min()
     for (editor, ability, share), part in lives.groupby(["editor", "ability", "share"], sort=False):
         until = part["until"].fillna(np.inf).clip(upper=horizon)
         low, high = interval(until, rule)

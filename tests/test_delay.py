@@ -77,6 +77,9 @@ def test_lives_of_a_straight_line_are_its_own():
 def test_a_run_that_stopped_has_lost_all():
     table = delay.lives(rows({"rome": 0.0}), stopped={"rome0"}).query("share == 0.1")
     assert table[table["order"] == 0]["until"].eq(100).all() and table[table["order"] == 1]["until"].isna().all()
+    early = pd.concat([rows({"rome": 0.0}), rows({"memit": 0.0}, end=10)])
+    own = delay.summary(delay.lives(early, stopped={"memit0", "memit1"})).query("share == 0.1").set_index("editor")
+    assert (own.loc["rome", "mean"] == 100).all() and (own.loc["memit", "mean"] == 10).all()    # nobody else is cut
 
 
 def test_mean_over_orders_counts_what_lasts_longer_with_the_runs_length():
