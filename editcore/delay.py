@@ -256,7 +256,7 @@ def sweep(df, made, names, words=None, ability="facts_prob"):
         low, high = interval(part["end"], rule)
         table.loc[[case], ["end", "low", "high"]] = [[part["end"].mean(), low, high]]
     method, value = zip(*table.index)
-    known = sorted(set(value), key=lambda one: (one in words, np.size(one), one))
+    known = sorted(set(value), key=lambda one: (one in words, np.size(one), tuple(np.ravel(one))))
     return table.assign(method=method, value=[words.get(one, _word(one)) for one in value],
                         place=[known.index(one) for one in value]).sort_values(["method", "place"], ignore_index=True)
 

@@ -159,19 +159,30 @@ def heights(found, end):
 
 
 def name_points(ax, x, y, methods):
-    """Write each method's name beside its point, moved up or down until it covers no other name and no point."""
+    """Write each method's name beside its point, at the nearest place that covers no other name and no point."""
     spots = {method: ax.transData.transform((x[method], y[method])) for method in methods}
+    frame = ax.get_window_extent()
     taken = [(px - 7, px + 7, py) for px, py in spots.values()]
     for method in sorted(methods, key=lambda name: -y[name]):
-        look, (px, py), shift = style(method, methods), spots[method], 0
-        wide = 5.6 * len(look["label"])
-        side = 1 if px + wide + 20 < ax.get_window_extent().x1 else -1
-        start, stop = sorted([px + 12 * side, px + (12 + wide) * side])
-        while any(abs(py + shift - middle) < 11 and begin < stop and start < end for begin, end, middle in taken):
-            shift = -shift if shift > 0 else -shift + 3
-        taken.append((start, stop, py + shift))
+        look = style(method, methods)
+        (side, shift), own = _free(spots[method], 5.6 * len(look["label"]), taken, frame)
+        taken.append(own)
+        line = {"arrowstyle": "-", "color": look["color"], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
         ax.annotate(look["label"], (x[method], y[method]), xytext=(12 * side * 0.72, 0.72 * shift), fontsize=8.5,
-                    textcoords="offset points", ha="left" if side > 0 else "right", va="center", color=look["color"])
+                    textcoords="offset points", ha="left" if side > 0 else "right", va="center", color=look["color"],
+                    arrowprops=line if abs(shift) > 12 else None)
+
+
+def _free(spot, wide, taken, frame):
+    """((side, shift), (start, stop, height)) in pixels of the nearest free place for a name beside a point."""
+    px, py = spot
+    for shift in (sign * step for step in range(0, 400, 3) for sign in (1, -1)):
+        for side in (1, -1):
+            start, stop = sorted([px + 12 * side, px + (12 + wide) * side])
+            free = all(abs(py + shift - middle) >= 11 or begin >= stop or start >= end for begin, end, middle in taken)
+            if free and frame.x0 < start and stop < frame.x1 - 4 and frame.y0 < py + shift < frame.y1:
+                return (side, shift), (start, stop, py + shift)
+    return (1, 0), (px + 12, px + 12 + wide, py)
 
 
 def sweeps(tables, outcomes=("end", "kept", "PS", "seconds"), ability="facts_prob"):

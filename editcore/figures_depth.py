@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.ticker import LogLocator
 from scipy import stats
 
 from editcore.alarms import EVENTS, SIGNALS
@@ -173,6 +174,7 @@ def controls(df):
     axes[-1].set(xscale="log", yscale="log", xlim=(1, end))
     for axis in (axes[-1].xaxis, axes[-1].yaxis):
         plain_log(axis)
+    axes[-1].xaxis.set_major_locator(LogLocator())      # a narrow panel: powers of ten only
     axes[-1].tick_params(axis="both", which="both", labelsize=8)
     legend(fig, axes)
     note(fig, "Every random update has the norm of the method's for the same fact. Band: 95 % interval of the mean "

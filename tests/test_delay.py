@@ -179,6 +179,9 @@ def test_sweep_reads_settings_of_the_editor():
     df = rows({"a": 0.001, "b": 0.002, "c": 0.003})
     made = runs(df).assign(config=lambda table: table["editor"].map(
         {"a": {"layers": [0, 1]}, "b": {"layers": [2]}, "c": {"layer": 1}}))
+    plain = delay.sweep(df, made, ["layers", "layer"]).set_index("method")     # one layer or several, both are sizes
+    assert plain["value"].to_dict() == {"a": "0, 1", "b": "2", "c": "1"}
+    assert plain["place"].to_dict() == {"c": 0, "b": 1, "a": 2}
     found = delay.sweep(df, made, ["layers", "layer"], {1: "one"}).set_index("method")
     assert found["value"].to_dict() == {"a": "0, 1", "b": "2", "c": "one"}
     assert found["place"].to_dict() == {"b": 0, "a": 1, "c": 2}
