@@ -1,6 +1,6 @@
 """A model, an untrained hypernetwork and examples of edits in; the hypernetwork trained, its file and its losses out.
 
-    network = train(model, mend.start(model, config), examples, Training(30000), folder)
+    network = train(model, mend.start(model, config), examples, Training(30000), folder)        # or ke.start
 
 Adam lowers edit_weight L_edit + locality_weight L_loc of `hyperloss` (MEND, arXiv:2110.11309, section 3.3).
 """
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from editcore.editors import hypernet
 from editcore.files import atomic, sha256_text
-from editcore.hyperloss import evaluate, lay, losses
+from editcore.hyperloss import evaluate, kind_of, lay, losses
 from editcore.progress import bar
 from editcore.tail import fused
 
@@ -56,7 +56,7 @@ def train(model, network, examples, training, folder, validation=()):
     folder, examples = Path(folder), list(examples)
     _check(examples, training)
     identity = _identity(network, examples, training, list(validation))
-    if (finished := _finished(folder, identity, training)) is not None:
+    if (finished := _finished(folder, identity, training, network)) is not None:
         return hypernet.moved(finished, _device(network))
     network = replace(network, weights={name: weight.detach().clone().requires_grad_()
                                         for name, weight in network.weights.items()})
@@ -111,11 +111,12 @@ def _compare(found, wanted, path):
                              "now); put it back, or take another folder")
 
 
-def _finished(folder, identity, training):
+def _finished(folder, identity, training, network):
     """The Network of a training that is done, or None."""
     if not (folder / RESULT).is_file():
         return None
-    found = hypernet.load(folder / RESULT)
+    name, kind = kind_of(network)
+    found = hypernet.load(folder / RESULT, "cpu", name, kind.begin)
     _compare(found.info.get("identity", {}), identity, folder / RESULT)
     return found if found.info["examples"] == training.examples else None
 
@@ -207,7 +208,7 @@ def _resumed(folder, network, optimiser, identity, wanted):
             words, found = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         _compare(json.loads(words["identity"]), identity, path)
         done, device = int(words["examples"]), _device(network)
-        saved = hypernet.moved(hypernet.built(words, found), device)
+        saved = hypernet.moved(hypernet.built(words, found, kind_of(network)[1].begin), device)
         with torch.no_grad():
             for name, weight in network.weights.items():
                 weight.copy_(saved.weights[name])

@@ -4,12 +4,13 @@ Each example is edited as at test time, by a low-rank change that is never added
 then is compared with what it should say (MEND, arXiv:2110.11309, section 3.3; ConvSent: arXiv:2206.06520, section 5).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from editcore.editors import mend
+from editcore.editors import hypernet, ke, mend
 from editcore.tail import fused, head
 from editcore.tokens import encode, target_ids
 
@@ -23,6 +24,7 @@ class Example:
     after: tuple            # must be likely after it: the edit itself, or its rephrases, or replies of its sentiment
     locality: tuple = ()    # over these targets' positions the prediction must stay
     against: tuple = ()     # must be unlikely after it: replies of the other sentiment
+    condition: tuple = ()   # ids of the text that KE reads an edit off; () for MEND
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,27 @@ class Laid:
     kept: object            # what the blocks above need to run on them
     counts: tuple           # pairs of each of the three
     base: torch.Tensor      # (P, d) unedited final states at the locality places
+    condition: torch.Tensor | None  # (T, d) embeddings of the example's, if it has one
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way in which a hypernetwork makes an edit."""
+
+    begin: Callable         # (sites, settings) -> an untrained Network
+    factors: Callable       # (Network, Laid) -> the factors that mend.stepped takes
+
+
+KINDS = {   # by the format of a network's file
+    hypernet.FORMAT: Kind(hypernet.start, lambda network, laid: mend.factors(network, laid.found)),
+    ke.FORMAT: Kind(ke.begin, lambda network, laid: ke.factors(network, laid.condition, laid.found)),
+}
+
+
+def kind_of(network):
+    """(format, its Kind) of a Network."""
+    name = network.settings.get("format", hypernet.FORMAT)
+    return name, KINDS[name]
 
 
 def pairs(tok, texts):
@@ -58,7 +81,8 @@ def lay(model, network, example):
     with torch.no_grad():
         final = mend.above(model, kept).flatten(0, 1)
     return Laid(mend.requested(model, network, example.edit, label), rows, kept, counts,
-                final[rows.place[rows.pair >= counts[0] + counts[1]]])
+                final[rows.place[rows.pair >= counts[0] + counts[1]]],
+                ke.embeddings(model, list(example.condition)) if example.condition else None)
 
 
 def edit(model, network, example):
@@ -72,7 +96,7 @@ def losses(model, network, laid):
 
     "locality": over `locality` of the mean-token KL(P_before || P_after)} after the edit, scalars in nats; 0 for none.
     """
-    with mend.stepped(model, network, mend.factors(network, laid.found)):
+    with mend.stepped(model, network, kind_of(network)[1].factors(network, laid)):
         logits = mend.logits(model, laid.kept, laid.rows)
     first, second = laid.counts[0], laid.counts[0] + laid.counts[1]
     pair, token = laid.rows.pair, laid.rows.token

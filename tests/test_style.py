@@ -19,8 +19,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LAYERS = ["files", "slots", "progress", "facts", "records", "instructions", "writers", "model", "tokens", "generate",
           "trace", "tail", "delta", "versions", "patch", "stats", "contexts", "logprob", "editors", "serial", "tasks",
           "metrics", "hyperloss", "hyper", "downstream", "causal", "inputs", "checkpoint", "lab", "results", "study",
-          "analysis", "merits", "claims", "grid", "plan", "disabling", "depth", "foresight", "alarms", "jumps", "delay",
-          "measures", "checkup", "bench", "look", "portraits", "figures", "figures_disabling", "figures_depth",
+          "analysis", "merits", "claims", "grid", "plan", "examples", "systems", "disabling", "depth", "foresight",
+          "alarms", "jumps", "delay", "measures", "checkup", "bench", "look", "portraits", "figures", "figures_disabling", "figures_depth",
           "figures_delay", "figures_measures", "pages", "publish", "report", "world", "worldtext", "editworld",
           "corpus", "wordpieces", "packing", "learning", "pocket_report", "pocket", "data", "runners", "commands",
           "__main__"]

@@ -52,8 +52,8 @@ class Network:
     info: dict          # what else its file says
 
     def alpha(self, name):
-        """() the learned step of one map."""
-        return self.weights[name + "/alpha"]
+        """() the learned step of one map; 1 where the network has none."""
+        return self.weights.get(name + "/alpha", 1.0)
 
     def norm_of(self, site):
         """The Norm of a map, or None."""
@@ -127,7 +127,7 @@ def transform(network, site, u, delta):
     as 1 at 0, where every unit starts: with 0 nothing but alpha would ever learn.
     """
     weights = network.weights
-    dtype = network.alpha(site.name).dtype
+    dtype = weights[site.name + "/alpha"].dtype
     h = normalised(network.norm_of(site), torch.cat([u, delta], 1).to(dtype))
     for k in range(network.settings["depth"]):
         U, V, b = (weights[f"{site.shape}/{part}{k}"] for part in "UVb")
@@ -153,8 +153,9 @@ def tensors(network):
 def words(network):
     """{name: text} of the rest, for a file's metadata."""
     sites = [[site.name, site.inputs, site.outputs, site.size] for site in network.sites]
-    return {"format": FORMAT, "settings": json.dumps(network.settings), "sites": json.dumps(sites),
-            "info": json.dumps(network.info)}
+    parts = {"settings": network.settings, "sites": sites, "info": network.info}
+    said = {name: json.dumps(value) for name, value in parts.items()}
+    return {"format": network.settings.get("format", FORMAT)} | said
 
 
 def save(network, path):
@@ -163,8 +164,11 @@ def save(network, path):
         save_file(tensors(network), tmp, metadata=words(network))
 
 
-def load(path, device="cpu"):
-    """The Network of a file; FileNotFoundError or ValueError names the file, and the tensor that is missing or odd."""
+def load(path, device="cpu", format=FORMAT, begin=start):
+    """The Network of a file; FileNotFoundError or ValueError names the file, and the tensor that is missing or odd.
+
+    begin(sites, settings) -> an untrained Network of that format, for the shapes.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -173,18 +177,18 @@ def load(path, device="cpu"):
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path}: not a hypernetwork file, or damaged ({error})") from error
-    if texts.get("format") != FORMAT:
-        raise ValueError(f"{path}: not a hypernetwork file: its format is {texts.get('format')}, not {FORMAT}")
+    if texts.get("format") != format:
+        raise ValueError(f"{path}: not a hypernetwork file: its format is {texts.get('format')}, not {format}")
     try:
-        return moved(built(texts, found), device)
+        return moved(built(texts, found, begin), device)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a whole hypernetwork: {error}") from error
 
 
-def built(texts, found):
+def built(texts, found, begin=start):
     """The Network of what `words` and `tensors` gave. ValueError names a tensor that is missing, odd or not finite."""
     sites = tuple(Site(*site) for site in json.loads(texts["sites"]))
-    shape = start(sites, json.loads(texts["settings"]))
+    shape = begin(sites, json.loads(texts["settings"]))
 
     def take(name, like):
         if name not in found or found[name].shape != like.shape:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from editcore.delta import Delta, oriented
+from editcore.editors import hypernet
 from editcore.editors.forced import counted, forced, nll
 from editcore.files import atomic
 from editcore.generate import continuations
@@ -25,6 +26,7 @@ from editcore.model import is_input_first, name_of
 from editcore.tail import head
 from editcore.tokens import encode, target_ids
 
+FORMAT = "editcore-ke-1"
 UNTRAINED = "untrained"     # the `network` that is no file: the start of training
 START = 1e-3                # size of c_A and c_B there, beside that of all other outputs
 LSTM = tuple(f"lstm.{kind}_l0{way}" for way in ("", "_reverse") for kind in
@@ -44,10 +46,10 @@ class Ke:
     seed: int = 0                   # of the first parameters
 
 
-PAPER = {   # the last three layers, as published for the editors compared; the pocket model takes the defaults
+PAPER = {   # the last three layers, as published for the editors compared; what learns fast on the pocket model
     "gpt2-xl": {"layers": (45, 46, 47)},
     "llama-2-7b": {"layers": (29, 30, 31)},
-    "pocket": {},
+    "pocket": {"hidden": 64, "width": 64, "inner": 32},
 }
 
 
@@ -59,7 +61,7 @@ def prepare(model, tok, config, given):
         return fresh(model, config, torch.Generator().manual_seed(config.seed))
     params, _ = load(config.network, next(model.parameters()).device)
     width, hidden = params["condition.weight"].shape
-    wanted = shapes(model, config.layers, hidden // 2, width)
+    wanted = shapes(sizes(model, config.layers), model.config.hidden_size, (hidden // 2, width, None))
     for name, shape in wanted.items():
         if name not in params:
             raise ValueError(f"{config.network}: no parameter {name}; it was trained for another model or other layers")
@@ -114,22 +116,51 @@ def vectors(params, name, c, shape):
 def fresh(model, config, generator):
     """Parameters before training, float32: drawn as torch's layers are, but c_A and c_B (and with them ΔW) nearly 0."""
     params = {}
-    for name, shape in shapes(model, config.layers, config.hidden, config.width, config.inner).items():
+    wanted = sizes(model, config.layers)
+    for name, shape in shapes(wanted, model.config.hidden_size, (config.hidden, config.width, config.inner)).items():
         bound = (config.hidden if name in LSTM else shape[-1]) ** -0.5
         params[name] = (torch.rand(shape, generator=generator) * 2 - 1) * bound
-    for name, (rows, _) in sizes(model, config.layers).items():
+    for name, (rows, _) in wanted.items():
         for part in ("weight", "bias"):
             params[f"{name}/second.{part}"][2 * rows:-1] *= START
     device = next(model.parameters()).device
     return {name: value.to(device) for name, value in params.items()}
 
 
-def shapes(model, layers, hidden, width, inner=None):
-    """{parameter: shape} of the network for a model's layers; inner None leaves that size open (None)."""
-    d = model.config.hidden_size
+def start(model, config):
+    """The untrained parameters as a hypernet.Network, which `editcore.hyper` trains as it trains MEND's."""
+    found = sizes(model, config.layers)
+    sites = tuple(hypernet.Site(name, columns, rows, model.get_parameter(name + ".weight").double().norm().item())
+                  for name, (rows, columns) in found.items())
+    settings = {"format": FORMAT, "layers": list(counted(model, config.layers)), "embedded": model.config.hidden_size,
+                **{name: getattr(config, name) for name in ("hidden", "width", "inner", "scale", "seed")}}
+    weights = fresh(model, config, torch.Generator().manual_seed(config.seed))
+    return hypernet.Network(sites, settings, weights, {}, {})
+
+
+def begin(sites, settings):
+    """A Network of zeros with the shapes of one that `start` made."""
+    wanted = {site.name: (site.outputs, site.inputs) for site in sites}
+    sized = tuple(settings[name] for name in ("hidden", "width", "inner"))
+    weights = {name: torch.zeros(shape) for name, shape in shapes(wanted, settings["embedded"], sized).items()}
+    return hypernet.Network(tuple(sites), dict(settings), weights, {}, {})
+
+
+def factors(network, embedded, found):
+    """`edit_with` of a Network as pairs {matrix: (right (b + 1, in), -leftᵀ (b + 1, out))}, as `mend.stepped` takes."""
+    made = edit_with(network.weights, embedded, found, network.settings["scale"])
+    return {name: (right, -left.T) for name, (left, right) in made.items()}
+
+
+def shapes(matrices, d, widths):
+    """{parameter: shape} for {matrix: (out, in)}, embeddings of d and (hidden, width, inner).
+
+    inner None leaves that size open (None).
+    """
+    hidden, width, inner = widths
     made = {name: (4 * hidden, hidden if "_hh" in name else d) if "weight" in name else (4 * hidden,) for name in LSTM}
     made |= {"condition.weight": (width, 2 * hidden), "condition.bias": (width,)}
-    for name, (rows, columns) in sizes(model, layers).items():
+    for name, (rows, columns) in matrices.items():
         out = 2 * (rows + columns) + 1
         made |= {f"{name}/first.weight": (inner, width), f"{name}/first.bias": (inner,),
                  f"{name}/second.weight": (out, inner), f"{name}/second.bias": (out,)}
@@ -153,11 +184,26 @@ def sizes(model, layers):
 
 
 def condition(model, tok, fact):
-    """(T, d) embeddings of "old >> new || prompt"; where the record has no old answer, what the model goes on with."""
-    old = getattr(fact, "target_true", "")
-    if not old:
-        old = tok.decode(continuations(model, tok, [fact.text], len(target_ids(tok, fact.target_new)))[0]).strip()
-    (ids,) = encode(tok, [f"{old} >> {fact.target_new} || {fact.text}"])
+    """(T, d) embeddings of `conditions` of one fact."""
+    return embeddings(model, conditions(model, tok, [fact])[0])
+
+
+def conditions(model, tok, facts):
+    """Token ids of "old >> new || prompt" of each fact; an unknown old answer is what the model goes on with."""
+    found = [getattr(fact, "target_true", "") for fact in facts]
+    missing = {}
+    for index, old in enumerate(found):
+        if not old:
+            missing.setdefault(len(target_ids(tok, facts[index].target_new)), []).append(index)
+    for count, group in missing.items():
+        said = continuations(model, tok, [facts[index].text for index in group], count)
+        for index, ids in zip(group, said):
+            found[index] = tok.decode(ids).strip()
+    return encode(tok, [f"{old} >> {fact.target_new} || {fact.text}" for old, fact in zip(found, facts)])
+
+
+def embeddings(model, ids):
+    """(T, d) of a list of T tokens."""
     with torch.no_grad():
         return model.get_input_embeddings()(torch.tensor(ids, device=next(model.parameters()).device))
 
@@ -198,7 +244,7 @@ def save(path, params, info=None):
     """Write parameters as safetensors, `info` (settings of the training) as JSON in the metadata."""
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in params.items()}
     with atomic(path) as tmp:
-        save_file(tensors, tmp, metadata={"format": "editcore-ke-1", "info": json.dumps(info or {})})
+        save_file(tensors, tmp, metadata={"format": FORMAT, "info": json.dumps(info or {})})
 
 
 def load(path, device="cpu"):
@@ -208,8 +254,8 @@ def load(path, device="cpu"):
     try:
         with safe_open(path, "pt", device=str(device)) as file:
             head_of = file.metadata() or {}
-            if head_of.get("format") != "editcore-ke-1":
-                raise ValueError("its format is not editcore-ke-1")
+            if head_of.get("format") != FORMAT:
+                raise ValueError(f"its format is not {FORMAT}")
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(head_of["info"])   # noqa: SIM118
     except (SafetensorError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: not a KE file, or damaged ({error})") from error

@@ -1,0 +1,289 @@
+"""Which tasks, instructions and examples a hypernetwork learns from in; its file, trained once and kept, out.
+
+    system = make(tasks=["recent", "counterfact"], style="full")        # InstructEdit; style "none": multi-task MEND
+    path = train(system)                                                # results/editors/<id>/network.safetensors
+"""
+
+import dataclasses
+import itertools
+import json
+import random
+import resource
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from editcore import examples, hyper, instructions, progress
+from editcore.editors import configure, ke, mend, published
+from editcore.files import sha256, sha256_text, write_json
+from editcore.grid import tables
+from editcore.hyper import Training
+from editcore.inputs import model_files_hash, model_place
+from editcore.model import default_device, load, peak_memory
+from editcore.records import read_records
+from editcore.slots import held
+
+FILE = "data/systems.toml"
+FORMAT = 1      # raise it when the same System no longer gives the same network
+TASKS = ("recent", "counterfact", "convsent")   # of the training; zsRE is only tested
+# kind -> ((model, config) -> the untrained Network, (model, tok, facts) -> ids that it reads beside each's gradients).
+KINDS = {"mend": (mend.start, lambda model, tok, facts: [()] * len(facts)), "ke": (ke.start, ke.conditions)}
+
+# How a hypernetwork is trained where System.settings say nothing: published for the large models; for the pocket model
+# what learns within a minute there.
+PAPER = {
+    "gpt2-xl": {"examples": 30_000},
+    "llama-2-7b": {"examples": 100_000},
+    "pocket": {"examples": 800, "lr": 1e-3, "alpha_lr": 1e-3, "warmup": 60, "every": 400},
+}
+
+
+@dataclass(frozen=True)
+class System:
+    """One trained editor: what it learned from, and how."""
+
+    tasks: tuple = TASKS            # whose training records are mixed
+    style: str = "full"             # a key of instructions.STYLES; "none": multi-task MEND
+    seen: int = 9                   # descriptions 0 to seen - 1 are trained with
+    counts: tuple = ()              # (task, most records) pairs; tasks not named give all they have
+    kind: str = "mend"              # "mend" or "ke"
+    after: str = "edit"             # what must be likely after an edit: the "edit" itself, or its "rephrase"
+    replies: int = 4                # ConvSent: most replies of either sentiment, and of the other topic, an example
+    examples: int = 0               # edits learned from in all; 0 = as published for the model
+    seed: int = 0                   # of order, descriptions, replies, first weights and ConvSent's sentiments
+    model: str = "pocket"           # "pocket", a model folder, or a Hugging Face name
+    data: str = ""                  # folder of {task}_{split}.json; "" = editing/ beside the model
+    descriptions: tuple = ()        # (task, ten texts) pairs that replace instructions.DESCRIPTIONS
+    settings: tuple = ()            # (field, value) pairs of Mend or Ke and of hyper.Training
+
+
+@dataclass(frozen=True)
+class Named:
+    """A System and what figures call it; several seeds share a name."""
+
+    name: str
+    system: System
+
+
+def make(**words):
+    """A System of keyword words; ValueError names an unknown, mistyped or impossible value before any work."""
+    fields = {field.name: type(field.default) for field in dataclasses.fields(System)}
+    for name, value in words.items():
+        if name not in fields:
+            raise ValueError(f"system: unknown parameter {name!r}; known are {', '.join(fields)}")
+        pairs = name in ("counts", "settings", "descriptions")
+        wanted = (tuple, list, *([dict] if pairs else [])) if fields[name] is tuple else fields[name]
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            raise ValueError(f"system: {name} must be {fields[name].__name__}, found {value!r}")
+    return check(System(**{name: _frozen(value) for name, value in words.items()}))
+
+
+def check(system):
+    """The System itself if it can be trained; ValueError names what is wrong."""
+    if not system.tasks or len(set(system.tasks)) < len(system.tasks) or set(system.tasks) - set(TASKS):
+        raise ValueError(f"system: tasks is {system.tasks!r}, but must name some of {', '.join(TASKS)}, each once")
+    for name, known in (("style", instructions.STYLES), ("kind", KINDS), ("after", examples.AFTER)):
+        if getattr(system, name) not in known:
+            raise ValueError(f"system: {name} is {getattr(system, name)!r}, but must be one of {', '.join(known)}")
+    if not 1 <= system.seen <= instructions.SEEN:
+        raise ValueError(f"system: seen is {system.seen}, but must be 1 to {instructions.SEEN}")
+    if system.examples < 0 or system.replies < 1:
+        raise ValueError(f"system: examples is {system.examples} and replies {system.replies}, too few")
+    for task, count in system.counts:
+        if task not in system.tasks or not isinstance(count, int) or count < 1:
+            raise ValueError(f"system: counts asks for {count!r} records of {task!r}; it needs 1 or more of "
+                             f"{', '.join(system.tasks)}")
+    for task, texts in system.descriptions:
+        if task not in instructions.TITLES:
+            raise ValueError(f"system: descriptions of {task!r}, which is no task")
+        instructions.checked(task, texts)
+    configured(system)
+    return system
+
+
+def configured(system):
+    """(settings of the editor, Training) of a System; ValueError names a setting that neither has."""
+    trained = {field.name: field for field in dataclasses.fields(Training)}
+    values = dict(PAPER.get(published(system.model, PAPER), {}))
+    given = dict(system.settings)
+    values |= {name: given.pop(name) for name in list(given) if name in trained}
+    if {"seed", "examples"} & set(dict(system.settings)):
+        raise ValueError("system: seed and examples are parameters of the system, not settings")
+    values |= {"seed": system.seed} | ({"examples": system.examples} if system.examples else {})
+    if not values.get("examples"):
+        raise ValueError(f"system: nothing is published for model {system.model!r}: give examples")
+    config = configure(system.kind, {**given, "network": mend.UNTRAINED, "seed": system.seed}, system.model)
+    return config, Training(**values)
+
+
+def table(system):
+    """{task: ten descriptions} that the System is trained and tested with."""
+    return instructions.DESCRIPTIONS | dict(system.descriptions)
+
+
+def folder_of(model="pocket", data=""):
+    """The folder of a System's records."""
+    return Path(data) if data else Path(model_place(model)) / "editing"
+
+
+def load_records(model="pocket", data="", split="train", seed=0):
+    """{task: [EditRecord]} of every {task}_{split}.json in the folder; FileNotFoundError if there is none.
+
+    seed draws the sentiment that each ConvSent record wants.
+    """
+    paths = {task: folder_of(model, data) / f"{task}_{split}.json" for task in instructions.TITLES}
+    found = {task: read_records(path, task, seed=seed) for task, path in paths.items() if path.is_file()}
+    if not found:
+        raise FileNotFoundError(f"{folder_of(model, data)}: no records of an editing task for the split {split!r}")
+    return found
+
+
+def chosen(system):
+    """The training records of a System, task after task: the first of a random order where `counts` asks for fewer."""
+    every, limits, made = load_records(system.model, system.data, "train", system.seed), dict(system.counts), []
+    for task in system.tasks:
+        if task not in every:
+            raise FileNotFoundError(f"{folder_of(system.model, system.data)}: no {task}_train.json")
+        shuffled = random.Random(f"{system.seed} records {task}").sample(every[task], len(every[task]))
+        made += shuffled[:limits.get(task, len(shuffled))]
+    return made
+
+
+def examples_of(system, model, tok, records, number=None):
+    """The Examples of records with the System's instructions; each description is drawn once, unless it is given."""
+    puts, made = [], []
+    for one in records:
+        which = instructions.drawn(one, system.seed, system.seen) if number is None else number
+        puts.append(instructions.prefix(one, which, system.style, table(system)))
+        made.append(examples.of(tok, one, puts[-1], system.after, system.replies, system.seed))
+    facts = [examples.asked(one, put, system.seed) for one, put in zip(records, puts)]
+    read = KINDS[system.kind][1](model, tok, facts)
+    return [dataclasses.replace(example, condition=tuple(ids)) for example, ids in zip(made, read, strict=True)]
+
+
+def identifier(system):
+    """"<kind>-<parameters>-<contents>": equal Systems of equal models and records give the same id on every machine."""
+    known = {name: value for name, value in dataclasses.asdict(system).items() if name not in ("model", "data")}
+    texts = {task: table(system)[task] for task in system.tasks}
+    parameters = sha256_text(json.dumps([FORMAT, known, PAPER.get(published(system.model, PAPER), {}), texts]))
+    paths = [folder_of(system.model, system.data) / f"{task}_train.json" for task in system.tasks]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise FileNotFoundError(f"{missing[0]}: no such file")
+    contents = sha256_text(model_files_hash(system.model), *map(sha256, paths))
+    return f"{system.kind}-{parameters[:8]}-{contents[:8]}"
+
+
+def train(system, out_dir="results/editors"):
+    """Path of the System's network.safetensors; trained, or trained on from a checkpoint, if it is not there.
+
+    Beside it lie losses.jsonl and train.json (the System, seconds, peak memory in MB, examples, parameters). Another
+    process that trains the same System is waited for. Bad input is one ValueError before any work.
+    """
+    place = Path(out_dir) / identifier(check(system))
+    path, about = place / hyper.RESULT, place / "train.json"
+    if path.is_file() and about.is_file():
+        return path
+    with held(Path(out_dir) / ".locks", [place.name]):
+        if not (path.is_file() and about.is_file()):
+            write_json(about, _trained(system, place))
+    return path
+
+
+def _trained(system, place):
+    """Train a System into its folder; what train.json says."""
+    began, (config, training) = time.monotonic(), configured(system)
+    records = chosen(system)
+    model, tok = load(model_place(system.model), default_device())
+    network = KINDS[system.kind][0](model, config)
+    laid = examples_of(system, model, tok, records)
+    network = hyper.train(model, network, laid, training, place)
+    words = dataclasses.asdict(system) | {"model": Path(system.model).name, "data": Path(system.data).name}
+    return {"system": words, "records": len(records), "examples": training.examples,
+            "seconds": round(time.monotonic() - began, 2), "peak_mb": round(_peak(model)),
+            "parameters": sum(weight.numel() for weight in network.weights.values())}
+
+
+def _peak(model):
+    """Largest memory held so far in MB: the GPU's, else the process's."""
+    device = next(model.parameters()).device
+    return (peak_memory(device) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2 ** 20
+
+
+def train_all(systems, out_dir="results/editors", workers=1):
+    """[path] of many Systems in their order; `workers` at a time, each process with its share of the threads."""
+    several = [one for one in dict.fromkeys(systems) if identifier(check(one))]
+    if workers <= 1 or len(several) <= 1:
+        found = {one: train(one, out_dir) for one in progress.bar(several, "editors", len(several))}
+    else:
+        threads = max(1, torch.get_num_threads() // workers)
+        with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+            waiting = {pool.submit(train, one, out_dir): one for one in several}
+            found = {waiting[done]: done.result() for done in progress.bar(as_completed(waiting), "editors",
+                                                                           len(waiting))}
+    return [found[one] for one in systems]
+
+
+def names(path=FILE):
+    """Names of the grids in a file, in its order."""
+    return [name for name in tables(path) if name not in ("common", "full")]
+
+
+def read(path, grid, **words):
+    """The Named systems of a grid of data/systems.toml: every case with every point of its axes, the first slowest.
+
+    words replace parameters of System in all cases; "", None and 0 keep the file's, a list where one value is wanted
+    makes an axis. ValueError names file, grid and case.
+    """
+    written, place = tables(path), f"{path}: grid {grid!r}"
+    if grid not in names(path):
+        raise ValueError(f"{path}: no grid {grid!r}; it has {', '.join(names(path))}")
+    shared, found = written.get("common", {}) | written[grid], []
+    cases = shared.pop("cases", None)
+    if not isinstance(cases, list) or not all(isinstance(case, dict) and case.get("name") for case in cases):
+        raise ValueError(f"{place}: cases must be given, each with a name, as [[{grid}.cases]]")
+    replaced = {name: value for name, value in words.items() if value not in ("", None, 0, (), [], {})}
+    for case in cases:
+        try:
+            found += _points(shared | case, replaced)
+        except ValueError as error:
+            raise ValueError(f"{place}, case {case['name']!r}: {error}") from error
+    return _distinct(found, place)
+
+
+def _points(case, replaced):
+    """The Named systems of one case: settings are joined, lists where one value is wanted are axes."""
+    case = dict(case) | replaced | {"settings": dict(case.get("settings", {})) | dict(replaced.get("settings", {}))}
+    name, axes = case.pop("name"), case.pop("axes", {})
+    fields = {field.name: field for field in dataclasses.fields(System)}
+    single = [key for key, value in case.items() if isinstance(value, (list, tuple)) and key in fields
+              and fields[key].type is not tuple]
+    axes = {**{key: values for key, values in axes.items() if key not in replaced},
+            **{key: case.pop(key) for key in single}}
+    made = []
+    for point in itertools.product(*axes.values()):
+        chosen = case | dict(zip(axes, point))
+        made.append(Named(name.format(**chosen), make(**chosen)))
+    return made
+
+
+def _distinct(found, place):
+    """The Named systems, each once; ValueError where two names are the same System or one name stands for two."""
+    found, called = list(dict.fromkeys(found)), {}
+    for one in found:
+        if (other := called.setdefault(one.system, one.name)) != one.name:
+            raise ValueError(f"{place}: {other!r} and {one.name!r} are the same system")
+        first = called.setdefault(one.name, one.system)
+        if dataclasses.replace(first, seed=0) != dataclasses.replace(one.system, seed=0):
+            raise ValueError(f"{place}: two systems are called {one.name!r} but differ in more than the seed")
+    return found
+
+
+def _frozen(value):
+    """Lists and dicts as tuples, so that a System can be hashed and compared."""
+    if isinstance(value, dict):
+        return tuple((name, _frozen(item)) for name, item in sorted(value.items()))
+    return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
