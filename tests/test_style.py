@@ -18,10 +18,11 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Reading order, which is also the order of imports: a module imports only from those before it.
 LAYERS = ["files", "slots", "progress", "facts", "records", "instructions", "writers", "model", "tokens", "generate",
           "trace", "tail", "delta", "versions", "patch", "stats", "contexts", "logprob", "editors", "serial", "tasks",
-          "metrics", "hyperloss", "hyper", "downstream", "causal", "inputs", "checkpoint", "lab", "results", "study",
-          "analysis", "merits", "claims", "grid", "plan", "examples", "systems", "disabling", "depth", "foresight",
-          "alarms", "jumps", "delay", "measures", "checkup", "bench", "look", "portraits", "figures", "figures_disabling", "figures_depth",
-          "figures_delay", "figures_measures", "pages", "publish", "report", "world", "worldtext", "editworld",
+          "metrics", "rowwise", "taskscores", "hyperloss", "hyper", "downstream", "causal", "inputs", "checkpoint",
+          "lab", "results", "study", "analysis", "merits", "claims", "grid", "plan", "examples", "systems",
+          "contenders", "orderings", "disabling", "depth", "foresight", "alarms", "jumps", "delay", "measures",
+          "checkup", "bench", "look", "portraits", "figures", "figures_disabling", "figures_depth", "figures_delay",
+          "figures_measures", "figures_tasks", "pages", "publish", "report", "world", "worldtext", "editworld",
           "corpus", "wordpieces", "packing", "learning", "pocket_report", "pocket", "data", "runners", "commands",
           "__main__"]
 
