@@ -147,9 +147,12 @@ def sets(given):
 
 
 def bench(given):
-    """Seconds per edit beside the serial version."""
+    """Seconds per edit beside the serial version, or of inner products of gradients beside whole ones."""
     from editcore import bench as timing
 
+    if given.gram:
+        sys.stdout.write(timing.gram().to_string(index=False, float_format="{:.3g}".format) + "\n")
+        return
     shape = [int(word) for word in given.random.split("x")] if given.random else ()
     if given.random and len(shape) != 2:
         raise ValueError(f"--random {given.random}: give LAYERSxWIDTH, as in 12x768")
