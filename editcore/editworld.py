@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from editcore.files import atomic
@@ -20,7 +20,7 @@ class Sizes:
     recent: tuple = (200, 140)          # train, test
     counterfact: tuple = (300, 160)     # train, test
     convsent: tuple = (200, 40, 40)     # train, validation, test
-    zsre: tuple = (180,)                # test
+    zsre: tuple = (180, 150)            # test, and training where zsRE is learned from for comparison
     replies: int = 8                    # of either sentiment a topic
 
 
@@ -57,7 +57,7 @@ def splits(world, sizes, seed):
     """{"recent_train": JSON records, …}; no subject of a fact and no topic is edited in two splits."""
     draw = Draw(world, object_of(world.facts), grouped(world.facts, "relation"),
                 grouped(world.facts, "subject"), random.Random(f"{seed} editing"))
-    edits = known_edits(draw, [*sizes.counterfact, *sizes.zsre])
+    edits = known_edits(draw, [*sizes.counterfact, sizes.zsre[0]])
     fresh = new_facts(draw, sum(sizes.recent), {fact.subject for part in edits for fact in part})
     train, test = sizes.recent
     rows = {"recent_train": [recent(draw, *one) for one in fresh[:train]],
@@ -67,6 +67,9 @@ def splits(world, sizes, seed):
             "zsre_test": [zsre(draw, fact) for fact in edits[2]]}
     for name, part in zip(("train", "val", "test"), talks(draw, sizes, seed), strict=True):
         rows[f"convsent_{name}"] = part
+    taken = {fact.subject for part in edits for fact in part} | {fact.subject for fact, _ in fresh}
+    own = replace(draw, rng=random.Random(f"{seed} zsre training"))     # drawn last: the other splits stay as they are
+    rows["zsre_train"] = [zsre(own, fact) for fact in known_edits(own, sizes.zsre[1:], taken)[0]]
     return rows
 
 
@@ -78,15 +81,16 @@ def grouped(facts, name):
     return found
 
 
-def known_edits(draw, counts):
-    """Lists of `counts` facts to change, one a subject.
+def known_edits(draw, counts, taken=()):
+    """Lists of `counts` facts to change, one a subject, none of the subjects in `taken`.
 
-    A quarter each are of subjects with a nickname and of subjects whose two-step sentence is in the model's text.
+    A quarter each are of subjects with a nickname and of subjects whose two-step sentence is in the model's text, as
+    long as there are any.
     """
     hops = {probe.subject for probe in draw.world.hops}
     linked = [fact for fact in draw.world.facts if fact.subject in hops and "hop" in draw.world.relation(fact)]
     named = [fact for fact in draw.world.facts if fact.subject in draw.world.nicknames]
-    met, parts = set(), [[] for _ in counts]
+    met, parts = set(taken), [[] for _ in counts]
     for pool, upto in ((named, 0.25), (linked, 0.5), (draw.world.facts, 1.0)):
         shuffled = iter(draw.rng.sample(pool, len(pool)))
         for part, count in zip(parts, counts, strict=True):

@@ -10,7 +10,7 @@ from editcore.instructions import instructed
 from editcore.tokens import encode, target_ids
 from editcore.world import build_world, object_of
 
-SMALL = Sizes(recent=(12, 9), counterfact=(16, 8), convsent=(10, 4, 4), zsre=(8,), replies=3)
+SMALL = Sizes(recent=(12, 9), counterfact=(16, 8), convsent=(10, 4, 4), zsre=(8, 6), replies=3)
 KINDS = {"recent": {"Relation_Specificity", "Forgetfulness"}, "counterfact": {"Relation_Specificity", "Forgetfulness"},
          "zsre": {"Unrelated"}, "convsent": {"Other_Topic"}}
 
@@ -40,7 +40,7 @@ def test_every_record_is_read_back(world, tmp_path):
     back = read(tmp_path)
     assert {name: len(rows) for name, rows in back.items()} == {
         "recent_train": 12, "recent_test": 9, "counterfact_train": 16, "counterfact_test": 8, "zsre_test": 8,
-        "convsent_train": 10, "convsent_val": 4, "convsent_test": 4}
+        "zsre_train": 6, "convsent_train": 10, "convsent_val": 4, "convsent_test": 4}
     for row, one in zip(made["counterfact_train"], back["counterfact_train"], strict=True):
         assert isinstance(row["ground_truth"], str) and one.old == row["ground_truth"]
         assert one.target == row["target_new"] and one.rephrase == (row["rephrase"],)
@@ -115,7 +115,7 @@ def _prompts(one):
 
 
 def test_a_large_training_split_comes_back_to_topics_with_other_replies(world):
-    rows = splits(world, Sizes(recent=(3, 3), counterfact=(3, 3), convsent=(500, 3, 4), zsre=(3,), replies=2), 0)
+    rows = splits(world, Sizes(recent=(3, 3), counterfact=(3, 3), convsent=(500, 3, 4), zsre=(3, 3), replies=2), 0)
     train = rows["convsent_train"]
     names = {row["ent"] for row in train}
     assert len(train) == 500 and len(names) == 193 and len({str(row) for row in train}) == 500
