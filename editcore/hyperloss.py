@@ -10,9 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy
 
+from editcore import branches
 from editcore.editors import hypernet, ke, mend
+from editcore.model import layout, n_layers
 from editcore.tail import fused, head
 from editcore.tokens import encode, target_ids
+from editcore.trace import capture
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Laid:
     """What an example's losses need of the unedited model."""
 
     found: dict             # mend.tokens of the edit
-    rows: mend.Rows         # after, against and locality, in this order
+    rows: mend.Rows         # after, against and locality, in this order, all on one row (see `branches`)
     kept: object            # what the blocks above need to run on them
     counts: tuple           # pairs of each of the three
     base: torch.Tensor      # (P, d) unedited final states at the locality places
@@ -66,7 +69,7 @@ def pairs(tok, texts):
 
 
 def lay(model, network, example):
-    """The Laid of an example: a pass forward and back for the edit, a pass forward for the rest.
+    """The Laid of an example, from one pass forward, and one back for the edit's gradients.
 
     ValueError names the record if it has no edit, nothing to say after it, or a row too long for the model.
     """
@@ -74,21 +77,40 @@ def lay(model, network, example):
     for part in ("edit", "after"):
         if not getattr(example, part):
             raise ValueError(f"{label}: {part} is empty")
-    asked = (example.after, example.against, example.locality)
+    asked = (example.edit, example.after, example.against, example.locality)
     counts, together = tuple(map(len, asked)), sum(map(tuple, asked), ())
-    rows = mend.lay(model, together, [label] * len(together), shorten=True)
-    kept = mend.below(model, rows, min(network.settings["layers"]))
-    with torch.no_grad():
-        final = mend.above(model, kept).flatten(0, 1)
-    return Laid(mend.requested(model, network, example.edit, label), rows, kept, counts,
-                final[rows.place[rows.pair >= counts[0] + counts[1]]],
+    tree = branches.grow(mend.inputs_of(model, together, [label] * len(together)), *_where(model))
+    every = mend.read_at(tree.ids, together, tree.ways)
+    kept = branches.below(model, tree, min(network.settings["layers"]))
+    norm, names = layout(model).norm, [site.name for site in network.sites]
+    with capture(model, [norm], stop=False) as final, _above(model, every):
+        found = mend.tokens(mend.gradients(model, kept, _some(every, 0, counts[0]), names))
+    rows, stay = _some(every, counts[0], sum(counts)), _some(every, sum(counts[:3]), sum(counts))
+    return Laid(found, rows, kept, counts[1:], final[norm][0, stay.place].detach(),
                 ke.embeddings(model, list(example.condition)) if example.condition else None)
+
+
+def _where(model):
+    """(dtype, device) of a model."""
+    weight = next(model.parameters())
+    return weight.dtype, weight.device
+
+
+def _above(model, rows):
+    """Where the last layer's MLP has to work: the places that are read."""
+    return branches.only(model, n_layers(model) - 1, rows.place.unique())
+
+
+def _some(rows, first, end):
+    """The Rows of pairs first to end - 1, counted from 0 again."""
+    kept = (rows.pair >= first) & (rows.pair < end)
+    return mend.Rows(rows.ids, rows.place[kept], rows.token[kept], rows.pair[kept] - first, rows.weight[kept])
 
 
 def edit(model, network, example):
     """The Delta of an example's edit alone, as the `mend` editor makes it of a fact."""
-    found = mend.requested(model, network, example.edit, f"record {example.name}")
-    return mend.change(model, network, mend.factors(network, found))
+    laid = lay(model, network, example)
+    return mend.change(model, network, kind_of(network)[1].factors(network, laid))
 
 
 def losses(model, network, laid):
@@ -96,7 +118,7 @@ def losses(model, network, laid):
 
     "locality": over `locality` of the mean-token KL(P_before || P_after)} after the edit, scalars in nats; 0 for none.
     """
-    with mend.stepped(model, network, kind_of(network)[1].factors(network, laid)):
+    with mend.stepped(model, network, kind_of(network)[1].factors(network, laid)), _above(model, laid.rows):
         logits = mend.logits(model, laid.kept, laid.rows)
     first, second = laid.counts[0], laid.counts[0] + laid.counts[1]
     pair, token = laid.rows.pair, laid.rows.token

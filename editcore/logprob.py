@@ -136,8 +136,11 @@ def keep(model, made, layer):
 
 
 @torch.no_grad()
-def enter(model, prefix, ids, layer):
-    """The Kept of one batch: the states and arguments that its blocks are seen to be called with."""
+def enter(model, prefix, ids, layer, **words):
+    """The Kept of one batch: the states and arguments that its blocks are seen to be called with.
+
+    words: more of the model's arguments, such as position_ids and a mask (B, 1, T, T) for rows that branch.
+    """
     entered, handles = [], []
 
     def watch(block, args, words):
@@ -148,7 +151,7 @@ def enter(model, prefix, ids, layer):
     for index in range(layer, n_layers(model)):
         handles.append(module_of(model, "block", index).register_forward_pre_hook(watch, with_kwargs=True))
     try:
-        states(model, torch.cat([prefix.expand(len(ids), -1), ids], 1))
+        states(model, torch.cat([prefix.expand(len(ids), -1), ids], 1), **words)
     finally:
         for handle in handles:
             handle.remove()
@@ -184,12 +187,12 @@ def _hidden(model, batch, prefix):
     return states(model, batch.ids, prefix)
 
 
-def states(model, ids, cache=None):
+def states(model, ids, cache=None, **words):
     """(B, T, d) states after the final norm of ids (B, T), right-padded or not; a cache is read and filled.
 
     The embeddings are looked up here: given ids without a mask, some models search them for padding and warn.
     """
-    inputs = {"inputs_embeds": model.get_input_embeddings()(ids), "use_cache": cache is not None}
+    inputs = {"inputs_embeds": model.get_input_embeddings()(ids), "use_cache": cache is not None} | words
     return model.base_model(**inputs, past_key_values=cache).last_hidden_state
 
 

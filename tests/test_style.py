@@ -18,8 +18,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Reading order, which is also the order of imports: a module imports only from those before it.
 LAYERS = ["files", "slots", "progress", "facts", "records", "instructions", "writers", "model", "tokens", "generate",
           "trace", "tail", "delta", "versions", "patch", "stats", "contexts", "logprob", "editors", "serial", "tasks",
-          "metrics", "rowwise", "taskscores", "hyperloss", "hyper", "downstream", "causal", "inputs", "checkpoint",
-          "lab", "results", "study", "analysis", "merits", "claims", "grid", "plan", "examples", "systems",
+          "metrics", "rowwise", "taskscores", "branches", "hyperloss", "hyper", "downstream", "causal", "inputs",
+          "checkpoint", "lab", "results", "study", "analysis", "merits", "claims", "grid", "plan", "examples", "systems",
           "contenders", "orderings", "directions", "separation", "disabling", "depth", "foresight", "alarms", "jumps",
           "delay", "measures", "checkup", "bench", "look", "portraits", "figures", "figures_disabling",
           "figures_depth", "figures_delay", "figures_measures", "figures_tasks", "pages", "publish", "report", "world",

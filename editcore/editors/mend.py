@@ -19,7 +19,7 @@ import torch
 from editcore.delta import Delta, oriented
 from editcore.editors import hypernet
 from editcore.editors.hypernet import Site
-from editcore.logprob import above, enter, shared
+from editcore.logprob import above, enter
 from editcore.model import batch_tokens, is_input_first, layout, max_length, module_of, n_layers, name_of
 from editcore.tail import fused, head
 from editcore.tokens import batches, check_lengths, encode, pad, target_ids
@@ -117,22 +117,34 @@ def start(model, config, dtype=torch.float32):
     return hypernet.moved(network, next(model.parameters()).device)
 
 
-def lay(model, pairs, labels, shorten=False):
+def lay(model, pairs, labels):
     """The Rows of (prompt ids, target ids) pairs, a row a pair; a target's tokens are read teacher-forced.
 
-    shorten: an input that begins another one shares its row. ValueError names the label of a row too long for the
-    model, or with an empty prompt or target.
+    ValueError as `inputs_of`.
+    """
+    device = next(model.parameters()).device
+    ids = pad([list(row) for row in inputs_of(model, pairs, labels)], device=device)[0]
+    return read_at(ids, pairs, [range(row * ids.shape[1], (row + 1) * ids.shape[1]) for row in range(len(pairs))])
+
+
+def inputs_of(model, pairs, labels):
+    """The input tokens of (prompt ids, target ids) pairs: all but the last one of a target is read.
+
+    ValueError names the label of a pair too long for the model, or with an empty prompt or target.
     """
     for label, (prompt, target) in zip(labels, pairs, strict=True):
         if not prompt or not target:
             raise ValueError(f"{label}: the {'target' if prompt else 'prompt'} has no tokens")
     inputs = [tuple(prompt) + tuple(target[:-1]) for prompt, target in pairs]
     check_lengths(inputs, labels, max_length(model))
-    rows, row_of = shared(inputs) if shorten else (inputs, range(len(inputs)))
-    device = next(model.parameters()).device
-    ids = pad([list(row) for row in rows], device=device)[0]
-    entries = [(row * ids.shape[1] + len(prompt) - 1 + t, token, index, 1 / len(target))
-               for index, (row, (prompt, target)) in enumerate(zip(row_of, pairs)) for t, token in enumerate(target)]
+    return inputs
+
+
+def read_at(ids, pairs, places):
+    """The Rows of pairs whose input tokens stand at `places` (one sequence a pair) of ids (B, T), counted through."""
+    device = ids.device
+    entries = [(where[len(prompt) - 1 + t], token, index, 1 / len(target))
+               for index, (where, (prompt, target)) in enumerate(zip(places, pairs)) for t, token in enumerate(target)]
     *integers, weights = zip(*entries)
     return Rows(ids, *(torch.tensor(values, device=device) for values in integers),
                 torch.tensor(weights, dtype=torch.float64, device=device))
