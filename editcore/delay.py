@@ -232,10 +232,14 @@ def beaten_by(table, same=(0.02, 0.10)):
 
 
 def value_of(made, names):
-    """{run: value} of a parameter of study.Run or a setting of the editor; the first of `names` that a run has."""
+    """{run: value} of a parameter of study.Run or a setting of the editor; the first of `names` that a run has.
+
+    A list of one is that one: ROME has a layer, MEMIT has layers.
+    """
     found = {one["run"]: next((place[name] for name in names for place in (one, one["config"]) if name in place), None)
              for one in made.to_dict("records")}
-    return {run: tuple(value) if isinstance(value, list) else value for run, value in found.items()}
+    return {run: (value[0] if len(value) == 1 else tuple(value)) if isinstance(value, list) else value
+            for run, value in found.items()}
 
 
 def sweep(df, made, names, words=None, ability="facts_prob"):
