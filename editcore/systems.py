@@ -29,7 +29,7 @@ from editcore.slots import held
 
 FILE = "data/systems.toml"
 FORMAT = 1      # raise it when the same System no longer gives the same network
-TASKS = ("recent", "counterfact", "convsent")   # of the training; zsRE is only tested
+TASKS = ("recent", "counterfact", "convsent")   # of the training unless told; zsRE is held out
 # kind -> ((model, config) -> the untrained Network, (model, tok, facts) -> ids that it reads beside each's gradients).
 KINDS = {"mend": (mend.start, lambda model, tok, facts: [()] * len(facts)), "ke": (ke.start, ke.conditions)}
 
@@ -84,8 +84,9 @@ def make(**words):
 
 def check(system):
     """The System itself if it can be trained; ValueError names what is wrong."""
-    if not system.tasks or len(set(system.tasks)) < len(system.tasks) or set(system.tasks) - set(TASKS):
-        raise ValueError(f"system: tasks is {system.tasks!r}, but must name some of {', '.join(TASKS)}, each once")
+    tasks = instructions.TITLES
+    if not system.tasks or len(set(system.tasks)) < len(system.tasks) or set(system.tasks) - set(tasks):
+        raise ValueError(f"system: tasks is {system.tasks!r}, but must name some of {', '.join(tasks)}, each once")
     for name, known in (("style", instructions.STYLES), ("kind", KINDS), ("after", examples.AFTER)):
         if getattr(system, name) not in known:
             raise ValueError(f"system: {name} is {getattr(system, name)!r}, but must be one of {', '.join(known)}")
