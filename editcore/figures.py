@@ -44,29 +44,29 @@ def proficiency(df, window=25):
 
 
 def phase_strip(ax, phases, methods, end):
-    """One bar a method: pale up to the first step of the catastrophic phase, full colour from there on."""
+    """A bar a run, a row a method: pale up to the first step of the catastrophic phase, full colour from there on."""
     for row, method in enumerate(methods):
-        start = phases.loc[phases["editor"] == method, "collapse"].median()
-        color, split = style(method, methods)["color"], end if np.isnan(start) else start
-        ax.barh(row, split, color=color, alpha=0.22, height=0.72)
-        ax.barh(row, end - split, left=split, color=color, height=0.72)
-        if split > 0.1 * end:
-            ax.text(end * 0.008, row, "gradual", va="center", fontsize=8.5)
-        if split < end:
-            inside = split < 0.75 * end
-            ax.text(split + (0.008 if inside else -0.008) * end, row, f"catastrophic from {split:.0f}", va="center",
-                    fontsize=8.5, fontweight="bold", color="white" if inside else color,
-                    ha="left" if inside else "right")
+        starts = phases.loc[phases["editor"] == method, "collapse"].sort_values(ignore_index=True)
+        color, high = style(method, methods)["color"], 0.72 / max(1, len(starts))
+        for i, start in enumerate(starts.fillna(end)):
+            place = row + (i - (len(starts) - 1) / 2) * high
+            ax.barh(place, start, color=color, alpha=0.22, height=high)
+            ax.barh(place, end - start, left=start, color=color, height=high)
+        gone, split = starts.notna().sum(), starts.median()
+        some = f" in {gone} of {len(starts)} runs" if gone < len(starts) else ""
+        words = f"catastrophic from {split:.0f}{some}" if gone else "gradual"
+        box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+        ax.text(0.008 * end, row, words, va="center", fontsize=8.5, fontweight="bold" if gone else "normal", bbox=box)
     ax.set(yticks=range(len(methods)), yticklabels=[style(m, methods)["label"] for m in methods],
            title="Phases, by edits made", xlim=(0, end), ylim=(len(methods) - 0.4, -0.6))
     ax.grid(False)
 
 
 def mark_collapse(axes, phases, methods):
-    """A thin vertical line in the method's colour where its catastrophic phase begins, on every panel."""
-    for method, start in phases.dropna(subset="collapse").groupby("editor")["collapse"].median().items():
+    """A thin vertical line in the method's colour where the catastrophic phase of a run begins, on every panel."""
+    for one in phases.dropna(subset="collapse").itertuples():
         for ax in np.ravel(axes):
-            ax.axvline(start, color=style(method, methods)["color"], linewidth=1, alpha=0.7, zorder=1)
+            ax.axvline(one.collapse, color=style(one.editor, methods)["color"], linewidth=1, alpha=0.7, zorder=1)
 
 
 def forgetting(df, phases, window=25):
@@ -94,8 +94,8 @@ def forgetting(df, phases, window=25):
     axes[0, 0].set_ylabel("earlier edits, %")
     axes[1, 0].set_ylabel("%")
     legend(fig, axes[0, 0])
-    note(fig, f"Vertical lines: start of the catastrophic phase. Neighbours: mean of the last {window} edits with its "
-              f"95 % interval. {runs_in(df)}.")
+    note(fig, f"Vertical lines: start of a run's catastrophic phase. Neighbours: mean of the last {window} edits with "
+              f"its 95 % interval. {runs_in(df)}.")
     return fig
 
 

@@ -46,7 +46,8 @@ def table(df, phases):
     """One row an editor, means over its runs: the keys of QUANTITIES in % or edits (`disabling`: yes, no or nothing).
 
     df: rows with the derived ones (`analysis.with_derived`); phases: `analysis.phases`. The gradual phase is the steps
-    before the collapse, or the whole run; `duration` is the last edit before it (the run's length if there is none).
+    before the collapse, or the whole run; `duration` is the last edit before it (the run's length if there is none),
+    `broke` the same, the median of the runs that collapse alone; `runs` is how many there are.
     """
     lost = {key: analysis.edits_until(df, share).set_index("run")["until"]
             for key, share in (("until_1", 0.01), ("until_10", 0.10))}
@@ -55,7 +56,9 @@ def table(df, phases):
             | {key: until.get(one.run, np.nan) for key, until in lost.items()} for one in phases.itertuples()]
     every = pd.DataFrame(rows)
     words = every.groupby("editor", sort=False)["disabling"].agg(lambda several: ", ".join(sorted(set(several) - {""})))
-    return every.drop(columns="disabling").groupby("editor", sort=False).mean().assign(disabling=words)
+    counts, broke = every["editor"].value_counts(), phases.groupby("editor")["collapse"].median() - 1
+    means = every.drop(columns="disabling").groupby("editor", sort=False).mean()
+    return means.assign(disabling=words, runs=counts, broke=broke)
 
 
 def _merits(part, able, phase):
@@ -128,10 +131,12 @@ def disabling(part, collapse):
 
 
 def collapse(merits, editor):
-    """'collapse after 559 edits, 8 % failing before' or 'no collapse in 800 edits', for one editor."""
+    """'collapse after 559 edits, 8 % failing before', 'no collapse in 800 edits', or in how many runs, for an editor."""
     one = merits.loc[editor]
     if one["collapsed"] == 0:
         return f"no collapse in {one['edits']:.0f} edits"
+    if one["collapsed"] < 1:
+        return f"collapse in {partly(one)} of {one['edits']:.0f} edits, after {one['broke']:.0f} (median)"
     return f"collapse after {one['duration']:.0f} edits, {one['forgotten_before']:.0f} % of the earlier failing by then"
 
 
@@ -143,9 +148,10 @@ def beside_paper(merits):
                                for key, end in (("early", ""), ("whole", "_all"))}
         here = {key: form.format(one[key]) if one[key] == one[key] and one[key] != "" else "-"
                 for key, (_, form) in QUANTITIES.items()}
-        if not one["collapsed"]:
-            here["duration"] = f"more than {one['edits']:.0f}"
-            here["disabling"] = "no collapse"
+        if one["collapsed"] < 1:
+            here["duration"] = (f"{one['broke']:.0f} in {partly(one)}" if one["collapsed"] else
+                                f"more than {one['edits']:.0f}")
+            here["disabling"] = here["disabling"] if one["collapsed"] else "no collapse"
         never = "-" if np.isnan(one["ability_end"]) else f"more than {one['edits']:.0f}"
         here |= {key: never for key in ("until_1", "until_10") if np.isnan(one[key])}
         table[editor, "here"] = here
@@ -173,4 +179,11 @@ def share(value):
 
 def collapse_step(one):
     """'559' or 'all 800': how long the gradual phase of one row of `table` lasted."""
+    if 0 < one["collapsed"] < 1:
+        return f"{one['broke']:.0f} in {partly(one)}, else all {one['edits']:.0f}"
     return f"{one['duration']:.0f}" if one["collapsed"] else f"all {one['edits']:.0f}"
+
+
+def partly(one):
+    """'1 of 5 runs': in how many the collapse comes, of one row of `table`."""
+    return f"{one['collapsed'] * one['runs']:.0f} of {one['runs']:.0f} runs"

@@ -127,7 +127,10 @@ def test_forgetting_marks_the_phases():
     df = rows()
     fig = figures.forgetting(df, phases(df))
     words = [text.get_text() for text in fig.axes[0].texts]
-    assert "catastrophic from 160" in words and words.count("gradual") == 3
+    assert "catastrophic from 160" in words and words.count("gradual") == 1
+    some = pd.concat([phases(df), phases(df).assign(collapse=np.nan)])
+    shares = [text.get_text() for text in figures.forgetting(df, some).axes[0].texts]
+    assert "catastrophic from 160 in 1 of 2 runs" in shares
     starts = {line.get_xdata()[0] for line in fig.axes[1].get_lines() if len(set(line.get_xdata())) == 1}
     assert {160, 30} <= starts
     assert shown(fig.axes[2], "ROME")[1][-1] == pytest.approx(

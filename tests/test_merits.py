@@ -51,6 +51,16 @@ def test_merits_are_those_of_the_made_up_runs(found):
     assert found.loc["memit", "absorbing_40"] == pytest.approx(8.0)
 
 
+def test_a_collapse_of_some_runs_is_said_to_be_of_some():
+    calm, broken = rows("ft"), rows("ft", collapse=20).assign(run="r2")
+    both = pd.DataFrame([{"run": "rft", "editor": "ft", "seed": 0, "collapse": np.nan},
+                         {"run": "r2", "editor": "ft", "seed": 1, "collapse": 20.0}])
+    found = merits.table(pd.concat([calm, broken]), both)
+    assert merits.collapse(found, "ft") == "collapse in 1 of 2 runs of 100 edits, after 19 (median)"
+    assert merits.collapse_step(found.loc["ft"]) == "19 in 1 of 2 runs, else all 100"
+    assert merits.beside_paper(found).loc["duration: edits before the collapse", ("ft", "here")] == "19 in 1 of 2 runs"
+
+
 def test_disabling_edit_must_stand_out_and_carry_the_distance(found):
     assert found["disabling"].to_dict() == {"rome": "yes", "memit": "", "ft": "no"}
     assert found["largest"].to_dict() == pytest.approx({"rome": 200, "memit": 1, "ft": 2})
