@@ -1,0 +1,97 @@
+"""editcore.orderings: the paper's numbers re-derived, intervals against plain ones, verdicts by their rule."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from editcore.orderings import (
+    ALIKE,
+    COLUMNS,
+    PAPER,
+    Claim,
+    claims,
+    difference,
+    drawn,
+    headline,
+    paper_gain,
+    per_record,
+    summary,
+    verdict,
+    verdicts,
+)
+
+OWN, RIVAL = COLUMNS[-1], COLUMNS[4]
+
+
+def rows(number=40):
+    """Scores of two systems on four tasks: both right on easy records, the first one on middling ones too."""
+    draw, made = np.random.default_rng(0), []
+    for task in ("recent", "counterfact", "convsent", "zsre"):
+        for case, ease in enumerate(draw.random(number)):
+            for system, limit in ((RIVAL, 0.3), (OWN, 0.9 if task == "zsre" else 0.4)):
+                for question in range(2):
+                    right = float(ease < limit)
+                    made.append({"system": system, "task": task, "case_id": case, "metric": "Rel", "kind": "",
+                                 "value_exact": right, "value_token": (right + question) / 2})
+    return pd.DataFrame(made)
+
+
+def test_the_headline_is_the_mean_of_four_rows_of_which_one_is_held_out():
+    tasks = ("recent", "counterfact", "convsent", "zsre")
+    assert paper_gain(tasks, "GPT2-XL") == pytest.approx(14.8575) and paper_gain(("zsre",), "GPT2-XL") == pytest.approx(
+        42.04)
+    assert paper_gain(tasks[:3], "GPT2-XL") == pytest.approx(5.7967, abs=1e-3)
+    assert paper_gain(tasks, "Llama-2") == pytest.approx(0.4267, abs=1e-3) and np.isnan(paper_gain(("convsent",),
+                                                                                               "Llama-2"))
+    assert len(PAPER) == 18 * 7
+    table = headline(rows()).set_index("rows")
+    gains = table["gain"]
+    assert gains["Mean of all"] == pytest.approx(gains[["Recent", "CounterFact", "ConvSent", "ZsRE"]].mean())
+    assert gains["Without the hold-out"] == pytest.approx(gains[["Recent", "CounterFact", "ConvSent"]].mean())
+    assert (table["low"] <= table["gain"]).all() and (table["gain"] <= table["high"]).all()
+    assert table.loc["Mean of all", "GPT2-XL"] == pytest.approx(14.8575)
+
+
+def test_means_are_over_records_and_intervals_those_of_their_resamples():
+    table = summary(rows(), n_draws=500).set_index(["system", "task", "metric", "value"])
+    scores = per_record(rows())
+    one = scores.loc[(OWN, "zsre", "Rel")]
+    found = table.loc[(OWN, "zsre", "Rel", "exact")]
+    assert found["mean"] == one.mean() and found["records"] == 40
+    plain = [one.to_numpy()[np.repeat(np.arange(40), times)].mean() for times in drawn(40, 500)]
+    np.testing.assert_allclose([found["low"], found["high"]], np.quantile(plain, (0.025, 0.975)))
+    assert table.loc[(OWN, "zsre", "Rel", "token"), "mean"] == pytest.approx(0.5 * one.mean() + 0.25)
+
+
+def test_differences_are_paired_and_their_intervals_narrower_than_unpaired_ones():
+    scores = per_record(rows())
+    apart = difference(scores, ("zsre", "Rel"), OWN, RIVAL)
+    assert set(apart) == {0.0, 1.0}, "whatever the rival gets right, the other does"
+    alone = [difference(scores, ("zsre", "Rel"), OWN, RIVAL, share=0.0), scores.loc[(RIVAL, "zsre", "Rel")]]
+    np.testing.assert_array_equal(alone[0], -alone[1].to_numpy())
+    shuffled = rows().iloc[::-1]
+    np.testing.assert_array_equal(np.sort(difference(per_record(shuffled), ("zsre", "Rel"), OWN, RIVAL)),
+                                  np.sort(apart))
+    with pytest.raises(ValueError, match="GRACE has no Rel on zsre"):
+        difference(scores, ("zsre", "Rel"), "GRACE", RIVAL)
+
+
+def test_verdicts_follow_the_interval():
+    assert [verdict(*pair) for pair in ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1), (0, 0.2))] == [
+        "held", "failed", "undecided", "undecided"]
+    assert [verdict(*pair, alike=True) for pair in ((0, 0), (ALIKE + 0.01, 0.2), (-0.01, 0.2))] == [
+        "held", "failed", "undecided"]
+    found = verdicts(rows(), [*claims(), Claim("x", "y", "zsre", "Rel", RIVAL, OWN)]).set_index("text")
+    assert found.loc["ZsRE: InstructEdit > multi-task MEND, Rel", "verdict"] == "held"
+    assert found.loc["x", "verdict"] == "failed" and found.loc["x", "high"] < 0
+    assert found.loc["ZsRE: InstructEdit > multi-task MEND, Rel", "paper"] == pytest.approx(42.04)
+    assert not any("GRACE" in text or "trained on it" in text for text in found.index), "these were not tried"
+
+
+def test_the_papers_orderings_are_all_there():
+    found = claims()
+    assert len({one.text for one in found}) == len(found) == 8 + 2 + 7 + 3
+    assert next(one for one in found if one.text == "ZsRE: trained on it > on Recent, Rel").paper == pytest.approx(86.4)
+    assert next(one for one in found if one.text.startswith("Recent → ZsRE")).paper == pytest.approx(38.09)
+    recent = next(one for one in found if one.text == "Recent: InstructEdit > multi-task MEND, Gen")
+    assert recent.paper == pytest.approx(-1.10), "the paper's own table does not hold here"
