@@ -153,6 +153,7 @@ def _add_bench_and_pocket(command):
     bench.add_argument("-n", type=int, default=8, help="facts (default: 8)")
     bench.add_argument("--runs", type=int, default=0, metavar="R",
                        help="time R runs of n / R edits in one pass, beside the same runs apart")
+    bench.add_argument("--scores", action="store_true", help="time the scores of n edited records of each task instead")
     bench.add_argument("--gram", action="store_true", help="time inner products of gradients of GPT2-XL's size instead")
     pocket = command("pocket", "train a pocket model on the facts of a file, or on the pocket world",
                      "pocket counterfact.json -o results/pocket_counterfact --set steps=4000")

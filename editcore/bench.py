@@ -39,7 +39,7 @@ def bench(model, tok, facts, configs, threads=1, repeats=2):
     difference: largest ‖ΔW − ΔW_serial‖ / ‖ΔW_serial‖ over facts and weights.
     """
     rows = []
-    with _threads(threads):
+    with with_threads(threads):
         for name, config in configs.items():
             rows += _editor(name, (model, tok, facts, config), repeats)
     return pd.DataFrame(rows).assign(threads=threads)
@@ -48,9 +48,9 @@ def bench(model, tok, facts, configs, threads=1, repeats=2):
 def covariance(model, tok, texts, layers, threads=1):
     """DataFrame row: seconds for the second moments of `layers` in one pass, and in one whole pass a layer."""
     how = Count(length=128, pack=False)
-    with _threads(threads):
-        seconds, stats = _timed(lambda: second_moments(model, tok, texts, layers, how), model)
-        each, _ = _timed(lambda: [second_moments(model, tok, texts, [layer], how) for layer in layers], model)
+    with with_threads(threads):
+        seconds, stats = timed(lambda: second_moments(model, tok, texts, layers, how), model)
+        each, _ = timed(lambda: [second_moments(model, tok, texts, [layer], how) for layer in layers], model)
     return pd.DataFrame([{"layers": len(layers), "tokens": stats.count, "seconds": seconds, "one pass a layer": each,
                           "ratio": each / seconds, "threads": threads}])
 
@@ -135,7 +135,7 @@ def _editor(name, given, repeats):
     seconds, results = {way: float("inf") for way in ways}, {}
     for _ in range(repeats):
         for way, call in ways.items():
-            spent, results[way] = _timed(call, model)
+            spent, results[way] = timed(call, model)
             seconds[way] = min(seconds[way], spent)
     plain = seconds.pop("serial")
     return [{"editor": name, "way": way, "facts": len(facts), "seconds": spent / len(facts),
@@ -154,12 +154,12 @@ def shared(model, tok, facts, configs, runs=5, threads=1):
     if not size:
         raise ValueError(f"bench: {runs} runs need at least as many facts, found {len(facts)}")
     orders = [facts[run * size:(run + 1) * size] for run in range(runs)]
-    with _threads(threads):
+    with with_threads(threads):
         for name, config in configs.items():
             given = (model, tok, config, EDITORS[name], [prepared(model, tok, config)] * runs)
             _together(given, [order[:1] for order in orders])       # what is computed once a run is computed here
-            several, together = _timed(lambda given=given: _together(given, orders), model)
-            alone, apart = _timed(lambda given=given: [_apart(given, order) for order in orders], model)
+            several, together = timed(lambda given=given: _together(given, orders), model)
+            alone, apart = timed(lambda given=given: [_apart(given, order) for order in orders], model)
             edits = runs * size
             rows.append({"editor": name, "runs": runs, "edits": edits, "apart": alone / edits,
                          "together": several / edits, "gain": alone / several,
@@ -176,13 +176,13 @@ def gram(shape=(1600, 6400), edits=24, tokens=(2, 10, 40), study=300, threads=1)
     GB" is more than most machines have.
     """
     draw, rows = torch.Generator().manual_seed(0), []
-    with _threads(threads):
+    with with_threads(threads):
         for count in tokens:
             u, delta = (torch.randn(edits * count, width, generator=draw) for width in shape)
             given = directions.Factors(u, delta, (count,) * edits)
-            ways = {way: _timed(lambda given=given, way=way: directions.gram(given, way=way))
+            ways = {way: timed(lambda given=given, way=way: directions.gram(given, way=way))
                     for way in ("factors", "slices")}
-            seconds, expected = _timed(lambda given=given: _whole(given))
+            seconds, expected = timed(lambda given=given: _whole(given))
             work = directions.costs(given, given)
             own = min(work, key=work.get)
             held = 4 * study * count * sum(shape) + 8 * (2 * directions.TOKENS * (directions.TOKENS + sum(shape))
@@ -228,7 +228,7 @@ def _difference(deltas, plain):
                for delta, changes in zip(deltas, plain, strict=True) for key, change in changes.items())
 
 
-def _timed(call, model=None):
+def timed(call, model=None):
     """(seconds, result) of a call: with one CPU thread the process's own time (other work does not count)."""
     device = torch.device("cpu") if model is None else next(model.parameters()).device
     clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
@@ -240,7 +240,7 @@ def _timed(call, model=None):
 
 
 @contextlib.contextmanager
-def _threads(count):
+def with_threads(count):
     """In the block torch uses `count` CPU threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -149,6 +149,7 @@ def sets(given):
 def bench(given):
     """Seconds per edit beside the serial version, or of inner products of gradients beside whole ones."""
     from editcore import bench as timing
+    from editcore import scorebench
 
     if given.gram:
         sys.stdout.write(timing.gram().to_string(index=False, float_format="{:.3g}".format) + "\n")
@@ -159,7 +160,9 @@ def bench(given):
     model, tok = timing.random_gpt2(*shape, max(1, shape[1] // 64)) if shape else _load(given.model, given)
     model = model.to(given.device or default_device())
     name = given.random or inputs.model_place(given.model)
-    sys.stdout.write(timing.table(model, tok, given.editor, given.n, name, given.runs) + "\n")
+    text = scorebench.table(model, tok, given.n, name) if given.scores else timing.table(
+        model, tok, given.editor, given.n, name, given.runs)
+    sys.stdout.write(f"{text}\n")
 
 
 def pocket(given):
