@@ -85,8 +85,7 @@ def lives(df, rule=None, stopped=()):
             out.append({"run": run, "editor": part["editor"].iloc[0], "order": part["order"].iloc[0],
                         "ability": ability, "share": share, "until": until, "edits": edits, "end": series.iloc[-1],
                         "rate": 100 * rate, "life": ahead if np.isnan(until) else until, "stopped": run in stopped})
-    return pd.DataFrame(out, columns=["run", "editor", "order", "ability", "share", "until", "edits", "end", "rate",
-                                      "life", "stopped"])
+    return pd.DataFrame(out, columns="run editor order ability share until edits end rate life stopped".split())
 
 
 def crossing(series, share, confirm=1):
@@ -113,9 +112,9 @@ def line(series, tail):
 
 
 def summary(lives, rule=None):
-    """`lives` by editor, ability and share: runs, events (runs that lost it), edits (τ, the shortest run's among those
-    that no failed edit ended: it lost all, so nothing of it is unknown), mean, low, high (restricted mean of `until` up
-    to τ and its interval), life (median), end and rate (means)."""
+    """`lives` by editor, ability and share: runs, events (runs that lost it), edits (τ, the shortest run's of those that
+    no failed edit ended), mean, low, high (restricted mean of `until` up to τ and its interval), life (median), end and
+    rate (means)."""
     rule, out, whole = rule or Rule(), [], lives.loc[~lives["stopped"].astype(bool), "edits"]
     horizon = lives["edits"].max() if whole.empty else whole.min()
     for (editor, ability, share), part in lives.groupby(["editor", "ability", "share"], sort=False):
@@ -135,8 +134,8 @@ def interval(values, rule):
 
 
 def ranks(lives, ability, share, editors, rule=None):
-    """Mean rank of each of `editors` by `life`, then the loss at the end (1 lasts longest), with its interval over the
-    orders that all of them have: editor (index), rank, low, high, orders. Empty where they have none in common."""
+    """Mean rank of each of `editors` by `life`, then the loss at the end (1 lasts longest), and its interval over the
+    orders that all of them have: editor (index), rank, low, high, orders. Empty if they have none in common."""
     rule = rule or Rule()
     part = lives[(lives["ability"] == ability) & (lives["share"] == share) & lives["editor"].isin(editors)]
     part = part.sort_values(["life", "end"], ascending=[False, True])
@@ -153,8 +152,8 @@ def ranks(lives, ability, share, editors, rule=None):
 def quality(df):
     """By editor, in shares: ES, PS, NS of new edits over the whole run, score (their harmonic mean), kept (all edits
     that are right at the end, exact match) and reworded (paraphrases right at the end; NaN where not asked)."""
-    means = df[df["metric"].isin(["ES", "PS", "NS"])].pivot_table("value", "editor", "metric")
-    means = means.reindex(columns=["ES", "PS", "NS"])
+    asked = ["ES", "PS", "NS"]
+    means = df[df["metric"].isin(asked)].pivot_table("value", "editor", "metric").reindex(columns=asked)
     ended = pd.DataFrame([{"editor": part["editor"].iloc[0], "kept": _at_end(part, "ES_exact"),
                            "reworded": _at_end(part, "PS")} for _, part in df.groupby("run", sort=False)])
     scores = 3 / (1 / means.replace(0, 1e-9)).sum(axis=1, min_count=3)
@@ -189,11 +188,6 @@ def costs(df, made):
 def _prompts(config):
     groups = config.get("context_groups", [])
     return 1 + sum(group["number"] * len(group["starts"]) for group in groups) + bool(groups)
-
-
-def points(share):
-    """'1.2' of 0.012, and never '-0.0'."""
-    return f"{round(100 * share, 1) + 0.0:.1f}"
 
 
 def table(df, made, rule=None, ability="facts_prob", share=0.10):
@@ -232,14 +226,12 @@ def beaten_by(table, same=(0.02, 0.10)):
 
 
 def value_of(made, names):
-    """{run: value} of a parameter of study.Run or a setting of the editor; the first of `names` that a run has.
-
-    A list of one is that one: ROME has a layer, MEMIT has layers.
-    """
+    """{run: value} of a parameter of study.Run or a setting of the editor; the first of `names` that a run has. A list
+    of one is that one: ROME has a layer, MEMIT has layers."""
     found = {one["run"]: next((place[name] for name in names for place in (one, one["config"]) if name in place), None)
              for one in made.to_dict("records")}
-    return {run: (value[0] if len(value) == 1 else tuple(value)) if isinstance(value, list) else value
-            for run, value in found.items()}
+    return {run: (each[0] if len(each) == 1 else tuple(each)) if isinstance(each, list) else each
+            for run, each in found.items()}
 
 
 def sweep(df, made, names, words=None, ability="facts_prob"):
@@ -251,16 +243,16 @@ def sweep(df, made, names, words=None, ability="facts_prob"):
     words, values, rule = words or {}, value_of(made, names), Rule()
     methods = dict(zip(made["run"], made.get("method", made["editor"])))
     cases = {run: (methods[run], value) for run, value in values.items() if value is not None}
-    own = df[df["run"].isin(cases)].assign(editor=lambda rows: rows["run"].map(cases))
-    if own.empty:
+    if not cases:
         raise ValueError(f"sweep: no run has {' or '.join(names)}")
+    own = df[df["run"].isin(cases)].assign(editor=lambda rows: rows["run"].map(cases))
     table = quality(own).join(costs(own, made))
     ends = lives(own, rule, stopped_in(made)).query("ability == @ability and share == @rule.shares[0]")
     for case, part in ends.groupby("editor"):
         low, high = interval(part["end"], rule)
         table.loc[[case], ["end", "low", "high"]] = [[part["end"].mean(), low, high]]
     method, value = zip(*table.index)
-    known = sorted(set(value), key=lambda one: (one in words, np.size(one), tuple(np.ravel(one))))
+    known = sorted(set(value), key=lambda one: (one in words, np.size(one), *np.ravel(one)))
     return table.assign(method=method, value=[words.get(one, _word(one)) for one in value],
                         place=[known.index(one) for one in value]).sort_values(["method", "place"], ignore_index=True)
 
@@ -295,9 +287,9 @@ def advice(found, own, labels):
             row[f"edits until {shares} lost: {ABILITIES[ability].split(',')[0]}"] = " / ".join(
                 lasted(each) for _, each in part.iterrows())
         scores = " / ".join(f"{100 * one[name]:.0f}" for name in ("ES", "PS", "NS"))
+        work = f"{one['evaluations']:.0f} × {one['prompts']:.0f}" if one["work"] > 0 else "-"
         row |= {"new edits, %: ES / PS / NS": scores, "edits right at the end, %": f"{100 * one['kept']:.0f}",
-                "seconds an edit": f"{one['seconds']:.2f}", "work: loss evaluations × prompts":
-                f"{one['evaluations']:.0f} × {one['prompts']:.0f}" if one["work"] > 0 else "-",
+                "seconds an edit": f"{one['seconds']:.2f}", "work: loss evaluations × prompts": work,
                 "peak MB": f"{one['memory']:.0f}", "rank": "not ranked: keeps too few edits", "beaten by": "-"}
         if not np.isnan(one["rank"]):
             row["rank"] = f"{one['rank']:.1f} ({one['rank_low']:.1f}-{one['rank_high']:.1f})"

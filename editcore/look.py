@@ -183,3 +183,8 @@ def runs_in(df):
     text = f"{low if low == high else f'{low} to {high}'} run{'s' if high > 1 else ''} a method"
     sizes = sorted({int(size) for size in df["batch_size"].dropna()}) if "batch_size" in df else []
     return f"{text}, {sizes[0]} fact{'s' if sizes[0] > 1 else ''} an update" if len(sizes) == 1 else text
+
+
+def points(share):
+    """'1.2' of 0.012, and never '-0.0'."""
+    return f"{round(100 * share, 1) + 0.0:.1f}"

@@ -131,7 +131,7 @@ def disabling(part, collapse):
 
 
 def collapse(merits, editor):
-    """'collapse after 559 edits, 8 % failing before', 'no collapse in 800 edits', or in how many runs, for an editor."""
+    """'collapse after 559 edits, 8 % failing before', 'no collapse in 800 edits', or in how many runs."""
     one = merits.loc[editor]
     if one["collapsed"] == 0:
         return f"no collapse in {one['edits']:.0f} edits"
