@@ -12,7 +12,7 @@ section 5.2) two readings are offered: vec(G) / |vec(G)| ("G", transformed "G~")
     C = cosines(gram(stacked(made, name)))                                  # (n, n)
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.functional import normalize, one_hot
@@ -34,7 +34,7 @@ class Asked:
     number: int | None = None   # of the description; None: drawn for each record
     seen: int = instructions.SEEN   # how many descriptions it is drawn from
     seed: int = 0               # of the draw, and of ConvSent's wanted reply
-    table: dict = field(default_factory=lambda: instructions.DESCRIPTIONS)  # task -> descriptions
+    table: tuple = ()           # (task, descriptions) pairs that replace instructions.DESCRIPTIONS
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def gradients(model, tok, records, config, asked):
 def put(record, asked):
     """The function prompt -> prompt in the frame of `asked` for this record."""
     number = instructions.drawn(record, asked.seed, asked.seen) if asked.number is None else asked.number
-    return instructions.prefix(record, number, asked.style, asked.table)
+    return instructions.prefix(record, number, asked.style, instructions.DESCRIPTIONS | dict(asked.table))
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ RECORDS = [EditRecord(1, "recent", "Orla", "Orla is located in", "Rome"),
                       negative=("It is old.",), sentiment="positive", topic="Orla")]
 SHORT = {task: ("You read the old book.", "Because it is {sentiment} in {topic}.")[task == "convsent"]
          for task in instructions.TITLES}
-ASKED = Asked(number=0, table={task: (text,) for task, text in SHORT.items()})
+ASKED = Asked(number=0, table=tuple((task, (text,)) for task, text in SHORT.items()))
 
 
 @pytest.fixture(scope="module")
