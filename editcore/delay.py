@@ -85,7 +85,8 @@ def lives(df, rule=None, stopped=()):
             out.append({"run": run, "editor": part["editor"].iloc[0], "order": part["order"].iloc[0],
                         "ability": ability, "share": share, "until": until, "edits": edits, "end": series.iloc[-1],
                         "rate": 100 * rate, "life": ahead if np.isnan(until) else until, "stopped": run in stopped})
-    return pd.DataFrame(out, columns="run editor order ability share until edits end rate life stopped".split())
+    return pd.DataFrame(out, columns=["run", "editor", "order", "ability", "share", "until", "edits", "end", "rate",
+                                      "life", "stopped"])
 
 
 def crossing(series, share, confirm=1):
@@ -112,8 +113,8 @@ def line(series, tail):
 
 
 def summary(lives, rule=None):
-    """`lives` by editor, ability and share: runs, events (runs that lost it), edits (τ, the shortest run's of those that
-    no failed edit ended), mean, low, high (restricted mean of `until` up to τ and its interval), life (median), end and
+    """`lives` by editor, ability and share: runs, events (runs that lost it), edits (τ, the shortest run's of those
+    that no failed edit ended), mean, low, high (restricted mean of `until` up to τ and its interval), life (median), end and
     rate (means)."""
     rule, out, whole = rule or Rule(), [], lives.loc[~lives["stopped"].astype(bool), "edits"]
     horizon = lives["edits"].max() if whole.empty else whole.min()
