@@ -114,8 +114,8 @@ def line(series, tail):
 
 def summary(lives, rule=None):
     """`lives` by editor, ability and share: runs, events (runs that lost it), edits (τ, the shortest run's of those
-    that no failed edit ended), mean, low, high (restricted mean of `until` up to τ and its interval), life (median), end and
-    rate (means)."""
+    that no failed edit ended), mean, low, high (restricted mean of `until` up to τ and its interval), life (median),
+    end and rate (means)."""
     rule, out, whole = rule or Rule(), [], lives.loc[~lives["stopped"].astype(bool), "edits"]
     horizon = lives["edits"].max() if whole.empty else whole.min()
     for (editor, ability, share), part in lives.groupby(["editor", "ability", "share"], sort=False):
