@@ -15,7 +15,7 @@ import pandas as pd
 
 from editcore import examples, instructions, systems, taskscores
 from editcore.editors import EDITORS, PATCHERS, configure
-from editcore.files import atomic, sha256, sha256_text
+from editcore.files import atomic, read_json, sha256, sha256_text
 from editcore.inputs import model_files_hash, model_place
 from editcore.model import load
 from editcore.progress import bar
@@ -211,3 +211,13 @@ def transfer(trained, records):
     """
     return [Case(learned, Trial(system=system), tuple(part)) for learned, system in trained.items()
             for part in records.values()]
+
+
+def costs(named, editors="results/editors"):
+    """DataFrame: what the training of each Named system took: name, tasks, examples, seconds, peak_mb, parameters."""
+    rows = []
+    for one in named:
+        about = read_json(systems.train(one.system, editors).parent / "train.json")
+        rows.append({"name": one.name, "tasks": ", ".join(one.system.tasks)} | {
+            key: about[key] for key in ("records", "examples", "seconds", "peak_mb", "parameters")})
+    return pd.DataFrame(rows)

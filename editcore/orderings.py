@@ -15,6 +15,7 @@ LEVEL = (0.025, 0.975)      # quantiles of a 95 % interval
 ALIKE = 0.02                # a difference within it counts as none
 DRAWS = 2000
 TASKS = {"recent": "Recent", "counterfact": "CounterFact", "convsent": "ConvSent", "zsre": "ZsRE"}
+MODELS = {"gpt2_xl": "GPT2-XL", "llama_2": "Llama-2"}   # of the paper, as columns of `headline`
 # The paper's table 3, %: (model, task, metric) -> what each of COLUMNS scores.
 COLUMNS = ("Base model", "FT-L", "CaliNet", "KE", "MEND, multi-task", "GRACE", "InstructEdit")
 TABLE = {
@@ -156,7 +157,7 @@ def headline(rows, value="exact", n_draws=DRAWS, seed=0):
     """Where a mean gain in reliability comes from: a row a task, then the mean of all and that without the hold-out.
 
     Columns: gain in points of InstructEdit over multi-task MEND, its 95 % interval (records resampled within tasks),
-    and the paper's gains on GPT2-XL and Llama-2 (NaN where it has none; its means are over the rows it has).
+    and the paper's gains on its two models (NaN where it has none; its means are over the rows it has).
     """
     own, rival, scores, gains = COLUMNS[-1], COLUMNS[4], per_record(rows, value), {}
     tasks = [task for task in TASKS if task in rows["task"].unique()]
@@ -169,7 +170,7 @@ def headline(rows, value="exact", n_draws=DRAWS, seed=0):
     for name, part in groups.items():
         low, high = np.quantile(np.mean([gains[task][1] for task in part], 0), LEVEL)
         made.append({"rows": name, "gain": np.mean([gains[task][0] for task in part]), "low": low, "high": high,
-                     **{model: paper_gain(part, model) for model in ("GPT2-XL", "Llama-2")}})
+                     **{column: paper_gain(part, model) for column, model in MODELS.items()}})
     return pd.DataFrame(made)
 
 

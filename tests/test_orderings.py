@@ -49,7 +49,7 @@ def test_the_headline_is_the_mean_of_four_rows_of_which_one_is_held_out():
     assert gains["Mean of all"] == pytest.approx(gains[["Recent", "CounterFact", "ConvSent", "ZsRE"]].mean())
     assert gains["Without the hold-out"] == pytest.approx(gains[["Recent", "CounterFact", "ConvSent"]].mean())
     assert (table["low"] <= table["gain"]).all() and (table["gain"] <= table["high"]).all()
-    assert table.loc["Mean of all", "GPT2-XL"] == pytest.approx(14.8575)
+    assert table.loc["Mean of all", "gpt2_xl"] == pytest.approx(14.8575)
 
 
 def test_means_are_over_records_and_intervals_those_of_their_resamples():
