@@ -28,6 +28,7 @@ KNOWN = EDITORS | PATCHERS
 NAMES = {"base": "Base model", "ft": "FT-L", "calinet": "CaliNet", "ke": "KE", "mend": "MEND, multi-task",
          "grace": "GRACE", "instructedit": "InstructEdit"}
 UNTRAINED = ("ft", "calinet", "grace")      # those that learn at the test, and nothing before
+JOINT = ("calinet",)                        # those that learn all records at once
 
 
 @dataclass(frozen=True)
@@ -180,37 +181,38 @@ def _joint(given, case, editors, memory):
     return memory["joint"][key]
 
 
-def table_of(trained, records, fluency=48):
+def table_of(named, records, fluency=48, settings=None):
     """The Cases of the main table: who is compared, on the test records of each task.
 
-    trained: {key of NAMES: System}; records: {task: records}. FT-L, GRACE and the trained editors edit each record.
-    CaliNet learns all records of the tasks that were trained on at once. As published, tasks that no system was
-    trained on are asked of what FT-L, CaliNet and GRACE learned from the others; as fair rows (", fair" behind the
-    name), these editors learn the asked records, like the trained ones.
+    named: Named systems called as in NAMES; several seeds of one may be among them. records: {task: records}. settings:
+    {untrained editor: {field: value}}. FT-L, GRACE and the trained editors edit each record; CaliNet learns all
+    records of the tasks that were trained on at once. As published, tasks that no system was trained on are asked of
+    what FT-L, CaliNet and GRACE learned from the others; in the fair rows (", fair" behind the name) these editors
+    learn the asked records, as the trained ones do.
     """
-    tasks = {task for system in trained.values() for task in system.tasks}
+    tasks = {task for one in named for task in one.system.tasks}
     others = tuple(one for task, part in records.items() if task in tasks for one in part)
-    made = []
+    made, sampled = [], {task: fluency if part[0].topic else 0 for task, part in records.items()}
     for key, name in NAMES.items():
-        for task, part in records.items() if key in (*trained, "base", *UNTRAINED) else ():
-            trial = Trial(system=trained[key]) if key in trained else Trial(editor="" if key == "base" else key)
-            trial, part = replace(trial, fluency=fluency if part[0].topic else 0), tuple(part)
-            if key in trained or key == "base" or (task in tasks and key != "calinet"):
-                made.append(Case(name, trial, part))
-                continue
-            made.append(Case(name, trial, part, others))
-            if task not in tasks:
-                made.append(Case(f"{name}, fair", trial, part, part if key == "calinet" else ()))
+        trained = [Trial(system=one.system, seed=one.system.seed) for one in named if one.name == name]
+        plain = [Trial(key, settings=tuple((settings or {}).get(key, {}).items()))] if key in UNTRAINED else []
+        for task, part in records.items():
+            for trial in trained or plain or [Trial()] * (key == "base"):
+                trial, part = replace(trial, fluency=sampled[task]), tuple(part)
+                alone = not plain or (task in tasks and key not in JOINT)
+                made.append(Case(name, trial, part, () if alone else others))
+                if plain and task not in tasks:
+                    made.append(Case(f"{name}, fair", trial, part, part if key in JOINT else ()))
     return made
 
 
-def transfer(trained, records):
-    """The Cases of the transfer table: editors of one task on the test records of every task; trained {task: System}.
+def transfer(named, records):
+    """The Cases of the transfer table: editors of one task on the test records of every task.
 
-    Their name is the task that they were trained on.
+    named: Named systems of one task each; that task is the name of their Cases.
     """
-    return [Case(learned, Trial(system=system), tuple(part)) for learned, system in trained.items()
-            for part in records.values()]
+    return [Case(one.system.tasks[0], Trial(system=one.system, seed=one.system.seed), tuple(part))
+            for one in named for part in records.values()]
 
 
 def costs(named, editors="results/editors"):

@@ -9,9 +9,22 @@ import pytest
 from conftest import make
 
 from editcore import systems
-from editcore.contenders import NAMES, Case, Loaded, Trial, asked, edits_of, evaluate, evaluate_all, table_of, transfer
+from editcore.contenders import (
+    NAMES,
+    Case,
+    Loaded,
+    Trial,
+    asked,
+    costs,
+    edits_of,
+    evaluate,
+    evaluate_all,
+    table_of,
+    transfer,
+)
 from editcore.files import write_json
 from editcore.records import Ask, EditRecord
+from editcore.systems import Named
 from editcore.taskscores import prepare, read, score
 
 FT = Trial(editor="ft", settings=(("epsilon", 0.5), ("layer", 1), ("lr", 0.05), ("steps", 12)))
@@ -104,9 +117,9 @@ def test_trained_systems_bring_their_instructions(given, tmp_path):
 
 
 def test_the_main_table_asks_the_held_out_task_unfairly_and_fairly(given):
-    trained = {"mend": system(given, tasks=["recent"], style="none"),
-               "instructedit": system(given, tasks=["recent"], style="full")}
-    found = table_of(trained, {"recent": records(), "zsre": records("zsre")})
+    trained = [Named("MEND, multi-task", system(given, tasks=["recent"], style="none")),
+               Named("InstructEdit", system(given, tasks=["recent"], style="full"))]
+    found = table_of(trained, {"recent": records(), "zsre": records("zsre")}, settings={"ft": {"layer": 2}})
     named = {(one.name, one.records[0].task): one for one in found}
     assert len(named) == len(found)
     assert named["FT-L", "recent"].learned == () and named["CaliNet", "recent"].learned == records()
@@ -115,15 +128,24 @@ def test_the_main_table_asks_the_held_out_task_unfairly_and_fairly(given):
     assert named["CaliNet, fair", "zsre"].learned == records("zsre")
     assert named["GRACE, fair", "zsre"].learned == () == named["InstructEdit", "zsre"].learned
     assert {name for name, _ in named} == set(NAMES.values()) - {"KE"} | {"FT-L, fair", "CaliNet, fair", "GRACE, fair"}
+    assert named["FT-L", "zsre"].trial.settings == (("layer", 2),) and named["GRACE", "zsre"].trial.settings == ()
+    two = [*trained, Named("InstructEdit", system(given, tasks=["recent"], style="full", seed=3))]
+    assert [one.trial.seed for one in table_of(two, {"recent": records()}) if one.name == "InstructEdit"] == [0, 3]
     assert ("FT-L, fair", "recent") not in named and named["InstructEdit", "zsre"].trial.system.style == "full"
 
 
 def test_transfer_asks_every_editor_every_task(given):
-    trained = {task: system(given, tasks=[task], style="none") for task in ("recent", "zsre")}
+    trained = [Named("", system(given, tasks=[task], style="none")) for task in ("recent", "zsre")]
     found = transfer(trained, {"recent": records(), "zsre": records("zsre")})
     assert [(one.name, one.records[0].task) for one in found] == [
         ("recent", "recent"), ("recent", "zsre"), ("zsre", "recent"), ("zsre", "zsre")]
     assert found[2].trial.system.tasks == ("zsre",)
+
+
+def test_what_training_took_is_read_from_its_record(given, tmp_path):
+    (row,) = costs([Named("mine", system(given, tasks=["zsre"], style="none"))], tmp_path).to_dict("records")
+    assert (row["name"], row["tasks"], row["examples"], row["records"]) == ("mine", "zsre", 4, 3)
+    assert row["seconds"] > 0 and row["peak_mb"] > 50 and row["parameters"] > 1000
 
 
 def test_bad_trials_are_refused_before_any_work(given, tmp_path):
