@@ -132,39 +132,37 @@ def _editor(name, given, repeats):
     if name not in serial.WAYS:
         raise ValueError(f"bench: there is no serial version of {name!r}, only of {', '.join(serial.WAYS)}")
     ways["serial"] = lambda: serial.WAYS[name](model, tok, facts, config, needed)
-    seconds, results = {way: float("inf") for way in ways}, {}
-    for _ in range(repeats):
-        for way, call in ways.items():
-            spent, results[way] = timed(call, model)
-            seconds[way] = min(seconds[way], spent)
+    seconds, results = least(ways, repeats, model)
     plain = seconds.pop("serial")
     return [{"editor": name, "way": way, "facts": len(facts), "seconds": spent / len(facts),
              "serial": plain / len(facts), "ratio": plain / spent,
              "difference": _difference(results[way], results["serial"])} for way, spent in seconds.items()]
 
 
-def shared(model, tok, facts, configs, runs=5, threads=1):
+def shared(model, tok, facts, configs, runs=5, repeats=2):
     """DataFrame with a row an editor: seconds an edit of `runs` runs apart and in one pass, and the gain.
 
     Each run makes one-fact updates, one after another, of its own part of the facts: apart, on a model that carries its
     edits; together, all runs' facts of an update in one pass (`Editor.grouped`). What studies measure besides is not
-    timed. difference: largest ‖total − total apart‖ / ‖total apart‖ over runs and weights.
+    timed. Both take turns, `repeats` times on one thread, and the least time of each counts. difference:
+    largest ‖total − total apart‖ / ‖total apart‖ over runs and weights.
     """
     rows, size = [], len(facts) // runs
     if not size:
         raise ValueError(f"bench: {runs} runs need at least as many facts, found {len(facts)}")
     orders = [facts[run * size:(run + 1) * size] for run in range(runs)]
-    with with_threads(threads):
+    with with_threads(1):
         for name, config in configs.items():
             given = (model, tok, config, EDITORS[name], [prepared(model, tok, config)] * runs)
             _together(given, [order[:1] for order in orders])       # what is computed once a run is computed here
-            several, together = timed(lambda given=given: _together(given, orders), model)
-            alone, apart = timed(lambda given=given: [_apart(given, order) for order in orders], model)
-            edits = runs * size
-            rows.append({"editor": name, "runs": runs, "edits": edits, "apart": alone / edits,
-                         "together": several / edits, "gain": alone / several,
-                         "difference": _difference(together, [dict(delta.changes) for delta in apart])})
-    return pd.DataFrame(rows).assign(threads=threads)
+            ways = {"apart": lambda given=given: [_apart(given, order) for order in orders],
+                    "together": lambda given=given: _together(given, orders)}
+            seconds, results = least(ways, repeats, model)
+            edits, plain = runs * size, [dict(one.changes) for one in results["apart"]]
+            rows.append({"editor": name, "runs": runs, "edits": edits, "apart": seconds["apart"] / edits,
+                         "together": seconds["together"] / edits, "gain": seconds["apart"] / seconds["together"],
+                         "difference": _difference(results["together"], plain)})
+    return pd.DataFrame(rows).assign(threads=1)
 
 
 def gram(shape=(1600, 6400), edits=24, tokens=(2, 10, 40), study=300, threads=1):
@@ -226,6 +224,16 @@ def _difference(deltas, plain):
     """Largest relative Frobenius difference."""
     return max(((dense(delta.changes[key]).double() - change.double()).norm() / change.double().norm()).item()
                for delta, changes in zip(deltas, plain, strict=True) for key, change in changes.items())
+
+
+def least(ways, repeats, model):
+    """({way: least seconds}, {way: result}) of calls that take turns, `repeats` times."""
+    seconds, results = {way: float("inf") for way in ways}, {}
+    for _ in range(repeats):
+        for way, call in ways.items():
+            spent, results[way] = timed(call, model)
+            seconds[way] = min(seconds[way], spent)
+    return seconds, results
 
 
 def timed(call, model=None):
