@@ -1,0 +1,184 @@
+"""Trained editors and test records in; the directions of their edits, compared in pairs and in numbers, out.
+
+    lab = opened("pocket", records=80)
+    whose = sources(systems.read(systems.FILE, "directions"))       # who edits, and what stands before the prompts
+    rows = table(lab, whose)                                        # every score of every edit, kept
+    C = panel(lab, whose["InstructEdit"], whose["MEND, multi-task"], name)   # of one joint picture
+"""
+
+import random
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from editcore import directions, instructions, separation, systems
+from editcore.directions import Asked, Factors
+from editcore.editors import hypernet, mend
+from editcore.files import atomic, sha256_text
+from editcore.inputs import model_files_hash, model_place
+from editcore.model import load
+from editcore.progress import bar
+
+FORMAT = 1      # raise it when the same input no longer gives the same scores
+TASKS = ("recent", "counterfact", "zsre")       # those of the published figure
+EDITOR, NEUTRAL, RAW = "edit", "start", "raw"   # a hypernetwork's edit; its normaliser alone; the gradient as it is
+SINGLE = "MEND, single-task"                    # each task edited by the editor of that task
+SAID = {"none": "no prefix", "constant": "one constant prefix", "random": "random words", "swapped": "another task's",
+        "full": "instruction"}
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A model and the records that are edited."""
+
+    model: object
+    tok: object
+    name: str           # as given to `opened`
+    records: tuple
+    groups: tuple       # the task of each
+    kept: dict = field(default_factory=dict)    # Asked -> raw factors of all records, the newest two
+
+
+@dataclass(frozen=True)
+class Source:
+    """Whose edits are looked at."""
+
+    systems: tuple          # (task, System) pairs
+    style: str = "none"     # of what stands before the prompts
+    made: str = EDITOR      # EDITOR, NEUTRAL or RAW
+
+
+def opened(name="pocket", data="", records=80, tasks=TASKS, seed=0):
+    """The Lab of a model and as many test records a task as asked for, or as the smallest task has."""
+    every = systems.load_records(name, data, "test")
+    if missing := [task for task in tasks if task not in every]:
+        raise FileNotFoundError(f"{systems.folder_of(name, data)}: no {missing[0]}_test.json")
+    count = min(records, *(len(every[task]) for task in tasks))
+    if count < separation.FOLDS:
+        raise ValueError(f"atlas: {count} records a task, but {separation.FOLDS} are needed")
+    some = [one for task in tasks for one in random.Random(f"{seed} atlas {task}").sample(every[task], count)]
+    return Lab(*load(model_place(name)), name, tuple(some), tuple(one.task for one in some))
+
+
+def sources(named, tasks=TASKS):
+    """{name: Source} of Named systems with their own instructions; if there is an editor without instruction for each
+
+    single task, one more, SINGLE: each task edited by its own.
+    """
+    made = {one.name: Source(tuple((task, one.system) for task in tasks), one.system.style) for one in named}
+    single = {one.system.tasks[0]: one.system for one in named
+              if len(one.system.tasks) == 1 and one.system.style == "none" and one.system.kind == "mend"}
+    if set(tasks) <= set(single):
+        made[SINGLE] = Source(tuple((task, single[task]) for task in tasks), "none")
+    return made
+
+
+def controls(full, plain):
+    """{name: Source} of the null controls of a Source with instructions, and one without."""
+    made = {f"gradient, {said}": replace(full, style=style, made=RAW) for style, said in SAID.items()}
+    made["normaliser alone, instruction"] = replace(full, made=NEUTRAL)
+    made |= {f"InstructEdit, {said}": replace(full, style=style) for style, said in SAID.items()}
+    return made | {"MEND, no prefix": plain}
+
+
+def edits(lab, source, editors="results/editors", site=None):
+    """For each record {map: factors} of its edit by the source, of all maps or of one; systems that are not trained are
+
+    trained now.
+    """
+    found, of_task = list(_raw(lab, source)), dict(source.systems)
+    if source.made == RAW:
+        return found
+    for system in dict.fromkeys(of_task.values()):
+        network = hypernet.load(systems.train(system, editors), lab.model.device)
+        network = replace(network, sites=tuple(one for one in network.sites if site in (None, one.name)))
+        if source.made == NEUTRAL:
+            neutral = hypernet.start(network.sites, network.settings).weights
+            network = hypernet.moved(replace(network, weights=neutral), lab.model.device)
+        mine = [i for i, task in enumerate(lab.groups) if of_task[task] == system]
+        for i, one in zip(mine, directions.edits(network, [found[i] for i in mine])):
+            found[i] = one
+    return found
+
+
+def _raw(lab, source):
+    """Raw factors of all records behind the source's prefix."""
+    asked, config = _asked(source), systems.configured(source.systems[0][1])[0]
+    if asked not in lab.kept:
+        while len(lab.kept) > 1:
+            lab.kept.pop(next(iter(lab.kept)))
+        lab.kept[asked] = directions.gradients(lab.model, lab.tok, lab.records, config, asked)
+    return lab.kept[asked]
+
+
+def _asked(source):
+    """How a source's edits are asked: descriptions are drawn from those that its first system was trained with."""
+    system = source.systems[0][1]
+    return Asked(source.style, seen=system.seen, seed=system.seed, table=system.descriptions)
+
+
+def maps(lab, source):
+    """Names of the maps that a source edits, in the order of the blocks."""
+    return [site.name for site in mend.sites(lab.model, systems.configured(source.systems[0][1])[0])]
+
+
+def table(lab, whose, out_dir="results/directions", editors="results/editors"):
+    """DataFrame with a row an edit and view: source, reading, map, record and the columns of `separation.scored`.
+
+    whose: {name: Source}. Each source's rows are kept as out_dir/<id>.parquet, where the id tells model, records,
+    editors and prefixes; what is there is read. ValueError names a record that cannot be asked.
+    """
+    order, found = sorted(whose, key=lambda name: whose[name].style), {}     # equal prefixes one after another
+    for name in bar(order, "directions", len(order)):
+        path = Path(out_dir) / f"{identifier(lab, whose[name])}.parquet"
+        if not path.is_file():
+            mark, own = "" if whose[name].made == RAW else "~", edits(lab, whose[name], editors)
+            rows = [separation.scored(C, lab.groups).assign(reading=reading, map=site, record=range(len(own)))
+                    for reading, site, C in directions.views(own, mark=mark)]
+            with atomic(path) as tmp:
+                pd.concat(rows, ignore_index=True).to_parquet(tmp, index=False)
+        found[name] = pd.read_parquet(path).assign(source=name)
+    return pd.concat([found[name] for name in whose], ignore_index=True)
+
+
+def identifier(lab, source):
+    """Equal models, records, editors and prefixes give the same id, whatever their names and folders are."""
+    who = maps(lab, source) if source.made == RAW else [(task, systems.identifier(one)) for task, one in source.systems]
+    return f"{source.made}-{sha256_text(FORMAT, model_files_hash(lab.name), lab.records, who, _asked(source))[:16]}"
+
+
+def panel(lab, first, second, site, editors="results/editors"):
+    """Cosines (2n, 2n) of the edits of two Sources in one map: those of the first, then those of the second."""
+    factors = [directions.stacked(edits(lab, source, editors, site), site) for source in (first, second)]
+    both = Factors(*(torch.cat([getattr(one, side) for one in factors]) for side in ("u", "delta")),
+                   factors[0].counts + factors[1].counts)
+    return directions.cosines(directions.gram(both))
+
+
+def swaps(lab, source, site, editors="results/editors"):
+    """Which task edits behind another task's instruction look like: `separation.swapped_reading` of a Source's edits in
+
+    one map, those whose instruction names a task that is compared.
+    """
+    C, n = panel(lab, source, replace(source, style="swapped"), site, editors), len(lab.records)
+    tasks = list(instructions.TITLES)
+    said = [tasks[(tasks.index(task) + 1) % len(tasks)] for task in lab.groups]     # as instructions.swapped does
+    rows = separation.swapped_reading(C[:n, :n], C[n:, :n], lab.groups, said)
+    return rows[rows["said"].isin(lab.groups)].reset_index(drop=True)
+
+
+def numbers(rows):
+    """DataFrame with a row a source, reading, map and score: mean, low, high (95 %, over edits)."""
+    key, parts = ["source", "reading", "map"], []
+    for values, part in rows.groupby(key, sort=False):
+        parts.append(separation.summary(part).rename_axis("score").reset_index().assign(**dict(zip(key, values))))
+    return pd.concat(parts, ignore_index=True)[[*key, "score", "mean", "low", "high"]]
+
+
+def apart(rows, first, second, reading, site):
+    """`separation.difference` of two sources (first less second) in one reading and map."""
+    parts = [rows[(rows["source"] == name) & (rows["map"] == site) & (rows["reading"].str.rstrip("~") == reading)]
+             for name in (first, second)]
+    return separation.difference(*parts)
