@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from editcore.editors import hypernet
 from editcore.files import atomic, sha256_text
-from editcore.hyperloss import evaluate, kind_of, lay, losses
+from editcore.hyperloss import UNLIKELY, evaluate, kind_of, lay, losses
 from editcore.progress import bar
 from editcore.tail import fused
 
@@ -32,6 +32,7 @@ class Training:
     alpha_lr: float = 1e-4          # of Adam for alpha
     edit_weight: float = 0.1        # of the loss on `after` and `against`
     locality_weight: float = 1.0    # of the loss on `locality`
+    unlikely: str = "token"         # a key of hyperloss.UNLIKELY: p of a token, or of a "reply"
     clip: float = 100.0             # largest norm of the gradient of all parameters
     accumulate: int = 2             # examples a step
     warmup: int = 0                 # edits that the normaliser sees before the first step
@@ -74,7 +75,7 @@ def train(model, network, examples, training, folder, validation=()):
             if number in training.snapshots:
                 hypernet.save(_result(network, identity, number), folder / f"network-{number}.safetensors")
             if number % training.every == 0 or number == training.examples:
-                held = evaluate(model, network, validation) if validation else {}
+                held = evaluate(model, network, validation, training.unlikely) if validation else {}
                 log[-1] |= {f"validation_{name}": value for name, value in held.items()}
                 _checkpoint(folder, network, optimiser, log, identity)
     result = _result(network, identity, training.examples)
@@ -91,6 +92,8 @@ def _check(examples, training):
             if value < 1 or value % training.accumulate:
                 raise ValueError(f"training: {name} is {value}, but must be a multiple of accumulate, "
                                  f"{training.accumulate}")
+    if training.unlikely not in UNLIKELY:
+        raise ValueError(f"training: unlikely is {training.unlikely!r}, but must be one of {', '.join(UNLIKELY)}")
 
 
 def _identity(network, examples, training, validation):
@@ -170,7 +173,7 @@ def _learn(model, network, laid, training, name):
     """(Network with the example in its normaliser, its losses as floats); gradients are added to the weights'."""
     if not training.frozen:
         network = hypernet.watch(network, laid.found)
-    found = losses(model, network, laid)
+    found = losses(model, network, laid, training.unlikely)
     loss = total(found, training)
     if not torch.isfinite(loss):
         raise ValueError(f"record {name}: the loss is {loss.item()}; the model's weights may be broken, or lr is too "

@@ -113,23 +113,31 @@ def edit(model, network, example):
     return mend.change(model, network, kind_of(network)[1].factors(network, laid))
 
 
-def losses(model, network, laid):
-    """{"edit": mean over `after` of the mean-token NLL, "against": over `against` of the mean-token -log(1 - p),
+def losses(model, network, laid, unlikely="token"):
+    """{"edit": mean over `after` of the mean-token NLL, "against": mean over `against` of the unlikelihood,
 
     "locality": over `locality` of the mean-token KL(P_before || P_after)} after the edit, scalars in nats; 0 for none.
+    unlikely: a key of UNLIKELY, what p is in the unlikelihood -log(1 - p).
     """
     with mend.stepped(model, network, kind_of(network)[1].factors(network, laid)), _above(model, laid.rows):
         logits = mend.logits(model, laid.kept, laid.rows)
     first, second = laid.counts[0], laid.counts[0] + laid.counts[1]
     pair, token = laid.rows.pair, laid.rows.token
-    likely, unlikely, stay = pair < first, (pair >= first) & (pair < second), pair >= second
-    nll = cross_entropy(logits[likely], token[likely], reduction="none")
-    avoided = doubt(-cross_entropy(logits[unlikely], token[unlikely], reduction="none"))
-    before, after = head(model, laid.base).log_softmax(-1), logits[stay].log_softmax(-1)
-    kl = (before.exp() * (before - after)).sum(-1)
+    likely, unlike, stay = pair < first, (pair >= first) & (pair < second), pair >= second
     weight = laid.rows.weight.to(logits.dtype)
-    return {name: (values * weight[part]).sum() / max(count, 1) for name, values, part, count in
-            zip(("edit", "against", "locality"), (nll, avoided, kl), (likely, unlikely, stay), laid.counts)}
+    nll = cross_entropy(logits[likely], token[likely], reduction="none") * weight[likely]
+    against = UNLIKELY[unlikely](-cross_entropy(logits[unlike], token[unlike], reduction="none"), weight[unlike],
+                                 pair[unlike] - first)
+    before, after = head(model, laid.base).log_softmax(-1), logits[stay].log_softmax(-1)
+    kl = (before.exp() * (before - after)).sum(-1) * weight[stay]
+    return {name: value.sum() / max(count, 1) for name, value, count in
+            zip(("edit", "against", "locality"), (nll, against, kl), laid.counts)}
+
+
+def doubt_replies(log_p, weight, pair):
+    """-log(1 - p) of whole texts, p the geometric mean of their tokens' probabilities; pair: which text each is of."""
+    count = int(pair.max()) + 1 if len(pair) else 0
+    return doubt(log_p.new_zeros(count).index_add(0, pair, log_p * weight))
 
 
 def doubt(log_p):
@@ -139,9 +147,13 @@ def doubt(log_p):
     return -torch.where(log_p > -0.7, near_one, torch.log1p(-log_p.exp()))
 
 
+# (log p of tokens, 1 / tokens of their text, which text) -> numbers whose sum is the unlikelihood, summed over texts.
+UNLIKELY = {"token": lambda log_p, weight, pair: doubt(log_p) * weight, "reply": doubt_replies}
+
+
 @torch.no_grad()
-def evaluate(model, network, examples):
+def evaluate(model, network, examples, unlikely="token"):
     """Mean of each of `losses` over examples, as floats; nothing is learned, the normaliser stays."""
     with fused(model):
-        found = [losses(model, network, lay(model, network, one)) for one in examples]
+        found = [losses(model, network, lay(model, network, one), unlikely) for one in examples]
     return {name: sum(one[name].item() for one in found) / len(found) for name in found[0]}

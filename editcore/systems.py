@@ -38,7 +38,7 @@ KINDS = {"mend": (mend.start, lambda model, tok, facts: [()] * len(facts)), "ke"
 PAPER = {
     "gpt2-xl": {"examples": 30_000},
     "llama-2-7b": {"examples": 100_000},
-    "pocket": {"examples": 800, "lr": 1e-3, "alpha_lr": 1e-3, "warmup": 60, "every": 400},
+    "pocket": {"examples": 800, "lr": 1e-4, "warmup": 60, "unlikely": "reply", "every": 400},
 }
 
 
@@ -267,7 +267,10 @@ def _points(case, replaced):
     made = []
     for point in itertools.product(*axes.values()):
         chosen = case | dict(zip(axes, point))
-        made.append(Named(name.format(**chosen), make(**chosen)))
+        try:
+            made.append(Named(name.format(**chosen), make(**chosen)))
+        except (KeyError, IndexError) as error:
+            raise ValueError(f"its name asks for {error}, which is no parameter of it") from error
     return made
 
 
