@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+METRICS = ("Rel", "Gen", "Loc", "Port", "Fluency")
 LEVEL = (0.025, 0.975)      # quantiles of a 95 % interval
 ALIKE = 0.02                # a difference within it counts as none
 DRAWS = 2000
@@ -82,6 +83,19 @@ def summary(rows, n_draws=DRAWS, seed=0):
             made.append({"system": system, "task": task, "metric": metric, "value": value, "mean": part.mean(),
                          "low": low, "high": high, "records": len(part)})
     return pd.DataFrame(made)
+
+
+def numbers(table):
+    """A `summary` to read: a row a task and metric, a column a system, "exact / token" in percent, fluency as it is."""
+    rows = table[table["metric"].isin(METRICS)]
+    shown = (rows["mean"] * np.where(rows["metric"] == "Fluency", 1, 100)).map("{:.0f}".format)
+    wide = rows.assign(shown=shown).pivot(index=["task", "metric", "records"], columns=["value", "system"],
+                                          values="shown")
+    made = (wide["exact"] + " / " + wide["token"])[list(dict.fromkeys(rows["system"]))].fillna("")
+    made = made.reset_index().rename_axis(columns=None)
+    places = {cell: place for place, cell in enumerate((task, metric) for task in TASKS for metric in METRICS)}
+    made = made.iloc[np.argsort([places[cell] for cell in zip(made["task"], made["metric"])])]
+    return made.assign(task=made["task"].map(TASKS)).set_index(["task", "metric"])
 
 
 def difference(scores, cell, more, less, share=1.0):

@@ -21,6 +21,8 @@ TINY = {        # notebook -> parameters that keep it to seconds; what is not na
                      "more": FEW | {"retest_every": 2, "downstream_every": 3}},
     "23_delay": {"n_edits": 4, "orders": [0], "methods": ["ROME", "MEMIT", "FT-L"], "batches": [2, 4], "workers": 1,
                  "varied": ["batches", "lambdas"], "more": FEW | {"retest_every": 2, "downstream_every": 2}},
+    "30_multitask": {"n_test": 2, "examples": 4, "draws": 20, "workers": 1, "training": {"warmup": 2},
+                     "settings": {name: {"steps": 2} for name in ("ft", "calinet", "grace")}},
     "24_which_number": {"grid_name": "measures", "n_edits": 4, "orders": [0], "draws": 50, "more": FEW, "workers": 1},
 }
 

@@ -13,6 +13,7 @@ from editcore.orderings import (
     difference,
     drawn,
     headline,
+    numbers,
     paper_gain,
     per_record,
     summary,
@@ -61,6 +62,16 @@ def test_means_are_over_records_and_intervals_those_of_their_resamples():
     plain = [one.to_numpy()[np.repeat(np.arange(40), times)].mean() for times in drawn(40, 500)]
     np.testing.assert_allclose([found["low"], found["high"]], np.quantile(plain, (0.025, 0.975)))
     assert table.loc[(OWN, "zsre", "Rel", "token"), "mean"] == pytest.approx(0.5 * one.mean() + 0.25)
+
+
+def test_numbers_are_exact_and_token_side_by_side():
+    table = summary(rows(), n_draws=20)
+    shown = numbers(table)
+    assert list(shown.index) == [(task, "Rel") for task in ("Recent", "CounterFact", "ConvSent", "ZsRE")]
+    one = table.query("system == @OWN and task == 'zsre'").set_index("value")["mean"]
+    assert shown.loc[("ZsRE", "Rel"), OWN] == f"{100 * one['exact']:.0f} / {100 * one['token']:.0f}"
+    fair = table.query("task == 'zsre' and system == @OWN").assign(system="GRACE, fair")
+    assert numbers(pd.concat([table, fair]))["GRACE, fair"].tolist()[:3] == ["", "", ""]
 
 
 def test_differences_are_paired_and_their_intervals_narrower_than_unpaired_ones():
