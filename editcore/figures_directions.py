@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
 
+from editcore import atlas, separation
 from editcore.look import WIDTH, mixed, note
 from editcore.separation import SCORES
 
@@ -35,7 +36,7 @@ class Picture:
 
 
 def pictures(found, columns=3, words=""):
-    """Pictures side by side, the silhouettes of both editors in each title."""
+    """Pictures side by side, the silhouettes of both editors under each."""
     rows = -(-len(found) // columns)
     fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, 0.75 + (WIDTH / columns + 0.42) * rows), squeeze=False)
     for ax in axes.ravel()[len(found):]:
@@ -48,6 +49,22 @@ def pictures(found, columns=3, words=""):
     fig.legend(handles=handles, loc="outside upper center", ncols=4, handletextpad=0.2)
     note(fig, words)
     return fig
+
+
+def pictured(lab, whose, site, asked, how):
+    """The Pictures of pairs of sources in one map: t-SNE of their joint cosines.
+
+    asked: {title: (first source, second source)}; those that are not in `whose` are left out. how = (perplexity, seed,
+    folder of editors).
+    """
+    made, (perplexity, seed, editors) = [], how
+    for title, names in asked.items():
+        if set(names) <= set(whose):
+            C, n = atlas.panel(lab, *(whose[name] for name in names), site, editors), len(lab.records)
+            apart = [separation.silhouettes(part, lab.groups).mean() for part in (C[:n, :n], C[n:, n:])]
+            points = separation.tsne(C, perplexity, seed) if perplexity else separation.components(C)[0]
+            made.append(Picture(title, points, lab.groups, names, tuple(apart)))
+    return made
 
 
 def _cloud(ax, one):
@@ -120,7 +137,8 @@ def controls(found, chance, heads, scores=("silhouette", "probe")):
         at += len(named) + 1.4
     fig, axes = plt.subplots(1, len(scores), figsize=(WIDTH, 1.2 + 0.27 * at), sharey=True)
     for ax, score in zip(axes, scores):
-        part = found[found["score"] == score].set_index(["source", found["reading"].str.rstrip("~")])
+        part = found[found["score"] == score]
+        part = part.assign(reading=part["reading"].str.rstrip("~")).set_index(["source", "reading"])
         ax.axvspan(*chance[score], color="#e9e9e9", zorder=0)
         for row, source in rows:
             for shift, (reading, (_, color, marker)) in zip((-0.22, 0, 0.22), READINGS.items()):
@@ -214,4 +232,25 @@ def success(table, correlations):
                      markerfacecolor=face)
               for marker, name, face in (("o", "with instruction", "#444444"), ("v", "without", "white"))]
     fig.legend(handles=[*tasks, *styles], loc="outside upper center", ncols=5, handletextpad=0.2)
+    return fig
+
+
+def verdicts(found):
+    """What the pictures are taken to say: a row a claim, the difference of silhouettes with its paired interval.
+
+    found: `atlas.verdicts`.
+    """
+    colors = {"held": "#0173b2", "failed": "#d55e00", "undecided": "#8a8a8a"}
+    fig, ax = plt.subplots(figsize=(WIDTH, 1.2 + 0.34 * len(found)))
+    for row, one in enumerate(found.to_dict("records")):
+        color = colors[one["verdict"]]
+        ax.plot([one["low"], one["high"]], [row] * 2, color=color, linewidth=1.8)
+        ax.plot(one["mean"], row, marker="o", color=color, markersize=6.5,
+                markerfacecolor="white" if one["verdict"] == "undecided" else color)
+    ax.axvline(0, color="#444444", linewidth=0.9, zorder=1)
+    ax.set(ylim=(len(found) - 0.5, -0.5), xlabel="difference of silhouettes, 95 % interval over the edits")
+    ax.set_yticks(range(len(found)), list(found["text"]))
+    handles = [Line2D([], [], color=color, marker="o", markersize=6.5, label=name,
+                      markerfacecolor="white" if name == "undecided" else color) for name, color in colors.items()]
+    fig.legend(handles=handles, loc="outside upper center", ncols=3)
     return fig

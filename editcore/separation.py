@@ -37,14 +37,20 @@ def scored(C, groups, seed=0):
     if len(names) < 2 or sizes.min() < FOLDS:
         raise ValueError(f"separation: needs two groups of {FOLDS} edits or more, found "
                          f"{', '.join(f'{size} of {name}' for name, size in zip(names, sizes))}")
-    distance = (1 - C).clip(0)
-    np.fill_diagonal(distance, 0)
-    same = groups[:, None] == groups[None, :]
+    distance, same = (1 - C).clip(0), groups[:, None] == groups[None, :]
+    own, others = distance * same * (1 - np.eye(len(C))), distance * ~same
     told = folded(C, groups, seed)
     return pd.DataFrame({
-        "group": groups, "silhouette": silhouette_samples(distance, groups, metric="precomputed"),
-        "within": (distance * same).sum(1) / (same.sum(1) - 1), "between": (distance * ~same).sum(1) / (~same).sum(1),
+        "group": groups, "silhouette": silhouettes(C, groups),
+        "within": own.sum(1) / (same.sum(1) - 1), "between": others.sum(1) / (~same).sum(1),
         **{name: (values == groups).astype(float) for name, values in told.items()}})
+
+
+def silhouettes(C, groups):
+    """(n,) silhouettes (Rousseeuw 1987) of the cosine distance 1 - C."""
+    distance = (1 - np.asarray(C)).clip(0)
+    np.fill_diagonal(distance, 0)
+    return silhouette_samples(distance, np.asarray(groups), metric="precomputed")
 
 
 def folded(C, groups, seed=0, asked=None):
