@@ -142,8 +142,13 @@ def _asked(source):
 
 
 def maps(lab, source):
-    """Names of the maps that a source edits, in the order of the blocks."""
-    return [site.name for site in mend.sites(lab.model, systems.configured(source.systems[0][1])[0])]
+    """{name: words} of the maps that a source edits, in the order of the blocks, which are counted from 0."""
+    config, _ = systems.configured(source.systems[0][1])
+    names, blocks = [site.name for site in mend.sites(lab.model, config)], mend.layers(lab.model, config)
+    each = len(names) // len(blocks)
+    parts = ("in", "gate", "out") if each == 3 else ("in", "out") if each == 2 else (config.parts.removeprefix("mlp_"),)
+    return {name: f"block {block}, {part}" for name, (block, part) in
+            zip(names, ((block, part) for block in blocks for part in parts), strict=True)}
 
 
 def table(lab, whose, out_dir="results/directions", editors="results/editors"):
@@ -167,7 +172,7 @@ def table(lab, whose, out_dir="results/directions", editors="results/editors"):
 
 def identifier(lab, source):
     """Equal models, records, editors and prefixes give the same id, whatever their names and folders are."""
-    who = maps(lab, source) if source.made == RAW else [(task, systems.identifier(one)) for task, one in source.systems]
+    who = [(task, systems.identifier(one)) for task, one in source.systems if source.made != RAW] or [*maps(lab, source)]
     return f"{source.made}-{sha256_text(FORMAT, model_files_hash(lab.name), lab.records, who, _asked(source))[:16]}"
 
 

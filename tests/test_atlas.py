@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import make
@@ -85,10 +86,10 @@ def test_raw_and_neutral_are_what_they_say(world, lab, whose):
     full = whose["InstructEdit"]
     found = directions.gradients(lab.model, lab.tok, lab.records, mend.Mend(layers=(-2, -1)), Asked("full"))
     raw = atlas.edits(lab, replace(full, made=RAW), world[1])
-    neutral = atlas.edits(lab, replace(full, made=atlas.NEUTRAL), world[1], atlas.maps(lab, full)[0])
+    neutral = atlas.edits(lab, replace(full, made=atlas.NEUTRAL), world[1], next(iter(atlas.maps(lab, full))))
     network = hypernet.load(systems.train(full.systems[0][1], world[1]))
     site, (u, delta) = network.sites[0], found[0][network.sites[0].name]
-    assert torch.equal(raw[0][site.name][0], u) and list(neutral[0]) == [site.name] == atlas.maps(lab, full)[:1]
+    assert torch.equal(raw[0][site.name][0], u) and list(neutral[0]) == [site.name]
     expected = hypernet.normalised(network.norm_of(site), torch.cat([u, delta], 1))
     expected = expected.split([site.inputs, site.outputs], 1)
     assert torch.allclose(neutral[0][site.name][0], network.settings["alpha"] * expected[0])
@@ -99,6 +100,7 @@ def test_tables_are_kept_by_what_they_depend_on(world, lab, whose, tmp_path, mon
     some = {name: whose[name] for name in ("InstructEdit", "MEND, multi-task")}
     rows = atlas.table(lab, some, tmp_path, world[1])
     sites = atlas.maps(lab, some["InstructEdit"])
+    assert list(sites.values()) == ["block 2, in", "block 2, out", "block 3, in", "block 3, out"]
     assert len(rows) == 2 * 18 * (3 * len(sites) + 1) and set(rows["reading"]) == {"u~", "delta~", "G~"}
     assert list(dict.fromkeys(rows["source"])) == list(some)
     monkeypatch.setattr(atlas, "edits", None)       # nothing is computed again
@@ -114,7 +116,7 @@ def test_tables_are_kept_by_what_they_depend_on(world, lab, whose, tmp_path, mon
 
 def test_panels_are_cosines_of_both_editors(world, lab, whose):
     first, second = whose["InstructEdit"], whose["MEND, multi-task"]
-    site = atlas.maps(lab, first)[1]
+    site = list(atlas.maps(lab, first))[1]
     C = atlas.panel(lab, first, second, site, world[1])
     dense = torch.stack([(one[site][0].double().T @ one[site][1].double()).flatten() for source in (first, second)
                          for one in atlas.edits(lab, source, world[1])])
@@ -140,3 +142,45 @@ def test_controls_name_what_is_compared(whose):
     assert len(made) == 2 * len(atlas.SAID) + 2 and made["gradient, random words"].made == RAW
     assert made["InstructEdit, instruction"] == whose["InstructEdit"]
     assert made["InstructEdit, another task's"].style == "swapped"
+
+
+def test_verdicts_are_of_the_claims_side(whose):
+    noise, groups = 0.01 * np.random.default_rng(0).random(24), np.repeat(atlas.TASKS, 8)
+    rows = pd.concat([pd.DataFrame({
+        "source": source, "reading": "G~", "map": "one", "group": groups, "silhouette": far + noise,
+        "within": 1 - far, "between": 1.0, "probe": 1.0, "knn": 1.0}) for source, far in (
+            ("InstructEdit", 0.5), ("MEND, multi-task", 0.1), ("random words", 0.7), ("on Recent", 0.5))])
+    rows["reading"] = np.where(rows["source"] == "on Recent", "G", rows["reading"])     # raw and transformed alike
+    found = atlas.verdicts(rows, "G", "one").set_index("text")["verdict"]
+    assert found["a: instructions part the tasks"] == "held" and len(found) == 3
+    assert found["control: more than training with random words"] == "failed"
+    assert found["b: three training tasks more than one"] == "undecided"
+    assert atlas.verdicts(rows, "G", "one", "ratio").set_index("text")["verdict"].equals(found)
+
+
+def test_the_plain_verdict_follows_from_the_controls():
+    told = pd.DataFrame({"probe_as_told": [1.0, 1.0, 0.0, 1.0], "probe_as_is": [0.0, 0.0, 1.0, 0.0]})
+    names = ["a: instructions part the tasks", "control: more than the same prompts' raw gradients",
+             "control: more than training with random words"]
+    said = {held: atlas.plain(pd.DataFrame({"text": names, "verdict": [("failed", "held")[one] for one in held]}), told)
+            for held in ((1, 1, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1))}
+    assert "further than random words" in said[1, 1, 1] and "not the meaning" in said[1, 1, 0]
+    assert "the prompts' text" in said[1, 0, 1] and "does not appear" in said[0, 1, 1]
+    assert all("75 % of the edits look like the task that is named, 25 %" in text for text in said.values())
+
+
+def test_success_and_its_correlation():
+    rows = pd.DataFrame([(name, "G~", "one", task, far) for name, far in (("A", 0.1), ("B", 0.3), ("C", 0.6))
+                         for task in atlas.TASKS for _ in range(2)],
+                        columns=["source", "reading", "map", "group", "silhouette"])
+    answers = pd.DataFrame([(name, task, metric, k, value if metric == "Rel" else 0.5)
+                            for name, value in (("A", 0.2), ("B", 0.4), ("C", 0.9)) for task in atlas.TASKS
+                            for metric in ("Rel", "Gen", "Loc") for k in range(2)],
+                           columns=["system", "task", "metric", "case_id", "value_exact"])
+    found = atlas.success(rows, answers, "G", "one")
+    assert len(found) == 9 and found.set_index(["system", "task"]).loc[("C", "zsre"), "Rel"] == pytest.approx(0.9)
+    rho, low, high = atlas.correlation(found, "Rel")
+    assert rho == pytest.approx(1) and low == pytest.approx(1) == high
+    assert np.isnan(atlas.correlation(found, "Gen")[0])
+    turned = found.assign(Rel=-found["Rel"])
+    assert atlas.correlation(turned, "Rel")[0] == pytest.approx(-1)
