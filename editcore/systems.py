@@ -38,7 +38,8 @@ KINDS = {"mend": (mend.start, lambda model, tok, facts: [()] * len(facts)), "ke"
 PAPER = {
     "gpt2-xl": {"examples": 30_000},
     "llama-2-7b": {"examples": 100_000},
-    "pocket": {"examples": 800, "lr": 1e-4, "warmup": 60, "unlikely": "reply", "every": 400},
+    "pocket": {"examples": 400, "lr": 1e-4, "edit_weight": 0.3, "accumulate": 8, "warmup": 60, "unlikely": "reply",
+               "every": 200},
 }
 
 
@@ -52,7 +53,7 @@ class System:
     counts: tuple = ()              # (task, most records) pairs; tasks not named give all they have
     kind: str = "mend"              # "mend" or "ke"
     after: str = "edit"             # what must be likely after an edit: the "edit" itself, or its "rephrase"
-    replies: int = 4                # ConvSent: most replies of either sentiment, and of the other topic, an example
+    replies: int = 2                # ConvSent: most replies of either sentiment, and of the other topic, an example
     examples: int = 0               # edits learned from in all; 0 = as published for the model
     seed: int = 0                   # of order, descriptions, replies, first weights and ConvSent's sentiments
     model: str = "pocket"           # "pocket", a model folder, or a Hugging Face name

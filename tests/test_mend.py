@@ -206,7 +206,7 @@ def test_saved_and_loaded_alike(gpt2, facts, tmp_path):
 def test_published_settings():
     assert configure("mend", {}, "openai-community/gpt2-xl").layers == (45, 46, 47)
     assert configure("mend", {}, "meta-llama/Llama-2-7b-hf").layers == (29, 30, 31)
-    assert (configure("mend", {}, "pocket").layers, configure("mend").rank) == ((-3, -2, -1), 1920)
+    assert (configure("mend", {}, "pocket").layers, configure("mend").rank) == ((-2, -1), 1920)
     assert configure("mend", {}, "gpt2-xl").alpha == 1e-4
 
 

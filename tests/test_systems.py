@@ -1,4 +1,4 @@
-"""editcore.systems: named grids, records mixed as told, networks trained once, killed, resumed, waited for; bad input."""
+"""editcore.systems: named grids, records mixed as told, networks trained once, killed, resumed, awaited; bad input."""
 
 import json
 import multiprocessing

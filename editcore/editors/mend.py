@@ -48,7 +48,7 @@ class Mend:
 PAPER = {   # published settings by model; for the pocket model what learns in seconds there
     "gpt2-xl": {"layers": (45, 46, 47)},
     "llama-2-7b": {"layers": (29, 30, 31)},
-    "pocket": {"rank": 64, "alpha": 1e-3},
+    "pocket": {"layers": (-2, -1), "rank": 64, "alpha": 1e-3},
 }
 
 
