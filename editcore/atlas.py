@@ -10,10 +10,8 @@ import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import rankdata
 
 from editcore import directions, instructions, separation, systems
 from editcore.directions import Asked, Factors
@@ -21,32 +19,12 @@ from editcore.editors import hypernet, mend
 from editcore.files import atomic, sha256_text
 from editcore.inputs import model_files_hash, model_place
 from editcore.model import load
-from editcore.orderings import verdict
 from editcore.progress import bar
 
 FORMAT = 1      # raise it when the same input no longer gives the same scores
 TASKS = ("recent", "counterfact", "zsre")       # those of the published figure
 EDITOR, NEUTRAL, RAW = "edit", "start", "raw"   # a hypernetwork's edit; its normaliser alone; the gradient as it is
 SINGLE = "MEND, single-task"                    # each task edited by the editor of that task
-PICTURES = {            # of the published figure: panel -> (circles, triangles)
-    "a": ("InstructEdit", "MEND, multi-task"), "a, right": (SINGLE, "MEND, multi-task"),
-    "b, top": ("on Recent", "InstructEdit"), "b, bottom": ("on Recent, CounterFact", "InstructEdit"),
-    "d, left": ("on Recent, 25 × ConvSent", "MEND, multi-task"),
-    "d, right": ("on Recent, 2.5 × ConvSent", "MEND, multi-task"),
-}
-CLAIMS = (              # what a picture of directions is taken to say: (text, should be further apart, than what)
-    ("a: instructions part the tasks", "InstructEdit", "MEND, multi-task"),
-    ("a: so do editors of one task each", SINGLE, "MEND, multi-task"),
-    ("b: three training tasks more than one", "InstructEdit", "on Recent"),
-    ("b: three more than two", "InstructEdit", "on Recent, CounterFact"),
-    ("d: balanced mixtures more than one-sided ones", "on Recent, 2.5 × ConvSent", "on Recent, 25 × ConvSent"),
-    ("control: more than the same prompts' raw gradients", "InstructEdit", "gradient, instruction"),
-    ("control: more than normalising alone", "InstructEdit", "normaliser alone, instruction"),
-    ("control: more than without the prefix at the test", "InstructEdit", "InstructEdit, no prefix"),
-    ("control: more than training with random words", "InstructEdit", "random words"),
-    ("control: raw gradients, instruction more than none", "gradient, instruction", "gradient, no prefix"),
-    ("control: raw gradients, random words more than none", "gradient, random words", "gradient, no prefix"),
-)
 SAID = {"none": "no prefix", "constant": "one constant prefix", "random": "random words", "swapped": "another task's",
         "full": "instruction"}
 
@@ -172,7 +150,8 @@ def table(lab, whose, out_dir="results/directions", editors="results/editors"):
 
 def identifier(lab, source):
     """Equal models, records, editors and prefixes give the same id, whatever their names and folders are."""
-    who = [(task, systems.identifier(one)) for task, one in source.systems if source.made != RAW] or [*maps(lab, source)]
+    who = [(task, systems.identifier(one)) for task, one in source.systems]
+    who = list(maps(lab, source)) if source.made == RAW else who
     return f"{source.made}-{sha256_text(FORMAT, model_files_hash(lab.name), lab.records, who, _asked(source))[:16]}"
 
 
@@ -202,71 +181,3 @@ def numbers(rows):
     for values, part in rows.groupby(key, sort=False):
         parts.append(separation.summary(part).rename_axis("score").reset_index().assign(**dict(zip(key, values))))
     return pd.concat(parts, ignore_index=True)[[*key, "score", "mean", "low", "high"]]
-
-
-def apart(rows, first, second, reading, site):
-    """`separation.difference` of two sources (first less second) in one reading and map."""
-    parts = [rows[(rows["source"] == name) & (rows["map"] == site) & (rows["reading"].str.rstrip("~") == reading)]
-             for name in (first, second)]
-    return separation.difference(*parts)
-
-
-def verdicts(rows, reading, site, score="silhouette", claims=CLAIMS):
-    """A row a claim on sources that are in the table: text, more, less, mean difference, low, high, verdict.
-
-    Paired over the edits; "held" if the 95 % interval lies on the claim's side of 0, "failed" if on the other, else
-    "undecided". Less is further apart where the score is the ratio.
-    """
-    known, made = set(rows["source"]), []
-    for text, more, less in claims:
-        if {more, less} <= known:
-            sides = (less, more) if score == "ratio" else (more, less)
-            one = apart(rows, *sides, reading, site).loc[score]
-            made.append({"text": text, "more": more, "less": less, **one, "verdict": verdict(one["low"], one["high"])})
-    return pd.DataFrame(made)
-
-
-def plain(found, told):
-    """The verdict on the published picture in one sentence, from `verdicts` and `swaps` of the editor."""
-    held = dict(zip(found["text"], found["verdict"] == "held"))
-    parted = held["a: instructions part the tasks"]
-    raw = held["control: more than the same prompts' raw gradients"]
-    meaning = held.get("control: more than training with random words", False)
-    what = ("it does not appear: directions with instructions are no further apart than without" if not parted else
-            "it shows the prompts' text: the raw gradients of the same prompts are as far apart" if not raw else
-            "it shows something learned, for raw gradients of the same prompts are less far apart" +
-            (", and descriptions part tasks further than random words do" if meaning else
-             ", but not the meaning of the words: an editor that was trained with random ones parts tasks as far"))
-    words, facts = told["probe_as_told"].mean(), told["probe_as_is"].mean()
-    return (f"{what}. Behind another task's instruction {100 * words:.0f} % of the edits look like the task that is "
-            f"named, {100 * facts:.0f} % like that of the fact")
-
-
-def success(rows, answers, reading, site):
-    """A row a source and task: silhouette of its edits, and the shares Rel and Gen that are exact after them.
-
-    rows: `table`; answers: `contenders.evaluate_all` of the same sources on the same records.
-    """
-    part = rows[(rows["map"] == site) & (rows["reading"].str.rstrip("~") == reading)]
-    apart = part.groupby(["source", "group"], sort=False)["silhouette"].mean().rename_axis(["system", "task"])
-    scores = answers[answers["metric"].isin(("Rel", "Gen"))].groupby(["system", "task", "metric"], observed=True)
-    return scores["value_exact"].mean().unstack().join(apart, how="inner").reset_index()
-
-
-def correlation(found, metric, draws=2000, seed=0):
-    """(rho, low, high): Spearman's correlation over systems of silhouette and success, mean over tasks, with the 95 %
-
-    interval over resampled systems; NaN where nothing varies. found: `success`.
-    """
-    wide = [found.pivot(index="task", columns="system", values=name).to_numpy() for name in ("silhouette", metric)]
-    draw = np.random.default_rng(seed).integers(wide[0].shape[1], size=(draws, wide[0].shape[1]))
-    drawn = [_spearman(*(one[:, pick] for one in wide)) for pick in draw]
-    with np.errstate(invalid="ignore"):
-        return _spearman(*wide), *np.nanquantile(drawn, separation.LEVEL)
-
-
-def _spearman(first, second):
-    """Mean over rows of the correlation of ranks, ties sharing the middle; rows without variation are left out."""
-    first, second = (rankdata(one, axis=1) - (one.shape[1] + 1) / 2 for one in (first, second))
-    size = np.sqrt((first ** 2).sum(1) * (second ** 2).sum(1))
-    return float(((first * second).sum(1)[size > 0] / size[size > 0]).mean()) if (size > 0).any() else np.nan

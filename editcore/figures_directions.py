@@ -238,7 +238,7 @@ def success(table, correlations):
 def verdicts(found):
     """What the pictures are taken to say: a row a claim, the difference of silhouettes with its paired interval.
 
-    found: `atlas.verdicts`.
+    found: `parting.verdicts`.
     """
     colors = {"held": "#0173b2", "failed": "#d55e00", "undecided": "#8a8a8a"}
     fig, ax = plt.subplots(figsize=(WIDTH, 1.2 + 0.34 * len(found)))

@@ -11,7 +11,7 @@ that made the same edits are compared edit by edit. The maps (t-SNE, principal c
 import numpy as np
 import pandas as pd
 from sklearn.manifold import TSNE
-from sklearn.metrics import silhouette_samples
+from sklearn.metrics import silhouette_samples, silhouette_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import KernelCenterer
@@ -51,6 +51,11 @@ def silhouettes(C, groups):
     distance = (1 - np.asarray(C)).clip(0)
     np.fill_diagonal(distance, 0)
     return silhouette_samples(distance, np.asarray(groups), metric="precomputed")
+
+
+def flat(points, groups):
+    """Mean silhouettes, by Euclidean distance, of the two halves of a picture's points (2n, 2) with groups (n,)."""
+    return tuple(float(silhouette_score(half, list(groups))) for half in np.split(np.asarray(points), 2))
 
 
 def folded(C, groups, seed=0, asked=None):
@@ -127,6 +132,12 @@ def _interval(value, drawn):
 def shuffled(C, groups, seed=0):
     """`scored` with the groups dealt out at random: what every score says of nothing."""
     return scored(C, np.random.default_rng(seed).permutation(np.asarray(groups)), seed)
+
+
+def chance(C, groups, times=20):
+    """{score: (low, high)} over so many shuffles of the groups."""
+    found = [summary(shuffled(C, groups, seed), draws=2)["mean"] for seed in range(times)]
+    return {name: (min(one[name] for one in found), max(one[name] for one in found)) for name in SCORES}
 
 
 def components(C, count=2):

@@ -4,12 +4,11 @@ import json
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from conftest import make
 
-from editcore import atlas, directions, systems
+from editcore import atlas, directions, parting, systems
 from editcore.atlas import RAW
 from editcore.directions import Asked
 from editcore.editors import hypernet, mend
@@ -133,7 +132,7 @@ def test_numbers_and_differences_of_a_table(world, lab, whose, tmp_path):
     found = atlas.numbers(rows).set_index(["source", "reading", "map", "score"])["mean"]
     means = rows[(rows["map"] == site)].groupby("source")["silhouette"].mean()
     assert found["InstructEdit", "G~", site, "silhouette"] == pytest.approx(means["InstructEdit"])
-    apart = atlas.apart(rows, *some, "G", site)
+    apart = parting.apart(rows, *some, "G", site)
     assert apart.loc["silhouette", "mean"] == pytest.approx(means["InstructEdit"] - means["MEND, multi-task"])
 
 
@@ -142,45 +141,3 @@ def test_controls_name_what_is_compared(whose):
     assert len(made) == 2 * len(atlas.SAID) + 2 and made["gradient, random words"].made == RAW
     assert made["InstructEdit, instruction"] == whose["InstructEdit"]
     assert made["InstructEdit, another task's"].style == "swapped"
-
-
-def test_verdicts_are_of_the_claims_side(whose):
-    noise, groups = 0.01 * np.random.default_rng(0).random(24), np.repeat(atlas.TASKS, 8)
-    rows = pd.concat([pd.DataFrame({
-        "source": source, "reading": "G~", "map": "one", "group": groups, "silhouette": far + noise,
-        "within": 1 - far, "between": 1.0, "probe": 1.0, "knn": 1.0}) for source, far in (
-            ("InstructEdit", 0.5), ("MEND, multi-task", 0.1), ("random words", 0.7), ("on Recent", 0.5))])
-    rows["reading"] = np.where(rows["source"] == "on Recent", "G", rows["reading"])     # raw and transformed alike
-    found = atlas.verdicts(rows, "G", "one").set_index("text")["verdict"]
-    assert found["a: instructions part the tasks"] == "held" and len(found) == 3
-    assert found["control: more than training with random words"] == "failed"
-    assert found["b: three training tasks more than one"] == "undecided"
-    assert atlas.verdicts(rows, "G", "one", "ratio").set_index("text")["verdict"].equals(found)
-
-
-def test_the_plain_verdict_follows_from_the_controls():
-    told = pd.DataFrame({"probe_as_told": [1.0, 1.0, 0.0, 1.0], "probe_as_is": [0.0, 0.0, 1.0, 0.0]})
-    names = ["a: instructions part the tasks", "control: more than the same prompts' raw gradients",
-             "control: more than training with random words"]
-    said = {held: atlas.plain(pd.DataFrame({"text": names, "verdict": [("failed", "held")[one] for one in held]}), told)
-            for held in ((1, 1, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1))}
-    assert "further than random words" in said[1, 1, 1] and "not the meaning" in said[1, 1, 0]
-    assert "the prompts' text" in said[1, 0, 1] and "does not appear" in said[0, 1, 1]
-    assert all("75 % of the edits look like the task that is named, 25 %" in text for text in said.values())
-
-
-def test_success_and_its_correlation():
-    rows = pd.DataFrame([(name, "G~", "one", task, far) for name, far in (("A", 0.1), ("B", 0.3), ("C", 0.6))
-                         for task in atlas.TASKS for _ in range(2)],
-                        columns=["source", "reading", "map", "group", "silhouette"])
-    answers = pd.DataFrame([(name, task, metric, k, value if metric == "Rel" else 0.5)
-                            for name, value in (("A", 0.2), ("B", 0.4), ("C", 0.9)) for task in atlas.TASKS
-                            for metric in ("Rel", "Gen", "Loc") for k in range(2)],
-                           columns=["system", "task", "metric", "case_id", "value_exact"])
-    found = atlas.success(rows, answers, "G", "one")
-    assert len(found) == 9 and found.set_index(["system", "task"]).loc[("C", "zsre"), "Rel"] == pytest.approx(0.9)
-    rho, low, high = atlas.correlation(found, "Rel")
-    assert rho == pytest.approx(1) and low == pytest.approx(1) == high
-    assert np.isnan(atlas.correlation(found, "Gen")[0])
-    turned = found.assign(Rel=-found["Rel"])
-    assert atlas.correlation(turned, "Rel")[0] == pytest.approx(-1)

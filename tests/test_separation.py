@@ -50,6 +50,14 @@ def test_shuffled_groups_are_not_told():
     C = cosines(directions(1e-2))
     told = [separation.shuffled(C, GROUPS, seed)[["probe", "knn"]].mean() for seed in range(5)]
     assert all(np.mean([one[name] for one in told]) < 0.45 for name in ("probe", "knn"))
+    low, high = separation.chance(C, GROUPS, 5)["probe"]
+    assert low == min(one["probe"] for one in told) < high
+
+
+def test_flat_silhouettes_are_of_each_half():
+    apart, mixed = np.repeat(np.eye(3)[:, :2], 20, axis=0), np.random.default_rng(0).standard_normal((60, 2))
+    first, second = separation.flat(np.concatenate([apart, mixed]), GROUPS)
+    assert first == pytest.approx(1) and abs(second) < 0.2
 
 
 def test_nothing_is_learned_from_what_is_asked():
