@@ -149,6 +149,7 @@ def headline(table):
     ax.axvline(0, color="#444444", linewidth=1)
     ax.set_yticks(range(len(table)), table["rows"])
     ax.set(ylim=(len(table) - 0.45, -0.55), xlabel="reliability of InstructEdit − multi-task MEND, points")
+    ax.set_xlim(right=1.08 * ax.get_xlim()[1])
     ax.grid(axis="y", visible=False)
     fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return fig

@@ -114,7 +114,7 @@ def difference(scores, cell, more, less, share=1.0):
 
 
 def verdicts(rows, asked, value="exact", n_draws=DRAWS, seed=0):
-    """A row a Claim: mean difference, paired 95 % interval, verdict; claims on what was not tried are left out.
+    """A row a Claim: both scores, mean difference, paired 95 % interval, verdict; what was not tried is left out.
 
     An ordering held if the interval lies above 0, failed if below, and is undecided if it contains 0. What should be
     alike held if the interval lies within ± ALIKE, failed if it lies outside, and is undecided else.
@@ -126,7 +126,8 @@ def verdicts(rows, asked, value="exact", n_draws=DRAWS, seed=0):
         if {(one.more, *cell), (one.less, *cell)} <= known:
             apart = difference(scores, cell, one.more, one.less, one.share)
             low, high = np.quantile(drawn(len(apart), n_draws, seed) @ apart / len(apart), LEVEL)
-            made.append(vars(one) | {"mean": apart.mean(), "low": low, "high": high, "records": len(apart),
+            made.append(vars(one) | {"score": scores[one.more][cell].mean(), "rival": scores[one.less][cell].mean(),
+                                     "mean": apart.mean(), "low": low, "high": high, "records": len(apart),
                                      "verdict": verdict(low, high, one.alike)})
     return pd.DataFrame(made)
 
