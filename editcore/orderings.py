@@ -86,12 +86,16 @@ def summary(rows, n_draws=DRAWS, seed=0):
 
 
 def numbers(table):
-    """A `summary` to read: a row a task and metric, a column a system, "exact / token" in percent, fluency as it is."""
+    """A `summary` to read: a row a task and metric, a column a contender, "exact / token" in %, fluency as it is."""
     rows = table[table["metric"].isin(METRICS)]
     shown = (rows["mean"] * np.where(rows["metric"] == "Fluency", 1, 100)).map("{:.0f}".format)
     wide = rows.assign(shown=shown).pivot(index=["task", "metric", "records"], columns=["value", "system"],
                                           values="shown")
-    made = (wide["exact"] + " / " + wide["token"])[list(dict.fromkeys(rows["system"]))].fillna("")
+    known = [name for one in COLUMNS for name in (one, f"{one}, fair") if name in set(rows["system"])]
+    made = wide["exact"] + " / " + wide["token"]
+    alone = made.index.get_level_values("metric") == "Fluency"
+    made[alone] = wide["exact"][alone]
+    made = made[known].fillna("")
     made = made.reset_index().rename_axis(columns=None)
     places = {cell: place for place, cell in enumerate((task, metric) for task in TASKS for metric in METRICS)}
     made = made.iloc[np.argsort([places[cell] for cell in zip(made["task"], made["metric"])])]

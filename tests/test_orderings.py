@@ -70,6 +70,8 @@ def test_numbers_are_exact_and_token_side_by_side():
     assert list(shown.index) == [(task, "Rel") for task in ("Recent", "CounterFact", "ConvSent", "ZsRE")]
     one = table.query("system == @OWN and task == 'zsre'").set_index("value")["mean"]
     assert shown.loc[("ZsRE", "Rel"), OWN] == f"{100 * one['exact']:.0f} / {100 * one['token']:.0f}"
+    text = table.query("task == 'convsent'").assign(metric="Fluency", mean=500.0)
+    assert numbers(pd.concat([table, text])).loc[("ConvSent", "Fluency"), OWN] == "500"
     fair = table.query("task == 'zsre' and system == @OWN").assign(system="GRACE, fair")
     assert numbers(pd.concat([table, fair]))["GRACE, fair"].tolist()[:3] == ["", "", ""]
 
