@@ -1,5 +1,8 @@
 """Nothing in; tiny random models of every supported shape, tokenizers trained in memory, and facts for them out."""
 
+import dataclasses
+import json
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -125,3 +128,16 @@ def facts():
 def texts():
     """Sixty short sentences for second moments."""
     return corpus()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, gpt2, facts, texts):
+    """A model folder, own to the module, with facts and texts beside the model."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    for part in gpt2:
+        part.save_pretrained(folder)
+    records = [{**dataclasses.asdict(one), "paraphrase_prompts": one.paraphrases, "portability": {},
+                "neighborhood_prompts": one.neighbours, "generation_prompts": one.generation} for one in facts]
+    (folder / "facts.json").write_text(json.dumps(records))
+    (folder / "texts.txt").write_text("\n".join(texts))
+    return folder

@@ -1,7 +1,6 @@
 """Plans of tiny runs compared with what executing them leaves behind; locks held by other processes; notebooks read."""
 
 import dataclasses
-import json
 import subprocess
 import sys
 import time
@@ -15,19 +14,6 @@ from editcore.grid import Planned
 
 ROOT = Path(__file__).parents[1]
 FULL = plan.full(ROOT / grid.FILE)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory, gpt2, facts, texts):
-    """A model folder with facts and texts beside the model."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    for part in gpt2:
-        part.save_pretrained(folder)
-    records = [{**dataclasses.asdict(one), "paraphrase_prompts": one.paraphrases, "portability": {},
-                "neighborhood_prompts": one.neighbours, "generation_prompts": one.generation} for one in facts]
-    (folder / "facts.json").write_text(json.dumps(records))
-    (folder / "texts.txt").write_text("\n".join(texts))
-    return folder
 
 
 @pytest.fixture

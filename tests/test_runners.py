@@ -1,6 +1,5 @@
 """Command lines of study and report in; what they plan, make and print compared with the package's own functions."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -44,15 +43,9 @@ n = 3
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, gpt2, facts, texts):
+def place(place):
     """A model folder with facts and texts beside the model, and a file of grids for it."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    for part in gpt2:
-        part.save_pretrained(folder)
-    records = [{**dataclasses.asdict(one), "paraphrase_prompts": one.paraphrases, "portability": {},
-                "neighborhood_prompts": one.neighbours, "generation_prompts": one.generation} for one in facts]
-    (folder / "facts.json").write_text(json.dumps(records))
-    (folder / "texts.txt").write_text("\n".join(texts))
+    folder = place
     (folder / "study.toml").write_text(GRIDS.format(model=folder))
     return folder
 

@@ -4,7 +4,6 @@ Snakemake is not part of the environment (it is the extra "scale"), so that thes
 take a few minutes: SNAKEMAKE=/path/to/its/bin/snakemake python -m pytest tests/test_snakefile.py
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -59,19 +58,6 @@ if code.exists() and code.read_text():
 else:
     print("running" if process.exists() and process.read_text().split()[2] != "Z" else "failed")
 """
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory, gpt2, facts, texts):
-    """A model folder with facts and texts beside the model."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    for part in gpt2:
-        part.save_pretrained(folder)
-    records = [{**dataclasses.asdict(one), "paraphrase_prompts": one.paraphrases, "portability": {},
-                "neighborhood_prompts": one.neighbours, "generation_prompts": one.generation} for one in facts]
-    (folder / "facts.json").write_text(json.dumps(records))
-    (folder / "texts.txt").write_text("\n".join(texts))
-    return folder
 
 
 @pytest.fixture

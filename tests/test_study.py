@@ -54,15 +54,9 @@ def noise_editor(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, gpt2, facts, texts):
+def place(place, texts):
     """A model folder with all that a run finds beside a model: facts, texts, held-out text, few-shot items."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    for part in gpt2:
-        part.save_pretrained(folder)
-    records = [{**dataclasses.asdict(one), "paraphrase_prompts": one.paraphrases, "portability": {},
-                "neighborhood_prompts": one.neighbours, "generation_prompts": one.generation} for one in facts]
-    (folder / "facts.json").write_text(json.dumps(records))
-    (folder / "texts.txt").write_text("\n".join(texts))
+    folder = place
     (folder / "held_out.txt").write_text("\n".join(texts[:5]))
     (folder / "tasks").mkdir()
     words = ("You", "I", "It", "She", "We", "He")
