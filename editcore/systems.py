@@ -34,12 +34,13 @@ TASKS = ("recent", "counterfact", "convsent")   # of the training unless told; z
 KINDS = {"mend": (mend.start, lambda model, tok, facts: [()] * len(facts)), "ke": (ke.start, ke.conditions)}
 
 # How a hypernetwork is trained where System.settings say nothing: published for the large models; for the pocket model
-# what learns within a minute there.
+# what learns within half a minute there.
+POCKET = {"examples": 400, "lr": 1e-4, "edit_weight": 0.3, "accumulate": 8, "warmup": 60, "unlikely": "reply",
+          "every": 200}
 PAPER = {
-    "gpt2-xl": {"examples": 30_000},
-    "llama-2-7b": {"examples": 100_000},
-    "pocket": {"examples": 400, "lr": 1e-4, "edit_weight": 0.3, "accumulate": 8, "warmup": 60, "unlikely": "reply",
-               "every": 200},
+    "mend": {"gpt2-xl": {"examples": 30_000}, "llama-2-7b": {"examples": 100_000}, "pocket": POCKET},
+    "ke": {"gpt2-xl": {"examples": 30_000, "lr": 1e-5}, "llama-2-7b": {"examples": 100_000, "lr": 1e-5},
+           "pocket": POCKET | {"lr": 3e-3, "warmup": 0}},
 }
 
 
@@ -110,16 +111,21 @@ def check(system):
 def configured(system):
     """(settings of the editor, Training) of a System; ValueError names a setting that neither has."""
     trained = {field.name: field for field in dataclasses.fields(Training)}
-    values = dict(PAPER.get(published(system.model, PAPER), {}))
+    values = dict(_published(system))
     given = dict(system.settings)
     values |= {name: given.pop(name) for name in list(given) if name in trained}
     if {"seed", "examples"} & set(dict(system.settings)):
         raise ValueError("system: seed and examples are parameters of the system, not settings")
     values |= {"seed": system.seed} | ({"examples": system.examples} if system.examples else {})
-    if not values.get("examples"):
+    if "examples" not in values:
         raise ValueError(f"system: nothing is published for model {system.model!r}: give examples")
     config = configure(system.kind, {**given, "network": mend.UNTRAINED, "seed": system.seed}, system.model)
     return config, Training(**values)
+
+
+def _published(system):
+    """{field of Training: value} that is published for the System's kind and model."""
+    return PAPER[system.kind].get(published(system.model, PAPER[system.kind]), {})
 
 
 def table(system):
@@ -171,7 +177,7 @@ def identifier(system):
     """"<kind>-<parameters>-<contents>": equal Systems of equal models and records give the same id on every machine."""
     known = {name: value for name, value in dataclasses.asdict(system).items() if name not in ("model", "data")}
     texts = {task: table(system)[task] for task in system.tasks}
-    parameters = sha256_text(json.dumps([FORMAT, known, PAPER.get(published(system.model, PAPER), {}), texts]))
+    parameters = sha256_text(json.dumps([FORMAT, known, _published(system), texts]))
     paths = [folder_of(system.model, system.data) / f"{task}_train.json" for task in system.tasks]
     if missing := [path for path in paths if not path.is_file()]:
         raise FileNotFoundError(f"{missing[0]}: no such file")
@@ -216,7 +222,7 @@ def _peak(model):
 
 
 def train_all(systems, out_dir="results/editors", workers=1):
-    """[path] of many Systems in their order; `workers` at a time, each process with its share of the threads."""
+    """[path] of many Systems in their order; `workers` processes at a time, each with its share of the threads."""
     several = [one for one in dict.fromkeys(systems) if identifier(check(one))]
     if workers <= 1 or len(several) <= 1:
         found = {one: train(one, out_dir) for one in progress.bar(several, "editors", len(several))}
@@ -263,9 +269,8 @@ def _points(case, replaced):
     fields = {field.name: field for field in dataclasses.fields(System)}
     single = [key for key, value in case.items() if isinstance(value, (list, tuple)) and key in fields
               and fields[key].type is not tuple]
-    axes = {**{key: values for key, values in axes.items() if key not in replaced},
-            **{key: case.pop(key) for key in single}}
-    made = []
+    axes, made = {**{key: values for key, values in axes.items() if key not in replaced},
+                  **{key: case.pop(key) for key in single}}, []
     for point in itertools.product(*axes.values()):
         chosen = case | dict(zip(axes, point))
         try:

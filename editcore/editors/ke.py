@@ -49,7 +49,7 @@ class Ke:
 PAPER = {   # the last three layers, as published for the editors compared; what learns fast on the pocket model
     "gpt2-xl": {"layers": (45, 46, 47)},
     "llama-2-7b": {"layers": (29, 30, 31)},
-    "pocket": {"layers": (-2, -1), "hidden": 64, "width": 64, "inner": 32},
+    "pocket": {"layers": (-2, -1), "scale": 30.0, "hidden": 64, "width": 64, "inner": 32},
 }
 
 
