@@ -35,8 +35,8 @@ KINDS = {"mend": (mend.start, lambda model, tok, facts: [()] * len(facts)), "ke"
 
 # How a hypernetwork is trained where System.settings say nothing: published for the large models; for the pocket model
 # what learns within half a minute there.
-POCKET = {"examples": 400, "lr": 1e-4, "edit_weight": 0.3, "accumulate": 8, "warmup": 60, "unlikely": "reply",
-          "every": 200}
+POCKET = {"examples": 600, "lr": 1e-4, "edit_weight": 1.0, "accumulate": 4, "warmup": 60, "unlikely": "reply",
+          "every": 200, "keep": True}
 PAPER = {
     "mend": {"gpt2-xl": {"examples": 30_000}, "llama-2-7b": {"examples": 100_000}, "pocket": POCKET},
     "ke": {"gpt2-xl": {"examples": 30_000, "lr": 1e-5}, "llama-2-7b": {"examples": 100_000, "lr": 1e-5},
