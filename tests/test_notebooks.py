@@ -23,6 +23,10 @@ TINY = {        # notebook -> parameters that keep it to seconds; what is not na
                  "varied": ["batches", "lambdas"], "more": FEW | {"retest_every": 2, "downstream_every": 2}},
     "30_multitask": {"n_test": 2, "examples": 4, "draws": 20, "workers": 1, "training": {"warmup": 2},
                      "settings": {name: {"steps": 2} for name in ("ft", "calinet", "grace")}},
+    "32_instructions": {"n_test": 2, "examples": 4, "loop_examples": 4, "loop_rounds": 2, "draws": 20, "workers": 1,
+                        "training": {"warmup": 2}},
+    "33_tasks_and_balance": {"n_test": 2, "examples": 4, "n_apart": 5, "draws": 20, "workers": 1,
+                             "training": {"warmup": 2}},
     "24_which_number": {"grid_name": "measures", "n_edits": 4, "orders": [0], "draws": 50, "more": FEW, "workers": 1},
 }
 
