@@ -10,11 +10,11 @@ import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
-import torch
 
 from editcore import directions, instructions, separation, systems
-from editcore.directions import Asked, Factors
+from editcore.directions import Asked
 from editcore.editors import hypernet, mend
 from editcore.files import atomic, sha256_text
 from editcore.inputs import model_files_hash, model_place
@@ -27,6 +27,14 @@ EDITOR, NEUTRAL, RAW = "edit", "start", "raw"   # a hypernetwork's edit; its nor
 SINGLE = "MEND, single-task"                    # each task edited by the editor of that task
 SAID = {"none": "no prefix", "constant": "one constant prefix", "random": "random words", "swapped": "another task's",
         "full": "instruction"}
+
+HEADS = {               # the null controls as they are listed: heading -> {source: what it is asked with, or is}
+    "Raw gradients": {f"gradient, {said}": said for said in SAID.values()},
+    "Not trained": {"normaliser alone, instruction": "normaliser alone"},
+    "InstructEdit, asked with": {f"InstructEdit, {said}": said for said in SAID.values()},
+    "Others": {"random words": "trained with random words", "MEND, multi-task": "multi-task MEND",
+               SINGLE: "single-task MEND"},
+}
 
 
 @dataclass(frozen=True)
@@ -155,12 +163,27 @@ def identifier(lab, source):
     return f"{source.made}-{sha256_text(FORMAT, model_files_hash(lab.name), lab.records, who, _asked(source))[:16]}"
 
 
-def panel(lab, first, second, site, editors="results/editors"):
-    """Cosines (2n, 2n) of the edits of two Sources in one map: those of the first, then those of the second."""
-    factors = [directions.stacked(edits(lab, source, editors, site), site) for source in (first, second)]
-    both = Factors(*(torch.cat([getattr(one, side) for one in factors]) for side in ("u", "delta")),
-                   factors[0].counts + factors[1].counts)
-    return directions.cosines(directions.gram(both))
+def cosines(lab, source, site, editors="results/editors"):
+    """Cosines (n, n) of the edits of a Source in one map."""
+    return directions.cosines(directions.gram(directions.stacked(edits(lab, source, editors, site), site)))
+
+
+def panel(lab, first, second, site, editors="results/editors", reading="G"):
+    """Cosines (2n, 2n) of the edits of two Sources in one map: those of the first, then those of the second.
+
+    reading: "G", or a key of directions.MEANS.
+    """
+    both = [one for source in (first, second) for one in edits(lab, source, editors, site)]
+    if reading == "G":
+        return directions.cosines(directions.gram(directions.stacked(both, site)))
+    vectors = directions.means(both, site, reading)
+    return directions.cosines(vectors @ vectors.T)
+
+
+def paired(C):
+    """Share of the edits of a `panel` whose nearest direction is that of the same record, edited by the other."""
+    far, n = C - 3 * np.eye(len(C)), len(C) // 2
+    return float((far.argmax(1) == (np.arange(2 * n) + n) % (2 * n)).mean())
 
 
 def swaps(lab, source, site, editors="results/editors"):

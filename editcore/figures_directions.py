@@ -32,11 +32,12 @@ class Picture:
     points: np.ndarray      # (2n, 2) those of the first editor, then those of the second
     groups: tuple           # (n,) task of each edit, the same for both
     names: tuple            # of the two
-    silhouettes: tuple      # of the two, measured on the directions
+    scores: tuple           # (silhouette, share told by the linear probe) of the two, measured on the directions
+    paired: float           # share of edits whose nearest direction is the same record's, edited by the other
 
 
 def pictures(found, columns=3, words=""):
-    """Pictures side by side, the silhouettes of both editors under each."""
+    """Pictures side by side, the scores of both editors under each."""
     rows = -(-len(found) // columns)
     fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, 0.75 + (WIDTH / columns + 0.42) * rows), squeeze=False)
     for ax in axes.ravel()[len(found):]:
@@ -51,19 +52,20 @@ def pictures(found, columns=3, words=""):
     return fig
 
 
-def pictured(lab, whose, site, asked, how):
-    """The Pictures of pairs of sources in one map: t-SNE of their joint cosines.
+def pictured(lab, whose, view, asked, how):
+    """The Pictures of pairs of sources: t-SNE of their joint cosines, or principal components where perplexity is 0.
 
-    asked: {title: (first source, second source)}; those that are not in `whose` are left out. how = (perplexity, seed,
-    folder of editors).
+    view = (map, reading); asked: {title: (first source, second source)}, those that are not in `whose` are left out;
+    how = (perplexity, seed, folder of editors).
     """
     made, (perplexity, seed, editors) = [], how
     for title, names in asked.items():
         if set(names) <= set(whose):
-            C, n = atlas.panel(lab, *(whose[name] for name in names), site, editors), len(lab.records)
-            apart = [separation.silhouettes(part, lab.groups).mean() for part in (C[:n, :n], C[n:, n:])]
+            C, n = atlas.panel(lab, *(whose[name] for name in names), view[0], editors, view[1]), len(lab.records)
+            halves = [separation.scored(part, lab.groups) for part in (C[:n, :n], C[n:, n:])]
             points = separation.tsne(C, perplexity, seed) if perplexity else separation.components(C)[0]
-            made.append(Picture(title, points, lab.groups, names, tuple(apart)))
+            scores = tuple((one["silhouette"].mean(), one["probe"].mean()) for one in halves)
+            made.append(Picture(title, points, lab.groups, names, scores, atlas.paired(C)))
     return made
 
 
@@ -77,9 +79,10 @@ def _cloud(ax, one):
             face = color if side == 0 else mixed(color, 0.82)
             ax.scatter(*own.T, s=20 if side == 0 else 24, marker=SIDES[side], facecolor=[face], linewidth=0.7,
                        edgecolor=["white" if side == 0 else color], zorder=3 - side)
-    (first, second), (near, far) = one.names, one.silhouettes
     ax.set_title(one.title, loc="left")
-    ax.set_xlabel(f"● {first}  {near:+.2f}\n▽ {second}  {far:+.2f}", fontsize=9, loc="left")
+    said = [f"{mark} {name}  {apart:+.2f} · {100 * told:.0f} %" for mark, name, (apart, told) in
+            zip("●▽", one.names, one.scores)]
+    ax.set_xlabel("\n".join(said), fontsize=8.5, loc="left")
     ax.set(xticks=[], yticks=[])
     ax.margins(0.06)
     ax.set_box_aspect(1)
@@ -235,21 +238,23 @@ def success(table, correlations):
     return fig
 
 
-def verdicts(found):
-    """What the pictures are taken to say: a row a claim, the difference of silhouettes with its paired interval.
+def verdicts(parts):
+    """What the pictures are taken to say: a row a claim, a column a score, the difference with its paired interval.
 
-    found: `parting.verdicts`.
+    parts: {score: `parting.verdicts` by that score}, the same claims in each.
     """
     colors = {"held": "#0173b2", "failed": "#d55e00", "undecided": "#8a8a8a"}
-    fig, ax = plt.subplots(figsize=(WIDTH, 1.2 + 0.34 * len(found)))
-    for row, one in enumerate(found.to_dict("records")):
-        color = colors[one["verdict"]]
-        ax.plot([one["low"], one["high"]], [row] * 2, color=color, linewidth=1.8)
-        ax.plot(one["mean"], row, marker="o", color=color, markersize=6.5,
-                markerfacecolor="white" if one["verdict"] == "undecided" else color)
-    ax.axvline(0, color="#444444", linewidth=0.9, zorder=1)
-    ax.set(ylim=(len(found) - 0.5, -0.5), xlabel="difference of silhouettes, 95 % interval over the edits")
-    ax.set_yticks(range(len(found)), list(found["text"]))
+    count = max(map(len, parts.values()))
+    fig, axes = plt.subplots(1, len(parts), figsize=(WIDTH, 1.3 + 0.34 * count), sharey=True, squeeze=False)
+    for ax, (score, found) in zip(axes[0], parts.items()):
+        for row, one in enumerate(found.to_dict("records")):
+            color = colors[one["verdict"]]
+            ax.plot([one["low"], one["high"]], [row] * 2, color=color, linewidth=1.8)
+            ax.plot(one["mean"], row, marker="o", color=color, markersize=6.5,
+                    markerfacecolor="white" if one["verdict"] == "undecided" else color)
+        ax.axvline(0, color="#444444", linewidth=0.9, zorder=1)
+        ax.set(ylim=(count - 0.5, -0.5), title=SCORES[score], xlabel="difference, 95 % interval over edits")
+    axes[0, 0].set_yticks(range(count), list(next(iter(parts.values()))["text"]))
     handles = [Line2D([], [], color=color, marker="o", markersize=6.5, label=name,
                       markerfacecolor="white" if name == "undecided" else color) for name, color in colors.items()]
     fig.legend(handles=handles, loc="outside upper center", ncols=3)

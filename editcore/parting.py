@@ -14,10 +14,12 @@ from editcore.atlas import SINGLE
 from editcore.orderings import drawn, per_record, verdict
 
 PICTURES = {            # of the published figure: panel -> (circles, triangles)
-    "a": ("InstructEdit", "MEND, multi-task"), "a, right": (SINGLE, "MEND, multi-task"),
-    "b, top": ("on Recent", "InstructEdit"), "b, bottom": ("on Recent, CounterFact", "InstructEdit"),
-    "d, left": ("on Recent, 25 × ConvSent", "MEND, multi-task"),
-    "d, right": ("on Recent, 2.5 × ConvSent", "MEND, multi-task"),
+    "a  instructions or none": ("InstructEdit", "MEND, multi-task"),
+    "a  an editor a task": (SINGLE, "MEND, multi-task"),
+    "b  trained on one task": ("on Recent", "InstructEdit"),
+    "b  trained on two": ("on Recent, CounterFact", "InstructEdit"),
+    "d  one-sided mixture": ("on Recent, 25 × ConvSent", "MEND, multi-task"),
+    "d  balanced mixture": ("on Recent, 2.5 × ConvSent", "MEND, multi-task"),
 }
 CLAIMS = (              # what a picture of directions is taken to say: (text, should be further apart, than what)
     ("a: instructions part the tasks", "InstructEdit", "MEND, multi-task"),

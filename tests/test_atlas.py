@@ -121,6 +121,13 @@ def test_panels_are_cosines_of_both_editors(world, lab, whose):
                          for one in atlas.edits(lab, source, world[1])])
     unit = torch.nn.functional.normalize(dense)
     assert np.allclose(C, (unit @ unit.T).numpy(), atol=1e-10)
+    mean = np.stack([one[site][0].double().mean(0) for source in (first, second)
+                     for one in atlas.edits(lab, source, world[1])])
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    assert np.allclose(atlas.panel(lab, first, second, site, world[1], "u"), mean @ mean.T, atol=1e-10)
+    assert atlas.paired(np.kron([[1, 0.5], [0.5, 1]], np.eye(3))) == 1 and atlas.paired(np.kron(
+        np.eye(2), [[1, 0.5], [0.5, 1]])) == 0
+    assert np.allclose(atlas.cosines(lab, second, site, world[1]), C[18:, 18:], atol=1e-12)
     rows = atlas.swaps(lab, first, site, world[1])
     assert set(rows["group"]) == {"recent", "zsre"} and set(rows["said"]) == {"counterfact", "recent"}
     assert len(rows) == 12

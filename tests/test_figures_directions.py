@@ -36,14 +36,16 @@ def measured(sources, readings=("G~", "u~", "delta~"), maps=("one", "two"), seed
 
 def test_pictures_are_drawn_with_both_editors_and_their_silhouettes():
     points = np.random.default_rng(0).standard_normal((48, 2))
-    found = [Picture(f"panel {k}", points, GROUPS, ("first", "second"), (0.25, -0.125)) for k in range(4)]
+    scores = (0.25, 0.9), (-0.125, 0.4)
+    found = [Picture(f"panel {k}", points, GROUPS, ("first", "second"), scores, 0.5) for k in range(4)]
     fig = figures_directions.pictures(found, words="what is seen")
     shown = [ax for ax in fig.axes if ax.axison]
     assert len(shown) == 4 and len(shown[0].collections) == 6
     drawn = np.concatenate([one.get_offsets() for one in shown[0].collections])
     assert sorted(map(tuple, drawn)) == sorted(map(tuple, points))
-    for word in ("panel 3", "● first  +0.25", "▽ second  -0.12", "Recent", "CounterFact", "ZsRE", "what is seen"):
-        assert word in texts(fig)
+    written = texts(fig)
+    assert "● first  +0.25 · 90 %" in written and "▽ second  -0.12 · 40 %" in written
+    assert all(word in written for word in ("panel 3", "Recent", "CounterFact", "ZsRE", "what is seen"))
 
 
 def test_numbers_have_a_panel_a_score_and_reading():
@@ -75,8 +77,8 @@ def test_readings_add_up_to_all_edits():
 def test_verdicts_have_their_colours():
     found = pd.DataFrame({"text": ["a: one", "control: two"], "more": "x", "less": "y", "mean": [0.2, -0.1],
                           "low": [0.1, -0.2], "high": [0.3, 0.1], "verdict": ["held", "undecided"]})
-    fig = figures_directions.verdicts(found)
-    assert "a: one" in texts(fig) and "undecided" in texts(fig)
+    fig = figures_directions.verdicts({"silhouette": found, "probe": found})
+    assert "a: one" in texts(fig) and "undecided" in texts(fig) and "linear probe" in texts(fig)
 
 
 def test_scaling_and_success():
