@@ -24,24 +24,24 @@ def transfer(table, value="exact"):
     """How an editor of one task does on another: a panel a metric, rows trained on, columns tested on."""
     tasks = [task for task in TASKS if task in set(table["system"])]
     cells = table[(table["value"] == value)].set_index(["metric", "system", "task"])["mean"]
-    fig, axes = plt.subplots(1, 3, figsize=(WIDTH, 3.6), sharey=True)
-    for i, (ax, metric) in enumerate(zip(axes, ("Rel", "Gen", "Port"))):
+    fig, axes = plt.subplots(1, 4, figsize=(WIDTH, 3.4), sharey=True)
+    for i, (ax, metric) in enumerate(zip(axes, ("Rel", "Gen", "Port", "Loc"))):
         shown = np.array([[100 * cells.get((metric, row, column), np.nan) for column in tasks] for row in tasks])
         ax.imshow(shown, vmin=0, vmax=100, cmap="Blues", aspect="auto")
         for row, column in np.ndindex(shown.shape):
             dark = shown[row, column] > 55
-            paper = TRANSFER.get((tasks[row], tasks[column]))
+            paper = TRANSFER.get((tasks[row], tasks[column]), ())[i:i + 1]
             ax.text(column, row - 0.1, f"{shown[row, column]:.0f}", ha="center", va="center", fontsize=12,
                     color="white" if dark else "#222222", fontweight="bold" if row == column else "normal")
-            ax.text(column, row + 0.24, f"paper {paper[i]:.0f}" if paper else "not printed", ha="center", va="center",
+            ax.text(column, row + 0.24, f"paper {paper[0]:.0f}" if paper else "–", ha="center", va="center",
                     fontsize=8, color="white" if dark else "#555555")
         ax.set(title=MEANT[metric], xlabel="tested on")
-        ax.set_xticks(range(len(tasks)), [TASKS[task] for task in tasks], fontsize=9)
+        ax.set_xticks(range(len(tasks)), [TASKS[task] for task in tasks], fontsize=8)
         ax.set_yticks(range(len(tasks)), [TASKS[task] for task in tasks], fontsize=9)
         ax.grid(False)
     axes[0].set_ylabel("trained on")
-    note(fig, "MEND trained on one task without instructions; % of test records, the whole target exact (portability: "
-              "of its questions).\nBold: in-task. Small: the paper's numbers on GPT2-XL.")
+    note(fig, "MEND trained on one task without instructions; % of test records, the whole target exact (portability, "
+              "locality:\nof their questions). Bold: in-task. Small: the paper's numbers on GPT2-XL; –: it prints none.")
     return fig
 
 

@@ -161,6 +161,9 @@ def claims():
         family = "Hold-out: instructions help" if task == "zsre" else "Instructions help"
         made.append(Claim(f"{TASKS[task]}: InstructEdit > multi-task MEND, {metric}", family, task, metric, own, rival,
                           paper=paper_gap(task, metric, own, rival)))
+    made += [Claim(f"{TASKS[task]}: {more} > {less}, Loc".replace("MEND, multi-task", "multi-task MEND"),
+                   "Locality with instructions", task, "Loc", more, less, paper=paper_gap(task, "Loc", more, less))
+             for task, more, less in (("recent", own, rival), ("counterfact", own, rival), ("convsent", rival, own))]
     made += [Claim(f"{TASKS[task]}: GRACE = base model, Gen", "GRACE does not generalise", task, "Gen", "GRACE",
                    "Base model", alike=True, paper=paper_gap(task, "Gen", "GRACE", "Base model"))
              for task in ("recent", "counterfact", "zsre")]

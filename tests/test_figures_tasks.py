@@ -33,10 +33,10 @@ def closed():
 def test_transfer_prints_every_cell_and_the_papers(rows):
     table = summary(rows, 50)
     fig = figures.transfer(table)
-    assert [ax.get_title() for ax in fig.axes] == ["Reliability", "Generalization", "Portability"]
+    assert [ax.get_title() for ax in fig.axes] == ["Reliability", "Generalization", "Portability", "Locality"]
     texts = [text.get_text() for text in fig.axes[0].texts]
     value = table.query("system == 'recent' and task == 'zsre' and metric == 'Rel' and value == 'exact'")["mean"].item()
-    assert len(texts) == 18 and f"{100 * value:.0f}" in texts and "paper 97" in texts and "not printed" in texts
+    assert len(texts) == 18 and f"{100 * value:.0f}" in texts and "paper 97" in texts and "–" in texts
 
 
 def test_contenders_have_a_panel_a_task_and_metric_with_fair_rows_only_where_asked(rows):

@@ -103,8 +103,9 @@ def test_verdicts_follow_the_interval():
 
 def test_the_papers_orderings_are_all_there():
     found = claims()
-    assert len({one.text for one in found}) == len(found) == 8 + 2 + 7 + 3
+    assert len({one.text for one in found}) == len(found) == 8 + 2 + 7 + 3 + 3
     assert next(one for one in found if one.text == "ZsRE: trained on it > on Recent, Rel").paper == pytest.approx(86.4)
     assert next(one for one in found if one.text.startswith("Recent → ZsRE")).paper == pytest.approx(38.09)
+    assert all(one.paper > 0 for one in found if one.metric == "Loc")
     recent = next(one for one in found if one.text == "Recent: InstructEdit > multi-task MEND, Gen")
     assert recent.paper == pytest.approx(-1.10), "the paper's own table does not hold here"
