@@ -41,7 +41,7 @@ def transfer(table, value="exact"):
         ax.grid(False)
     axes[0].set_ylabel("trained on")
     note(fig, "MEND trained on one task without instructions; % of test records, the whole target exact (portability, "
-              "locality:\nof their questions). Bold: in-task. Small: the paper's numbers on GPT2-XL; –: it prints none.")
+              "locality:\nof their questions). Bold: in-task. Small: the paper's on GPT2-XL; –: it prints none.")
     return fig
 
 
