@@ -93,22 +93,25 @@ def numbers(found, pairs, maps):
 
     found: `atlas.numbers`. pairs: {source: (colour, marker, filled)}; maps: {map: short name}.
     """
-    readings = [name for name in READINGS if name in {one.rstrip("~") for one in found["reading"]}]
-    fig, axes = plt.subplots(len(readings), len(SCORES), figsize=(WIDTH, 1.2 + 2.15 * len(readings)), sharey="row",
-                             sharex="col", squeeze=False)
-    chance = {"silhouette": 0, "ratio": 1}
-    for row, reading in zip(axes, readings):
+    found = found.assign(reading=found["reading"].str.rstrip("~"))
+    shown = {name: [site for site in maps if site in set(found.loc[found["reading"] == name, "map"])]
+             for name in READINGS}
+    shown = {name: sites for name, sites in shown.items() if sites}
+    fig, axes = plt.subplots(len(shown), len(SCORES), figsize=(WIDTH, 1.1 + 0.43 * sum(map(len, shown.values()))),
+                             sharey="row", sharex="col", squeeze=False,
+                             gridspec_kw={"height_ratios": [len(sites) for sites in shown.values()]})
+    for row, (reading, sites) in zip(axes, shown.items()):
         for ax, score in zip(row, SCORES):
-            part = found[(found["score"] == score) & (found["reading"].str.rstrip("~") == reading)]
+            part = found[(found["score"] == score) & (found["reading"] == reading)]
             for place, (source, look) in enumerate(pairs.items()):
                 shift = 0.2 * (place - (len(pairs) - 1) / 2)
-                _marks(ax, part[part["source"] == source].set_index("map"), maps, shift, look)
-            if score in chance:
-                ax.axvline(chance[score], color="#777777", linewidth=0.9, zorder=1)
-            ax.set(ylim=(len(maps) - 0.5, -0.5))
-            ax.set_yticks(range(len(maps)), list(maps.values()))
-            ax.set_title(SCORES[score] if reading == readings[0] else "")
-        row[0].set_ylabel(READINGS[reading][0], fontweight="bold")
+                _marks(ax, part[part["source"] == source].set_index("map"), sites, shift, look)
+            if score in ("silhouette", "ratio"):    # where tasks do not matter
+                ax.axvline(score == "ratio", color="#777777", linewidth=0.9, zorder=1)
+            ax.set(ylim=(len(sites) - 0.5, -0.5))
+            ax.set_yticks(range(len(sites)), [maps[site] for site in sites])
+            ax.set_title(SCORES[score] if ax in axes[0] else "")
+        row[0].set_ylabel(READINGS[reading][0].replace(", ", ",\n").replace(" output ", "\noutput "), fontweight="bold")
     handles = [Line2D([], [], color=color, marker=marker, linestyle="none", markersize=6, label=source,
                       markerfacecolor=color if full else "white") for source, (color, marker, full) in pairs.items()]
     fig.legend(handles=handles, loc="outside upper center", ncols=4, handletextpad=0.2)
@@ -226,7 +229,7 @@ def success(table, correlations):
                        facecolor=[color if full else mixed(color, 0.82)], edgecolor=["white" if full else color])
         rho, low, high = correlations[metric]
         ax.set_title(f"{title}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}]")
-        ax.set(xlabel="silhouette of the task's edits", ylim=(-3, 103))
+        ax.set(xlabel="silhouette of the task's edits", ylim=(100 * table[["Rel", "Gen"]].min().min() - 5, 103))
         ax.axvline(0, color="#777777", linewidth=0.9, zorder=1)
     axes[0].set_ylabel("whole target exact, %")
     tasks = [Line2D([], [], color=LOOKS[task][1], marker="o", linestyle="none", label=LOOKS[task][0], markersize=7)

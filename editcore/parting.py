@@ -30,7 +30,8 @@ CLAIMS = (              # what a picture of directions is taken to say: (text, s
     ("control: more than the same prompts' raw gradients", "InstructEdit", "gradient, instruction"),
     ("control: more than normalising alone", "InstructEdit", "normaliser alone, instruction"),
     ("control: more than without the prefix at the test", "InstructEdit", "InstructEdit, no prefix"),
-    ("control: more than training with random words", "InstructEdit", "random words"),
+    ("control: more than asked with random words", "InstructEdit", "InstructEdit, random words"),
+    ("control: more than trained with random words", "InstructEdit", "random words"),
     ("control: raw gradients, instruction more than none", "gradient, instruction", "gradient, no prefix"),
     ("control: raw gradients, random words more than none", "gradient, random words", "gradient, no prefix"),
 )
@@ -66,14 +67,17 @@ def verdicts(rows, reading, site, score="silhouette", claims=CLAIMS):
 def plain(found, told):
     """The verdict on the published picture in one sentence, from `verdicts` and `swaps` of the editor."""
     held = dict(zip(found["text"], found["verdict"] == "held"))
-    parted = held["a: instructions part the tasks"]
-    raw = held["control: more than the same prompts' raw gradients"]
-    meaning = held.get("control: more than training with random words", False)
-    what = ("it does not appear: directions with instructions are no further apart than without" if not parted else
-            "it shows the prompts' text: the raw gradients of the same prompts are as far apart" if not raw else
-            "it shows something learned, for raw gradients of the same prompts are less far apart" +
-            (", and descriptions part tasks further than random words do" if meaning else
-             ", but not the meaning of the words: an editor that was trained with random ones parts tasks as far"))
+    meaning = all(held.get(f"control: more than {how} with random words", True) for how in ("asked", "trained"))
+    if not held["a: instructions part the tasks"]:
+        what = "the picture does not appear: with instructions tasks are no further apart than without"
+    elif not held["control: more than the same prompts' raw gradients"]:
+        what = "the picture shows the prompts' text: the raw gradients of the same prompts are as far apart"
+    elif not meaning:
+        what = ("the picture shows the prompts' text, which training lets through: raw gradients of the same prompts "
+                "are less far apart, but words without meaning part the tasks as far as descriptions do")
+    else:
+        what = ("the picture shows learned control: raw gradients of the same prompts are less far apart, and so are "
+                "edits behind words without meaning")
     words, facts = told["probe_as_told"].mean(), told["probe_as_is"].mean()
     return (f"{what}. Behind another task's instruction {100 * words:.0f} % of the edits look like the task that is "
             f"named, {100 * facts:.0f} % like that of the fact")

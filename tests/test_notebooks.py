@@ -27,6 +27,7 @@ TINY = {        # notebook -> parameters that keep it to seconds; what is not na
                         "training": {"warmup": 2}},
     "33_tasks_and_balance": {"n_test": 2, "examples": 4, "n_apart": 5, "draws": 20, "workers": 1,
                              "training": {"warmup": 2}},
+    "31_directions": {"records": 5, "examples": 4, "training": {"warmup": 2}, "perplexities": [3, 2, 4], "workers": 1},
     "24_which_number": {"grid_name": "measures", "n_edits": 4, "orders": [0], "draws": 50, "more": FEW, "workers": 1},
 }
 

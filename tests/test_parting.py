@@ -18,7 +18,7 @@ def test_verdicts_are_of_the_claims_side():
     rows["reading"] = np.where(rows["source"] == "on Recent", "G", rows["reading"])     # raw and transformed alike
     found = parting.verdicts(rows, "G", "one").set_index("text")["verdict"]
     assert found["a: instructions part the tasks"] == "held" and len(found) == 3
-    assert found["control: more than training with random words"] == "failed"
+    assert found["control: more than trained with random words"] == "failed"
     assert found["b: three training tasks more than one"] == "undecided"
     assert parting.verdicts(rows, "G", "one", "ratio").set_index("text")["verdict"].equals(found)
 
@@ -26,13 +26,13 @@ def test_verdicts_are_of_the_claims_side():
 def test_the_plain_verdict_follows_from_the_controls():
     told = pd.DataFrame({"probe_as_told": [1.0, 1.0, 0.0, 1.0], "probe_as_is": [0.0, 0.0, 1.0, 0.0]})
     names = ["a: instructions part the tasks", "control: more than the same prompts' raw gradients",
-             "control: more than training with random words"]
+             "control: more than trained with random words"]
     said = {}
     for held in ((1, 1, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1)):
         states = [("failed", "held")[one] for one in held]
         said[held] = parting.plain(pd.DataFrame({"text": names, "verdict": states}), told)
-    assert "further than random words" in said[1, 1, 1] and "not the meaning" in said[1, 1, 0]
-    assert "the prompts' text" in said[1, 0, 1] and "does not appear" in said[0, 1, 1]
+    assert "learned control" in said[1, 1, 1] and "lets through" in said[1, 1, 0]
+    assert "gradients of the same prompts are as far" in said[1, 0, 1] and "does not appear" in said[0, 1, 1]
     assert all("75 % of the edits look like the task that is named, 25 %" in text for text in said.values())
 
 
@@ -79,5 +79,5 @@ def test_scaling_and_single_edits():
 
 def test_every_picture_and_claim_names_sources_that_differ():
     names = list(parting.PICTURES.values()) + [claim[1:] for claim in parting.CLAIMS]
-    assert all(first != second for first, second in names) and len({text for text, *_ in parting.CLAIMS}) == 11
+    assert all(first != second for first, second in names) and len({text for text, *_ in parting.CLAIMS}) == 12
     assert atlas.SINGLE in {first for first, _ in names}
