@@ -30,8 +30,8 @@ def parser():
         return made.add_parser(name, help=about, description=about, epilog=f"example: python -m editcore {example}",
                                formatter_class=argparse.RawDescriptionHelpFormatter)
 
-    for add in (_add_edit, _add_apply, _add_evaluate, _add_notebooks, _add_study, _add_disabling, _add_data,
-                _add_bench_and_pocket):
+    for add in (_add_edit, _add_apply, _add_evaluate, _add_notebooks, _add_study, _add_hyper, _add_disabling,
+                _add_data, _add_bench_and_pocket):
         add(command)
     for one in (top, *made.choices.values()):
         one.error = _refuse
@@ -115,6 +115,19 @@ def _add_study(command):
     _add_full(study)
 
 
+def _add_hyper(command):
+    one = command("hyper", "train the hypernetworks (MEND, InstructEdit, KE) of some grids that are not trained yet",
+                  "hyper main subsets --workers 2")
+    one.add_argument("names", nargs="*", metavar="GRID", help="grids of the file (default: all)")
+    one.add_argument("--model", default="", metavar="MODEL", help="(default: the file's)")
+    one.add_argument("--data", default="", metavar="DIR", help="of TASK_train.json … (default: beside the model)")
+    one.add_argument("--examples", type=int, default=0, metavar="N", help="edits learned from (default: published)")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
+    one.add_argument("--file", default="data/systems.toml", metavar="FILE", help="(default: data/systems.toml)")
+    _add_output(one, "DIR", "results/editors")
+
+
 def _add_full(one):
     one.add_argument("--full", action="store_true", help="with the parameters of the full study ([full.NOTEBOOK])")
     one.add_argument("--file", default="data/study.toml", metavar="FILE", help="of grids (default: data/study.toml)")
@@ -174,8 +187,8 @@ def _add_model(one, default=None, dtype="float32"):
     one.add_argument("--device", default="", help="default: a GPU when there is one")
 
 
-def _add_output(one, what):
-    one.add_argument("-o", "--output", required=True, metavar=what)
+def _add_output(one, what, default=None):
+    one.add_argument("-o", "--output", required=default is None, default=default, metavar=what)
 
 
 if __name__ == "__main__":

@@ -177,7 +177,8 @@ def pocket(given):
 
 
 COMMANDS = {"edit": edit, "apply": apply, "evaluate": evaluate, "run": runners.run, "study": runners.study,
-            "report": runners.build, "disabling": predicted, "data": sets, "bench": bench, "pocket": pocket}
+            "hyper": runners.hyper, "report": runners.build, "disabling": predicted, "data": sets, "bench": bench,
+            "pocket": pocket}
 
 
 def pairs(words):

@@ -1,4 +1,4 @@
-"""The parsed words of run, study and report in; runs and rendered notebooks out."""
+"""The parsed words of run, study, hyper and report in; runs, hypernetworks and rendered notebooks out."""
 
 import multiprocessing
 import signal
@@ -40,6 +40,18 @@ def study(given):
         return
     made = plan.make(found, given.output, given.workers)
     sys.stdout.write(f"{given.output}: {len(found)} runs, {made} of them made or finished now\n")
+
+
+def hyper(given):
+    """The hypernetworks of some grids of data/systems.toml (default: all), trained where they are not."""
+    from editcore import systems
+
+    words = {"model": given.model, "data": given.data, "examples": given.examples, "seed": given.seed}
+    named = [one for name in given.names or systems.names(given.file)
+             for one in systems.read(given.file, name, **words)]
+    paths = systems.train_all([one.system for one in named], given.output, given.workers)
+    for path, told in dict(zip(paths, (one.name for one in named))).items():
+        sys.stdout.write(f"{path}\t{told}\n")
 
 
 def _planned(given):

@@ -24,7 +24,7 @@ from editcore.metrics import means, measure
 from editcore.model import content_hash, load
 
 SHARED = Path(__file__).parents[2] / "shared"
-COMMANDS = ["edit", "apply", "evaluate", "run", "study", "report", "disabling", "data", "bench", "pocket"]
+COMMANDS = ["edit", "apply", "evaluate", "run", "study", "hyper", "report", "disabling", "data", "bench", "pocket"]
 
 
 @pytest.fixture(scope="module")

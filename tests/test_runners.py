@@ -129,3 +129,17 @@ def test_ended_politely_and_taken_up_again(place, tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     (made,) = tmp_path.glob("runs/*/run.json")
     assert json.loads(made.read_text())["update_seconds"][:len(kept)] == [round(one, 4) for one in kept]
+
+
+def test_hyper_trains_what_is_missing(says, place, tmp_path, monkeypatch):
+    (place / "systems.toml").write_text('[one]\nsettings = {lr = 0.1}\n[[one.cases]]\nname = "a"\n[[one.cases]]\n'
+                                        'name = "b"\nstyle = "none"\n')
+    asked = []
+    monkeypatch.setattr("editcore.systems.train_all", lambda several, out, workers: asked.append(
+        (several, out, workers)) or [f"{out}/{one.style}" for one in several])
+    code, out, _ = says(f"hyper one --examples 8 --seed 3 --workers 2 --file {place / 'systems.toml'}")
+    assert code == 0 and out == "results/editors/full\ta\nresults/editors/none\tb\n"
+    ((several, _, workers),) = asked
+    assert workers == 2 and [(one.style, one.examples, one.seed) for one in several] == [("full", 8, 3), ("none", 8, 3)]
+    code, _, said = says(f"hyper two --file {place / 'systems.toml'}")
+    assert code == 2 and "no grid 'two'; it has one" in said
