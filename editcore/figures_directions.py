@@ -80,7 +80,7 @@ def _cloud(ax, one):
             ax.scatter(*own.T, s=20 if side == 0 else 24, marker=SIDES[side], facecolor=[face], linewidth=0.7,
                        edgecolor=["white" if side == 0 else color], zorder=3 - side)
     ax.set_title(one.title, loc="left")
-    said = [f"{mark} {name}  {apart:+.2f} · {100 * told:.0f} %" for mark, name, (apart, told) in
+    said = [f"{mark} {name}  {round(apart, 2) + 0.0:+.2f} · {100 * told:.0f} %" for mark, name, (apart, told) in
             zip("●▽", one.names, one.scores)]
     ax.set_xlabel("\n".join(said), fontsize=8.5, loc="left")
     ax.set(xticks=[], yticks=[])
