@@ -4,6 +4,8 @@ Tables are those of `orderings.summary` (exact match, shares from 0 to 1); share
 intervals over test records.
 """
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
@@ -46,7 +48,7 @@ def gains(found):
     """The claims on mixtures: a strip a family, a point a claim, coloured by its verdict; hollow: the paper's."""
     families = list(dict.fromkeys(found["family"]))
     counts = [len(found[found["family"] == family]) for family in families]
-    fig, axes = plt.subplots(1, len(families), figsize=(WIDTH, 1.2 + 0.2 * max(counts)), sharex=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(families), figsize=(WIDTH, 1.4 + 0.2 * max(counts)), sharex=True, squeeze=False)
     for ax, family in zip(axes[0], families):
         part = found[found["family"] == family].reset_index(drop=True)
         for row, one in part.iterrows():
@@ -58,7 +60,7 @@ def gains(found):
         ax.axvline(0, color="#777777", linewidth=0.9, zorder=1)
         ax.set_yticks(range(len(part)), part["text"], fontsize=7.5)
         ax.set(ylim=(max(counts) - 0.4, -0.6), xlabel="points")
-        ax.set_title(family, fontsize=9)
+        ax.set_title(textwrap.fill(family, 22), fontsize=9)
     handles = [Line2D([], [], color=color, marker="o", label=name) for name, color in VERDICTS.items()]
     fig.legend(handles=[*handles, Line2D([], [], **HOLLOW, label="paper, GPT2-XL")], loc="outside upper center",
                ncols=4)
