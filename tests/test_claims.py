@@ -13,8 +13,8 @@ LABELS = {"rome": "ROME", "memit": "MEMIT", "ft": "FT-L"}
 def merit():
     """A study in which ROME breaks at 560 by one edit, MEMIT never does, and FT forgets at once."""
     one = {"ES": 99.0, "PS": 90.0, "NS": 70.0, "ES_all": 98.0, "PS_all": 88.0, "NS_all": 60.0, "NS_fall": 9.0,
-           "collapsed": 1.0, "runs": 1, "broke": 559.0, "edits": 900, "duration": 559.0, "absorbing_40": 1.0, "absorbing_500": 7.0,
-           "absorbing_before": 8.0,
+           "collapsed": 1.0, "runs": 1, "broke": 559.0, "edits": 900, "duration": 559.0,
+           "absorbing_40": 1.0, "absorbing_500": 7.0, "absorbing_before": 8.0,
            "absorbing_end": 98.0, "forgotten_before": 6.0, "forgotten_end": 95.0, "untouched_end": 3.0, "until_10": 400,
            "ability_before": 80.0, "ability_end": -50.0, "exponent": 0.5, "largest": 40.0, "disabling": "yes"}
     calm = one | {"collapsed": 0.0, "duration": 900.0, "disabling": "", "ability_end": 99.0, "forgotten_end": 9.0}
