@@ -1,6 +1,6 @@
 """Scores by instruction in, the figures of "do the words matter" out: unseen ones, ablations, wrong ones, the loop.
 
-Tables are those of `orderings.summary` (exact match, shares from 0 to 1); shares are drawn in percent, with 95 %
+Tables are those of `orderings.summary` (as the paper counts, shares from 0 to 1), drawn in percent, with 95 %
 intervals over test records. A metric has one colour and marker everywhere.
 """
 
@@ -20,7 +20,7 @@ STYLES = {"none": "nothing", "constant": "one text for all tasks", "random": "ra
 ASKED = {"same": "as before the edit", "full": "right instruction", "none": "nothing"}
 
 
-def cells(table, value="exact"):
+def cells(table, value="shown"):
     """{(system, task, metric): (mean, low, high)} in percent."""
     rows = table[table["value"] == value]
     return {(one.system, one.task, one.metric): (100 * one.mean, 100 * one.low, 100 * one.high)
@@ -74,7 +74,7 @@ def seen(table, name="full"):
             Line2D([], [], color="#444444", marker="o", linestyle="none", markerfacecolor="white", label="unseen"),
             Line2D([], [], **HOLLOW, label="paper, GPT2-XL")]
     fig.legend(handles=more, loc="outside upper center", ncols=3)
-    note(fig, "Upper: one of the nine descriptions that the editor was trained with. Lower: the tenth. Exact match; "
+    note(fig, "Upper: one of the nine descriptions that the editor was trained with. Lower: the tenth. Whole targets; "
               "ConvSent: z_sent · z_topic.\nThe paper shows Recent and CounterFact.")
     return fig
 
@@ -92,8 +92,8 @@ def styles(table, metrics=("Rel", "Gen", "Loc")):
                ylim=(len(names) - 0.5, -0.5))
     axes[0].set_yticks(range(len(names)), [STYLES[name] for name in names], fontsize=9)
     legend(fig, metrics)
-    note(fig, "An editor a row, trained and tested with what is named. Exact match; ConvSent: z_sent · z_topic and no "
-              "rephrasing.")
+    note(fig, "An editor a row, trained and tested with what is named. Locality: tokens; ConvSent: z_sent · z_topic, "
+              "no rephrasing.")
     return fig
 
 
@@ -115,7 +115,7 @@ def crossed(table, metric="Rel"):
     axes[0, 0].set_yticks(range(len(edits)), [STYLES[edit].replace("both", "right instruction") for edit in edits],
                           fontsize=9)
     axes[0, 0].set_ylabel("before the edit")
-    fig.supxlabel(f"before the questions  —  {MEANT[metric]}, %, exact match; one editor, trained with the right "
+    fig.supxlabel(f"before the questions  —  {MEANT[metric]}, %; one editor, trained with the right "
                   "instructions", fontsize=9)
     return fig
 

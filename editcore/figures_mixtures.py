@@ -1,6 +1,6 @@
 """Scores of editors trained on mixtures in, the figures of which mixture to learn out: subsets, orderings, balance.
 
-Tables are those of `orderings.summary` (exact match, shares from 0 to 1); shares are drawn in percent, with 95 %
+Tables are those of `orderings.summary` (as the paper counts, shares from 0 to 1), drawn in percent, with 95 %
 intervals over test records.
 """
 

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from editcore.look import WIDTH, note
-from editcore.orderings import PAPER, TASKS, TRANSFER
+from editcore.orderings import BY_TOKEN, PAPER, TASKS, TRANSFER
 
 LOOKS = {   # name -> colour, marker
     "Base model": ("#777777", "o"), "FT-L": ("#029e73", "^"), "CaliNet": ("#de8f05", "P"), "KE": ("#ca9161", "v"),
@@ -20,7 +20,7 @@ HOLLOW = {"marker": "d", "markerfacecolor": "none", "markeredgecolor": "#222222"
           "markersize": 6.5}
 
 
-def transfer(table, value="exact"):
+def transfer(table, value="shown"):
     """How an editor of one task does on another: a panel a metric, rows trained on, columns tested on."""
     tasks = [task for task in TASKS if task in set(table["system"])]
     cells = table[(table["value"] == value)].set_index(["metric", "system", "task"])["mean"]
@@ -41,7 +41,7 @@ def transfer(table, value="exact"):
         ax.grid(False)
     axes[0].set_ylabel("trained on")
     note(fig, "MEND trained on one task without instructions; % of test records, the whole target exact (portability, "
-              "locality:\nof their questions). Bold: in-task. Small: the paper's on GPT2-XL; –: it prints none.")
+              "locality:\nof the tokens). Bold: in-task. Small: the paper's on GPT2-XL; –: it prints none.")
     return fig
 
 
@@ -65,11 +65,12 @@ def contenders(table):
     handles = [plt.Line2D([], [], color="#444444", marker="o", linestyle="-"),
                plt.Line2D([], [], color="#444444", marker="|", linestyle="none", markersize=9),
                plt.Line2D([], [], **HOLLOW)]
-    fig.legend(handles, ["whole target, 95 % interval over records", "tokens of the target", "paper, GPT2-XL"],
+    fig.legend(handles, ["as the paper counts, 95 % interval over records", "the other way", "paper, GPT2-XL"],
                loc="outside upper center", ncols=3)
-    note(fig, "%; fluency: entropy of sampled text. ConvSent: no rephrased or portability question; its reliability is "
-              "z_sent · z_topic. Fair: edited with\nthe asked records, as trained editors are; without the word, FT-L, "
-              "CaliNet and GRACE hold the other tasks' edits there, as published.")
+    note(fig, "%: whole targets, locality and portability by token, and the other way as a bar; fluency: entropy of "
+              "sampled text. ConvSent: no\nrephrased or portability question; its reliability is z_sent · z_topic. "
+              "Fair: edited with the asked records, as trained editors are;\nwithout the word, FT-L, CaliNet and GRACE "
+              "hold the other tasks' edits there, as published.")
     return fig
 
 
@@ -89,12 +90,13 @@ def _points(ax, part, what):
     scale = 1 if metric == "Fluency" else 100
     for y, name in enumerate(systems):
         color, marker = LOOKS[name.removesuffix(", fair")]
-        if (name, "exact") in part.index:
-            mean, low, high = scale * part.loc[(name, "exact"), ["mean", "low", "high"]].astype(float)
+        if (name, "shown") in part.index:
+            mean, low, high = scale * part.loc[(name, "shown"), ["mean", "low", "high"]].astype(float)
             ax.plot([low, high], [y, y], color=color, linewidth=1.4)
             ax.plot(mean, y, marker, color=color, markerfacecolor="white" if name.endswith(", fair") else color)
             if metric != "Fluency":
-                ax.plot(scale * part.loc[(name, "token"), "mean"], y, "|", color=color, markersize=9)
+                other = "exact" if metric in BY_TOKEN else "token"
+                ax.plot(scale * part.loc[(name, other), "mean"], y, "|", color=color, markersize=9)
         if (paper := PAPER.get(("GPT2-XL", task, metric, name))) is not None:
             ax.plot(paper, y, **HOLLOW)
     ax.set(title=MEANT[metric], ylim=(len(systems) - 0.4, -0.6))

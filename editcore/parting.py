@@ -65,22 +65,34 @@ def verdicts(rows, reading, site, score="silhouette", claims=CLAIMS):
 
 
 def plain(found, told):
-    """The verdict on the published picture in one sentence, from `verdicts` and `swaps` of the editor."""
-    held = dict(zip(found["text"], found["verdict"] == "held"))
-    meaning = all(held.get(f"control: more than {how} with random words", True) for how in ("asked", "trained"))
-    if not held["a: instructions part the tasks"]:
-        what = "the picture does not appear: with instructions tasks are no further apart than without"
-    elif not held["control: more than the same prompts' raw gradients"]:
-        what = "the picture shows the prompts' text: the raw gradients of the same prompts are as far apart"
-    elif not meaning:
-        what = ("the picture shows the prompts' text, which training lets through: raw gradients of the same prompts "
-                "are less far apart, but words without meaning part the tasks as far as descriptions do")
-    else:
-        what = ("the picture shows learned control: raw gradients of the same prompts are less far apart, and so are "
-                "edits behind words without meaning")
+    """The verdict on the published picture in one sentence, from `verdicts` and `swaps` of the editor.
+
+    "Further apart" is said only where it held; what is undecided is said to be not shown.
+    """
+    state = dict(zip(found["text"], found["verdict"]))
     words, facts = told["probe_as_told"].mean(), told["probe_as_is"].mean()
-    return (f"{what}. Behind another task's instruction {100 * words:.0f} % of the edits look like the task that is "
-            f"named, {100 * facts:.0f} % like that of the fact")
+    return (f"{_what(state)}. Behind another task's instruction {100 * words:.0f} % of the edits look like the task "
+            f"that is named, {100 * facts:.0f} % like that of the fact")
+
+
+def _what(state):
+    """The sentence that the verdicts {text: "held", "failed" or "undecided"} allow."""
+    def missing(*texts):
+        return [f"{text.removeprefix('control: more than ')} ({state.get(text, 'not tried')})" for text in texts
+                if state.get(text) != "held"]
+    text = missing("control: more than the same prompts' raw gradients", "control: more than normalising alone")
+    prefix = missing("control: more than without the prefix at the test")
+    sense = missing(*(f"control: more than {how} with random words" for how in ("asked", "trained")))
+    if state.get("a: instructions part the tasks") != "held":
+        return "the picture does not appear: tasks are not shown to be further apart with instructions than without"
+    if text:
+        return ("the picture may show the prompts' text alone: tasks are not shown to be further apart than in "
+                + " and ".join(text))
+    if prefix or sense:
+        return ("training parts the tasks, more than their prompts' text, but not shown to be by what the instruction "
+                "says: they are not further apart than " + ", ".join(prefix + sense))
+    return ("the picture shows learned control: tasks are further apart than in raw gradients of the same prompts, "
+            "without the prefix, and behind words without meaning")
 
 
 def success(rows, answers, reading, site):
@@ -133,7 +145,7 @@ def scaling(answers, counts):
     counts: {system: number of its training tasks}.
     """
     made = []
-    for (system, task, metric), part in per_record(answers).groupby(level=[0, 1, 2], sort=False):
+    for (system, task, metric), part in per_record(answers, "exact").groupby(level=[0, 1, 2], sort=False):
         if system in counts and metric in ("Rel", "Gen"):
             low, high = np.quantile(drawn(len(part)) @ part.to_numpy() / len(part), separation.LEVEL)
             made.append({"tasks": counts[system], "task": task, "metric": metric, "mean": part.mean(), "low": low,

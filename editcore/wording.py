@@ -97,7 +97,7 @@ def held_out(system, task, count=0):
 def tried_with(system, task, texts, given, results, records=None):
     """{metric: mean} of a System trained with ten descriptions of a task; on its held-out training records, or others.
 
-    Rel, Gen, Loc, Port: whole targets.
+    Rel and Gen: whole targets; Loc and Port: tokens.
     """
     own = systems.check(dataclasses.replace(system, descriptions=((task, tuple(texts)),)))
     records = held_out(own, task) if records is None else tuple(records)

@@ -64,6 +64,14 @@ def test_means_are_over_records_and_intervals_those_of_their_resamples():
     assert table.loc[(OWN, "zsre", "Rel", "token"), "mean"] == pytest.approx(0.5 * one.mean() + 0.25)
 
 
+def test_locality_and_portability_count_by_token_unless_told():
+    asked = pd.concat([rows(10), rows(10).assign(metric="Loc")])
+    shown, exact, token = (per_record(asked, value) for value in ("shown", "exact", "token"))
+    whole = shown.index.get_level_values("metric") == "Rel"
+    assert (shown[whole] == exact[whole]).all() and (shown[~whole] == token[~whole]).all()
+    assert (exact != token).any() and per_record(asked).equals(shown)
+
+
 def test_numbers_are_exact_and_token_side_by_side():
     table = summary(rows(), n_draws=20)
     shown = numbers(table)

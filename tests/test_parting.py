@@ -25,15 +25,20 @@ def test_verdicts_are_of_the_claims_side():
 
 def test_the_plain_verdict_follows_from_the_controls():
     told = pd.DataFrame({"probe_as_told": [1.0, 1.0, 0.0, 1.0], "probe_as_is": [0.0, 0.0, 1.0, 0.0]})
-    names = ["a: instructions part the tasks", "control: more than the same prompts' raw gradients",
-             "control: more than trained with random words"]
-    said = {}
-    for held in ((1, 1, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1)):
-        states = [("failed", "held")[one] for one in held]
-        said[held] = parting.plain(pd.DataFrame({"text": names, "verdict": states}), told)
-    assert "learned control" in said[1, 1, 1] and "lets through" in said[1, 1, 0]
-    assert "gradients of the same prompts are as far" in said[1, 0, 1] and "does not appear" in said[0, 1, 1]
-    assert all("75 % of the edits look like the task that is named, 25 %" in text for text in said.values())
+    names = [text for text, *_ in parting.CLAIMS if text.startswith("a: instructions") or "more than" in text]
+    gone = {"a: instructions part the tasks": "does not appear", "control: more than normalising alone": "text alone",
+            "control: more than the same prompts' raw gradients": "text alone",
+            "control: more than without the prefix at the test": "not shown to be by what the instruction says",
+            "control: more than asked with random words": "not shown to be by what the instruction says"}
+    whole = parting.plain(pd.DataFrame({"text": names, "verdict": "held"}), told)
+    assert "learned control" in whole and "75 % of the edits look like the task that is named, 25 %" in whole
+    for text, words in gone.items():
+        assert text in names
+        for state in ("failed", "undecided"):
+            verdicts = pd.DataFrame({"text": names, "verdict": [state if one == text else "held" for one in names]})
+            said = parting.plain(verdicts, told)
+            assert words in said and (state in said or text.startswith("a:"))
+        assert words in parting.plain(verdicts[verdicts["text"] != text], told), "a control that was not tried"
 
 
 def test_success_and_its_correlation():

@@ -45,7 +45,7 @@ class Mend:
     choices = {"parts": ("all", "mlp_in", "mlp_out"), "norm": ("shape", "map", "none")}
 
 
-PAPER = {   # published settings by model; for the pocket model what learns in seconds there
+PAPER = {   # published by model, but for alpha, which starts at -1e-4 there; pocket: what learns in seconds
     "gpt2-xl": {"layers": (45, 46, 47)},
     "llama-2-7b": {"layers": (29, 30, 31)},
     "pocket": {"layers": (-2, -1), "rank": 64, "alpha": 1e-3},
