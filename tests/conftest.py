@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -24,6 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from editcore import look
 from editcore.facts import Fact
 
 torch.set_num_threads(1)
@@ -96,6 +98,16 @@ def make(kind, vocab, layers=4, width=32, heads=4, positions=64, seed=0, dtype=t
             weight.add_(0.1 * torch.randn(weight.shape, dtype=dtype))
     torch.set_rng_state(state)
     return model
+
+
+@pytest.fixture
+def themed():
+    """The study's look while one test draws; its figures closed and matplotlib's settings put back after it."""
+    plt.switch_backend("agg")
+    with plt.rc_context():
+        look.theme()
+        yield
+        plt.close("all")
 
 
 @pytest.fixture(scope="session")

@@ -1,24 +1,15 @@
 """Every figure is drawn from made-up rows with warnings as errors, and what it shows is compared with the rows."""
 
-import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-import pytest  # noqa: E402
-
-from editcore import figures, look, portraits  # noqa: E402
+from editcore import figures, look, portraits
 
 COLLAPSE = {"rome": 160, "memit": np.nan, "ft": 30}
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    look.theme()
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("themed")
 
 
 def rows(seeds=(0,), editors=("rome", "memit", "ft"), end=200, every=20):

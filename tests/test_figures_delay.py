@@ -1,26 +1,17 @@
 """Figures of lifetimes are drawn from made-up rows with warnings as errors; points and names are compared with them."""
 
-import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.text import Text
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-import pytest  # noqa: E402
-from matplotlib.text import Text  # noqa: E402
-
-from editcore import delay, figures_delay, look  # noqa: E402
+from editcore import delay, figures_delay, look
 
 SPEEDS = {"ROME": 0.004, "MEMIT": 0.0002, "AlphaEdit": -0.0001, "FT-L": 0.02}
 COLUMNS = ["run", "model", "editor", "data", "seed", "step", "fact", "metric", "value", "order"]
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    look.theme()
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("themed")
 
 
 def rows(speeds, orders=(0, 1)):

@@ -1,26 +1,17 @@
 """Figures of forgetting in depth, drawn from made-up tables with warnings as errors and compared with them."""
 
-import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-import pytest  # noqa: E402
-
-from editcore import alarms, depth, look  # noqa: E402
-from editcore import figures_depth as figures  # noqa: E402
-from editcore.foresight import PREDICTORS  # noqa: E402
+from editcore import alarms, depth
+from editcore import figures_depth as figures
+from editcore.foresight import PREDICTORS
 
 METHODS = ("ROME", "MEMIT")
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    look.theme()
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("themed")
 
 
 def edits(runs=2, end=60):

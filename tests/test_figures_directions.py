@@ -4,19 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from editcore import figures_directions, look, separation
+from editcore import figures_directions, separation
 from editcore.figures_directions import LOOKS, READINGS, Picture
 
 TASKS = ("recent", "counterfact", "zsre")
 GROUPS = tuple(np.repeat(TASKS, 8))
 
 
-@pytest.fixture(autouse=True)
-def drawn():
-    look.theme()
-    import matplotlib.pyplot as plt
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("themed")
 
 
 def texts(fig):

@@ -1,24 +1,15 @@
 """The figures of disabling edits are drawn with warnings as errors, and what they show is compared with the tables."""
 
-import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-import pytest  # noqa: E402
-
-from editcore import analysis, figures_disabling, jumps, look  # noqa: E402
+from editcore import analysis, figures_disabling, jumps, look
 
 OPENERS = (4, 9)
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    look.theme()
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("themed")
 
 
 @pytest.fixture

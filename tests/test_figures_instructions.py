@@ -1,17 +1,12 @@
 """editcore.figures_instructions: the drawn points are the table's numbers, and what was not asked draws nothing."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from editcore import figures_instructions as figures
 
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("themed")
 
 
 def table(systems, tasks=("recent", "counterfact", "convsent", "zsre"), metrics=("Rel", "Gen", "Loc", "Port")):
@@ -37,7 +32,7 @@ def test_seen_and_unseen_points_and_the_papers():
     rows = table(["full", "full, unseen", "none"])
     fig = figures.seen(rows)
     axes = fig.axes
-    assert [ax.get_title() for ax in axes] == ["Recent", "CounterFact", "ConvSent"]
+    assert [ax.get_title(loc="left") for ax in axes] == ["Recent", "CounterFact", "ConvSent"]
     shown = rows[(rows["task"] == "recent") & (rows["system"] != "none")]
     paper = [51.6, 47.4, 85.7, 84.7, 64.6, 64.9, 47.3, 47.0]
     assert drawn(axes[0]) == sorted(wanted(shown) + paper)
@@ -68,7 +63,7 @@ def test_crossed_cells_hold_the_numbers():
 def test_numbers_are_lines_over_counts():
     rows = table([f"{count}{end}" for count in (1, 3, 9) for end in ("", ", unseen")])
     axes = figures.numbers(rows, {1: "1", 3: "3", 9: "9"}).axes
-    assert [ax.get_title() for ax in axes] == ["Recent", "CounterFact", "ZsRE, held out"]
+    assert [ax.get_title(loc="left") for ax in axes] == ["Recent", "CounterFact", "ZsRE, held out"]
     cell = rows.set_index(["system", "task", "metric"])["mean"]
     lines = [line.get_ydata() for line in axes[0].lines]
     np.testing.assert_allclose(lines[1], [100 * cell[f"{n}, unseen", "recent", "Rel"] for n in (1, 3, 9)])

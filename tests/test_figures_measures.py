@@ -1,25 +1,16 @@
 """Every figure is drawn from made-up rows with warnings as errors, and what it shows is compared with the tables."""
 
-import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-import pytest  # noqa: E402
-
-from editcore import figures_measures, look, measures  # noqa: E402
+from editcore import figures_measures, look, measures
 
 MANY = ("ROME", "r-ROME", "p-ROME", "EMMET", "MEMIT", "AlphaEdit", "FT-L", "one of our own")
 KEY = ["measure", "editor"]
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    look.theme()
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("themed")
 
 
 def rows(editors, orders=(0, 1), n=40):

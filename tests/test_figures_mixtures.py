@@ -1,6 +1,5 @@
 """editcore.figures_mixtures: drawn points are the table's numbers, shaded rows those trained on."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,17 +8,13 @@ from test_figures_instructions import drawn, table, wanted
 from editcore import figures_mixtures as figures
 from editcore import mixtures
 
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("themed")
 
 
 def test_subsets():
     rows = table([f"{subset}, {style}" for subset in mixtures.SUBSETS for style in ("full", "none")])
     axes = figures.subsets(rows).axes
-    assert [ax.get_title() for ax in axes] == ["Recent", "CounterFact", "ConvSent", "ZsRE, held out"]
+    assert [ax.get_title(loc="left") for ax in axes] == ["Recent", "CounterFact", "ConvSent", "ZsRE, held out"]
     for ax, task, letter in zip(axes, ("recent", "counterfact", "convsent", "zsre"), "RCSZ"):
         part = rows[(rows["task"] == task) & (rows["metric"] == "Rel")]
         own = [value for name in mixtures.SUBSETS if (value := mixtures.paper(name, task, "Rel")) is not None]

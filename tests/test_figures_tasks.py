@@ -1,6 +1,5 @@
 """editcore.figures_tasks: what the figures of many tasks show, read back from their axes."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,16 +23,13 @@ def rows():
     return pd.DataFrame(made)
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("themed")
 
 
 def test_transfer_prints_every_cell_and_the_papers(rows):
     table = summary(rows, 50)
     fig = figures.transfer(table)
-    assert [ax.get_title() for ax in fig.axes] == ["Reliability", "Generalization", "Portability", "Locality"]
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["Reliability", "Generalization", "Portability", "Locality"]
     texts = [text.get_text() for text in fig.axes[0].texts]
     value = table.query("system == 'recent' and task == 'zsre' and metric == 'Rel' and value == 'exact'")["mean"].item()
     assert len(texts) == 18 and f"{100 * value:.0f}" in texts and "paper 97" in texts and "–" in texts
@@ -43,8 +39,8 @@ def test_contenders_have_a_panel_a_task_and_metric_with_fair_rows_only_where_ask
     fig = figures.contenders(summary(rows, 50))
     axes = np.array(fig.axes).reshape(4, 4)
     assert [label.get_text() for label in axes[3, 0].get_yticklabels()][-2:] == ["FT-L, fair", "GRACE, fair"]
-    assert len(axes[0, 0].get_yticklabels()) == 7 and axes[2, 3].get_title() == "Fluency"
-    assert not axes[2, 1].axison and axes[2, 2].get_title() == "Locality"
+    assert len(axes[0, 0].get_yticklabels()) == 7 and axes[2, 3].get_title(loc="left") == "Fluency"
+    assert not axes[2, 1].axison and axes[2, 2].get_title(loc="left") == "Locality"
     points = [line for line in axes[0, 0].lines if line.get_marker() == "D" and line.get_markersize() != 6.5]
     assert len(points) == 1, "InstructEdit, once"
 
