@@ -1,7 +1,7 @@
 """Trained editors and test records in; the directions of their edits, compared in pairs and in numbers, out.
 
     lab = opened("pocket", records=80)
-    whose = sources(systems.read(systems.FILE, "directions"))       # who edits, and what stands before the prompts
+    whose = sources(lineups.read(lineups.FILE, "directions"))       # who edits, and what stands before the prompts
     rows = table(lab, whose)                                        # every score of every edit, kept
     C = panel(lab, whose["InstructEdit"], whose["MEND, multi-task"], name)   # of one joint picture
 """
@@ -21,7 +21,7 @@ from editcore.inputs import model_files_hash, model_place
 from editcore.model import load
 from editcore.progress import bar
 
-FORMAT = 1      # raise it when the same input no longer gives the same scores
+FORMAT = 2      # raise it when the same input no longer gives the same scores
 TASKS = ("recent", "counterfact", "zsre")       # those of the published figure
 EDITOR, NEUTRAL, RAW = "edit", "start", "raw"   # a hypernetwork's edit; its normaliser alone; the gradient as it is
 SINGLE = "MEND, single-task"                    # each task edited by the editor of that task

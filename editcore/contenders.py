@@ -14,19 +14,20 @@ from pathlib import Path
 import pandas as pd
 
 from editcore import examples, instructions, systems, taskscores
-from editcore.editors import EDITORS, PATCHERS, configure
-from editcore.files import atomic, read_json, sha256, sha256_text
+from editcore.editors import EDITORS, PATCHERS, configure, hypernet
+from editcore.files import atomic, read_json, sha256_text
 from editcore.inputs import model_files_hash, model_place
 from editcore.model import load
 from editcore.progress import bar
 from editcore.systems import System
 
-FORMAT = 1          # raise it when the same input no longer gives the same scores
+FORMAT = 2          # raise it when the same input no longer gives the same scores
 AT_ONCE = 64        # records whose edits are held at a time
 KNOWN = EDITORS | PATCHERS
 # What is compared, in the order of tables: key -> name.
 NAMES = {"base": "Base model", "ft": "FT-L", "calinet": "CaliNet", "ke": "KE", "mend": "MEND, multi-task",
          "grace": "GRACE", "instructedit": "InstructEdit"}
+TOLD = "Base model, instructed"             # no edit, asked behind the instruction: what the words alone do
 UNTRAINED = ("ft", "calinet", "grace")      # those that learn at the test, and nothing before
 JOINT = ("calinet",)                        # those that learn all records at once
 
@@ -73,11 +74,11 @@ def loaded(name, device=None):
 
 def evaluate(given, case, out_dir="results/tasks", editors="results/editors"):
     """The rows of one Case; see `evaluate_all`."""
-    return evaluate_all(given, [case], out_dir, editors).drop(columns="system")
+    return evaluate_all(given, [case], out_dir, editors).drop(columns=["system", "seed"])
 
 
 def evaluate_all(given, cases, out_dir="results/tasks", editors="results/editors"):
-    """DataFrame with the rows of all cases and a column `system`, their names.
+    """DataFrame with the rows of all cases and columns `system`, their names, and `seed`, those of their trials.
 
     Each case is kept as out_dir/<id>.parquet, where the id tells model, editor, records and instructions; what is
     there is read. Systems are trained first if they are not. ValueError names a case that cannot be tried.
@@ -94,7 +95,7 @@ def evaluate_all(given, cases, out_dir="results/tasks", editors="results/editors
             rows = _tried(given, cases[index], editors, memory)
             with atomic(path) as tmp:
                 rows.to_parquet(tmp, index=False)
-        found[index] = pd.read_parquet(path).assign(system=cases[index].name)
+        found[index] = pd.read_parquet(path).assign(system=cases[index].name, seed=cases[index].trial.seed)
     return pd.concat(found, ignore_index=True)
 
 
@@ -102,9 +103,10 @@ def identifier(given, case, editors="results/editors"):
     """Equal models, editors, records and instructions give the same id, whatever their names and folders are."""
     trial, network = case.trial, ""
     if trial.system is not None:
-        network = sha256(systems.train(trial.system, editors))
+        network = hypernet.digest(systems.train(trial.system, editors))
+    resolved = replace(trial, system=None, settings=(_editor(given, trial, "")[1],))     # with what they leave out
     edited = framed(case.learned or case.records, trial, trial.style)
-    parts = FORMAT, given.digest, network, replace(trial, system=None), edited, asked(case), bool(case.learned)
+    parts = FORMAT, given.digest, network, resolved, edited, asked(case), bool(case.learned)
     return f"{trial.editor or (trial.system and trial.system.kind) or 'base'}-{sha256_text(*parts)[:16]}"
 
 
@@ -188,7 +190,7 @@ def table_of(named, records, fluency=48, settings=None):
     {untrained editor: {field: value}}. FT-L, GRACE and the trained editors edit each record; CaliNet learns all
     records of the tasks that were trained on at once. As published, tasks that no system was trained on are asked of
     what FT-L, CaliNet and GRACE learned from the others; in the fair rows (", fair" behind the name) these editors
-    learn the asked records, as the trained ones do.
+    learn the asked records, as the trained ones do. TOLD is a control.
     """
     tasks = {task for one in named for task in one.system.tasks}
     others = tuple(one for task, part in records.items() if task in tasks for one in part)
@@ -201,6 +203,8 @@ def table_of(named, records, fluency=48, settings=None):
                 trial, part = replace(trial, fluency=sampled[task]), tuple(part)
                 alone = not plain or (task in tasks and key not in JOINT)
                 made.append(Case(name, trial, part, () if alone else others))
+                if key == "base":
+                    made.append(Case(TOLD, replace(trial, style="full"), part))
                 if plain and task not in tasks:
                     made.append(Case(f"{name}, fair", trial, part, part if key in JOINT else ()))
     return made

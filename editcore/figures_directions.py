@@ -69,6 +69,16 @@ def pictured(lab, whose, view, asked, how):
     return made
 
 
+def viewed(lab, whose, pair, views, how):
+    """The Pictures of one pair of sources in several views, a row each: components, then t-SNE at each perplexity.
+
+    views = ({(map, reading): name of the map}, perplexities); how as in `pictured`, its perplexity aside.
+    """
+    return [one for view, words in views[0].items() for perplexity in (0, *views[1])
+            for one in pictured(lab, whose, view, {f"{words}, {view[1]}\u0303: {perplexity or 'PCA'}": pair},
+                                (perplexity, *how[1:]))]
+
+
 def _cloud(ax, one):
     """One Picture: triangles of the second editor below, circles of the first above."""
     groups, n = np.array(one.groups), len(one.groups)

@@ -1,7 +1,7 @@
 """Scores by instruction in, the figures of "do the words matter" out: unseen ones, ablations, wrong ones, the loop.
 
 Tables are those of `orderings.summary` (as the paper counts, shares from 0 to 1), drawn in percent, with 95 %
-intervals over test records. A metric has one colour and marker everywhere.
+intervals over test records and training seeds. A metric has one colour and marker everywhere.
 """
 
 import matplotlib.pyplot as plt

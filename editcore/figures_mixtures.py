@@ -1,7 +1,7 @@
 """Scores of editors trained on mixtures in, the figures of which mixture to learn out: subsets, orderings, balance.
 
 Tables are those of `orderings.summary` (as the paper counts, shares from 0 to 1), drawn in percent, with 95 %
-intervals over test records.
+intervals over test records and training seeds.
 """
 
 import textwrap
@@ -86,5 +86,5 @@ def balance(table, counts, metrics=("Rel", "Gen", "Loc", "z_sent")):
     axes[0, 0].set_ylabel("%")
     legend(fig, metrics)
     note(fig, "An editor a point, with instructions; all learn from as many edits. Exact match; ConvSent's reliability "
-              "is z_sent · z_topic. Band: 95 % over test records.")
+              "is z_sent · z_topic. Band: 95 % over records and training seeds.")
     return fig

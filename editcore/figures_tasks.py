@@ -11,7 +11,8 @@ from editcore.look import WIDTH, note
 from editcore.orderings import BY_TOKEN, PAPER, TASKS, TRANSFER
 
 LOOKS = {   # name -> colour, marker
-    "Base model": ("#777777", "o"), "FT-L": ("#029e73", "^"), "CaliNet": ("#de8f05", "P"), "KE": ("#ca9161", "v"),
+    "Base model": ("#777777", "o"), "Base model, instructed": ("#aaaaaa", "h"), "FT-L": ("#029e73", "^"),
+    "CaliNet": ("#de8f05", "P"), "KE": ("#ca9161", "v"),
     "MEND, multi-task": ("#d55e00", "s"), "GRACE": ("#cc78bc", "X"), "InstructEdit": ("#0173b2", "D"),
 }
 MEANT = {"Rel": "Reliability", "Gen": "Generalization", "Loc": "Locality", "Port": "Portability", "Fluency": "Fluency"}
@@ -65,7 +66,7 @@ def contenders(table):
     handles = [plt.Line2D([], [], color="#444444", marker="o", linestyle="-"),
                plt.Line2D([], [], color="#444444", marker="|", linestyle="none", markersize=9),
                plt.Line2D([], [], **HOLLOW)]
-    fig.legend(handles, ["as the paper counts, 95 % interval over records", "the other way", "paper, GPT2-XL"],
+    fig.legend(handles, ["as the paper counts, 95 % interval", "the other way", "paper, GPT2-XL"],
                loc="outside upper center", ncols=3)
     note(fig, "%: whole targets, locality and portability by token, and the other way as a bar; fluency: entropy of "
               "sampled text. ConvSent: no\nrephrased or portability question; its reliability is z_sent · z_topic. "
@@ -129,8 +130,8 @@ def orderings(found):
         ax.plot([], [], "o-", color=color, label=name)
     ax.plot([], [], **HOLLOW, label="paper, GPT2-XL")
     fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    note(fig, "Bars: paired 95 % bootstrap over records. Held: all of it above 0 (equality: within 2 points);\n"
-              "undecided: 0 inside.")
+    note(fig, "Bars: paired 95 % bootstrap over records and training seeds. Held: all of it above 0 (equality: within\n"
+              "2 points); undecided: 0 inside.")
     return fig
 
 
@@ -147,13 +148,16 @@ def headline(table):
             ax.text(0.6 + np.nan_to_num(end), y, f"{value:+.2f}" if np.isfinite(value) else "not tried", va="center",
                     fontsize=8, color="#333333")
     ax.hlines(places, table["low"], table["high"], color="#222222", linewidth=1.2)
+    if (table["least"] < table["most"]).any():
+        ax.plot(table[["least", "most"]], places, "|", color="#d55e00", markersize=9, markeredgewidth=1.6)
+        ax.plot([], [], "|", color="#d55e00", markersize=9, markeredgewidth=1.6, label="single training seeds")
     ax.axhline(sum(name in TASKS.values() for name in table["rows"]) - 0.5, color="#888888", linewidth=1, linestyle=":")
     ax.axvline(0, color="#444444", linewidth=1)
     ax.set_yticks(range(len(table)), table["rows"])
     ax.set(ylim=(len(table) - 0.45, -0.55), xlabel="reliability of InstructEdit − multi-task MEND, points")
     ax.set_xlim(right=1.08 * ax.get_xlim()[1])
     ax.grid(axis="y", visible=False)
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return fig
 
 

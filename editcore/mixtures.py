@@ -1,6 +1,6 @@
 """Editors trained on mixtures of tasks in; what is tried on them, and what mixtures are said to do, as claims, out.
 
-    named = systems.read(systems.FILE, "subsets")       # names "RCS, full": tasks by LETTERS, then the style
+    named = lineups.read(lineups.FILE, "subsets")       # names "RCS, full": tasks by LETTERS, then the style
     rows = contenders.evaluate_all(given, cases(named, records))
     found = orderings.verdicts(rows, claims())
 """

@@ -1,7 +1,9 @@
 """Rows of tried editors in; means with intervals, and what becomes of each ordering that the paper reports, out.
 
-    table = summary(rows)                           # `taskscores` rows with a column `system`
-    found = verdicts(rows, claims(...))             # held, failed or undecided, by paired bootstrap over records
+    table = summary(rows)                           # `taskscores` rows with columns `system` and `seed`
+    found = verdicts(rows, claims(...))             # held, failed or undecided, by paired bootstrap
+
+Intervals are over what could have come out otherwise: the records of the test, and the seeds of the training.
 
 The paper is InstructEdit (arXiv:2402.16123). Shares lie between 0 and 1, its numbers are percent. Functions are pure.
 """
@@ -16,6 +18,7 @@ BY_TOKEN = ("Loc", "Port")   # metrics that the paper counts by token; whole tar
 LEVEL = (0.025, 0.975)      # quantiles of a 95 % interval
 ALIKE = 0.02                # a difference within it counts as none
 DRAWS = 2000
+SEEDED = 99     # of the resampling of training seeds
 TASKS = {"recent": "Recent", "counterfact": "CounterFact", "convsent": "ConvSent", "zsre": "ZsRE"}
 MODELS = {"gpt2_xl": "GPT2-XL", "llama_2": "Llama-2"}   # of the paper, as columns of `headline`
 # The paper's table 3, %: (model, task, metric) -> what each of COLUMNS scores.
@@ -63,16 +66,19 @@ class Claim:
 
 
 def per_record(rows, value="shown"):
-    """A record's mean over its questions: Series indexed by system, task, metric, case_id.
+    """A record's mean over its questions: DataFrame indexed by system, task, metric, case_id, a column a training seed.
 
     value: "exact", "token", or "shown": whole targets, but tokens for the metrics BY_TOKEN, as the paper counts. A
-    record without questions of a metric has no entry.
+    record without questions of a metric has no entry. What was tried with some seeds only, as an editor that is not
+    trained, has its mean at the others; rows without a column `seed` are of one.
     """
     values = rows[f"value_{value if value != 'shown' else 'exact'}"]
     if value == "shown":
         values = values.where(~rows["metric"].isin(BY_TOKEN), rows["value_token"])
     keys = ["system", "task", "metric", "case_id"]
-    return rows[keys].assign(value=values).groupby(keys, observed=True)["value"].mean()
+    kept = rows[keys].assign(value=values, seed=rows.get("seed", 0))
+    wide = kept.groupby([*keys, "seed"], observed=True)["value"].mean().unstack("seed")
+    return wide.apply(lambda one: one.fillna(wide.mean(axis=1)))
 
 
 def drawn(count, n_draws=DRAWS, seed=0):
@@ -80,14 +86,21 @@ def drawn(count, n_draws=DRAWS, seed=0):
     return np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=n_draws)
 
 
+def resampled(values, n_draws=DRAWS, seed=0):
+    """(n_draws,) means of values (records, training seeds), both drawn anew; seeds alike for all that have as many."""
+    values = np.asarray(values, dtype=float)
+    records, seeds = drawn(len(values), n_draws, seed), drawn(values.shape[1], n_draws, SEEDED)
+    return np.round(((records @ values) * seeds).sum(1) / values.size, 12)      # what cancels is 0, not 1e-17
+
+
 def summary(rows, n_draws=DRAWS, seed=0):
     """A row a system, task, metric and value ("shown", "exact", "token"): mean over records with interval, records."""
     made = []
     for value in ("shown", "exact", "token"):
         for (system, task, metric), part in per_record(rows, value).groupby(level=[0, 1, 2], sort=False):
-            low, high = np.quantile(drawn(len(part), n_draws, seed) @ part.to_numpy() / len(part), LEVEL)
-            made.append({"system": system, "task": task, "metric": metric, "value": value, "mean": part.mean(),
-                         "low": low, "high": high, "records": len(part)})
+            low, high = np.quantile(resampled(part, n_draws, seed), LEVEL)
+            made.append({"system": system, "task": task, "metric": metric, "value": value,
+                         "mean": part.to_numpy().mean(), "low": low, "high": high, "records": len(part)})
     return pd.DataFrame(made)
 
 
@@ -97,7 +110,8 @@ def numbers(table):
     shown = (rows["mean"] * np.where(rows["metric"] == "Fluency", 1, 100)).map("{:.0f}".format)
     wide = rows.assign(shown=shown).pivot(index=["task", "metric", "records"], columns=["value", "system"],
                                           values="shown")
-    known = [name for one in COLUMNS for name in (one, f"{one}, fair") if name in set(rows["system"])]
+    known = [f"{one}{end}" for one in COLUMNS for end in ("", ", instructed", ", fair")
+             if f"{one}{end}" in set(rows["system"])]
     made = wide["exact"] + " / " + wide["token"]
     alone = made.index.get_level_values("metric") == "Fluency"
     made[alone] = wide["exact"][alone]
@@ -109,7 +123,7 @@ def numbers(table):
 
 
 def difference(scores, cell, more, less, share=1.0):
-    """(records,) share · more − less of two systems on the records that both were asked; cell = (task, metric).
+    """(records, training seeds) share · more − less of two systems where both were asked; cell = (task, metric).
 
     scores: what `per_record` gives. ValueError if they have none in common.
     """
@@ -135,10 +149,10 @@ def verdicts(rows, asked, value="shown", n_draws=DRAWS, seed=0):
         cell = one.task, one.metric
         if {(one.more, *cell), (one.less, *cell)} <= known:
             apart = difference(scores, cell, one.more, one.less, one.share)
-            low, high = np.quantile(drawn(len(apart), n_draws, seed) @ apart / len(apart), LEVEL)
-            made.append(vars(one) | {"score": scores[one.more][cell].mean(), "rival": scores[one.less][cell].mean(),
-                                     "mean": apart.mean(), "low": low, "high": high, "records": len(apart),
-                                     "verdict": verdict(low, high, one.alike)})
+            low, high = np.quantile(resampled(apart, n_draws, seed), LEVEL)
+            own, rival = (scores.loc[(name, *cell)].to_numpy().mean() for name in (one.more, one.less))
+            made.append(vars(one) | {"score": own, "rival": rival, "mean": apart.mean(), "low": low, "high": high,
+                                     "records": len(apart), "verdict": verdict(low, high, one.alike)})
     return pd.DataFrame(made)
 
 
@@ -184,21 +198,23 @@ def paper_gap(task, metric, more, less, model="GPT2-XL"):
 def headline(rows, value="exact", n_draws=DRAWS, seed=0):
     """Where a mean gain in reliability comes from: a row a task, then the mean of all and that without the hold-out.
 
-    Columns: gain in points of InstructEdit over multi-task MEND, its 95 % interval (records resampled within tasks),
-    and the paper's gains on its two models (NaN where it has none; its means are over the rows it has).
+    Columns: gain in points of InstructEdit over multi-task MEND, its 95 % interval (records resampled within tasks,
+    training seeds together), the least and the most of a single training seed, and the paper's gains on its two models
+    (NaN where it has none; its means are over the rows it has).
     """
     own, rival, scores, gains = COLUMNS[-1], COLUMNS[4], per_record(rows, value), {}
     tasks = [task for task in TASKS if task in rows["task"].unique()]
     for index, task in enumerate(tasks):
         apart = 100 * difference(scores, (task, "Rel"), own, rival)
-        gains[task] = apart.mean(), drawn(len(apart), n_draws, seed + index) @ apart / len(apart)
+        gains[task] = apart.mean(0), resampled(apart, n_draws, seed + index)
     groups = {TASKS[task]: [task] for task in tasks} | {"Mean of all": tasks,
                                                        "Without the hold-out": [t for t in tasks if t != "zsre"]}
     made = []
     for name, part in groups.items():
         low, high = np.quantile(np.mean([gains[task][1] for task in part], 0), LEVEL)
-        made.append({"rows": name, "gain": np.mean([gains[task][0] for task in part]), "low": low, "high": high,
-                     **{column: paper_gain(part, model) for column, model in MODELS.items()}})
+        single = np.mean([gains[task][0] for task in part], 0)
+        made.append({"rows": name, "gain": single.mean(), "low": low, "high": high, "least": single.min(),
+                     "most": single.max(), **{column: paper_gain(part, model) for column, model in MODELS.items()}})
     return pd.DataFrame(made)
 
 

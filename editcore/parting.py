@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 
 from editcore import separation
 from editcore.atlas import SINGLE
-from editcore.orderings import drawn, per_record, verdict
+from editcore.orderings import per_record, resampled, verdict
 
 PICTURES = {            # of the published figure: panel -> (circles, triangles)
     "a  instructions or none": ("InstructEdit", "MEND, multi-task"),
@@ -147,9 +147,9 @@ def scaling(answers, counts):
     made = []
     for (system, task, metric), part in per_record(answers, "exact").groupby(level=[0, 1, 2], sort=False):
         if system in counts and metric in ("Rel", "Gen"):
-            low, high = np.quantile(drawn(len(part)) @ part.to_numpy() / len(part), separation.LEVEL)
-            made.append({"tasks": counts[system], "task": task, "metric": metric, "mean": part.mean(), "low": low,
-                         "high": high})
+            low, high = np.quantile(resampled(part), separation.LEVEL)
+            made.append({"tasks": counts[system], "task": task, "metric": metric, "mean": part.to_numpy().mean(),
+                         "low": low, "high": high})
     return pd.DataFrame(made).sort_values(["metric", "tasks"], kind="stable", ignore_index=True)
 
 

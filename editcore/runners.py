@@ -44,11 +44,11 @@ def study(given):
 
 def hyper(given):
     """The hypernetworks of some grids of data/systems.toml (default: all), trained where they are not."""
-    from editcore import systems
+    from editcore import lineups, systems
 
     words = {"model": given.model, "data": given.data, "examples": given.examples, "seed": given.seed}
-    named = [one for name in given.names or systems.names(given.file)
-             for one in systems.read(given.file, name, **words)]
+    named = [one for name in given.names or lineups.names(given.file)
+             for one in lineups.read(given.file, name, **words)]
     paths = systems.train_all([one.system for one in named], given.output, given.workers)
     for path, told in dict(zip(paths, (one.name for one in named))).items():
         sys.stdout.write(f"{path}\t{told}\n")

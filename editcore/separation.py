@@ -20,6 +20,7 @@ from sklearn.svm import SVC
 SCORES = {"silhouette": "silhouette", "ratio": "within / between", "probe": "linear probe", "knn": "nearest neighbours"}
 LEVEL = (0.025, 0.975)      # quantiles of a 95 % interval
 FOLDS = 5
+REPEATS = 5                 # times that the folds are drawn
 NEIGHBOURS = 5
 COST = 10.0                 # of a margin's violation in the linear probe, directions scaled to a spread of 1
 
@@ -28,9 +29,9 @@ def scored(C, groups, seed=0):
     """DataFrame with a row an edit, columns group, silhouette, within, between, knn, probe.
 
     C (n, n) cosines, groups (n,) names. silhouette of the cosine distance 1 - C, from -1 to 1; within and between: mean
-    distance to the other edits of the group and to those of other groups; knn and probe: whether the group is told by
-    NEIGHBOURS neighbours, or by a linear classifier of the directions, that learned from the other folds (FOLDS folds
-    drawn with the seed). ValueError for a group of less than FOLDS edits, or one group.
+    distance to the other edits of the group and to those of other groups; knn and probe: the share of REPEATS drawings
+    of FOLDS folds, from the seed, in which the group is told by NEIGHBOURS neighbours, or by a linear classifier of the
+    directions, that learned from the other folds. ValueError for a group of less than FOLDS edits, or one group.
     """
     C, groups = np.asarray(C, dtype=float), np.asarray(groups)
     names, sizes = np.unique(groups, return_counts=True)
@@ -39,11 +40,11 @@ def scored(C, groups, seed=0):
                          f"{', '.join(f'{size} of {name}' for name, size in zip(names, sizes))}")
     distance, same = (1 - C).clip(0), groups[:, None] == groups[None, :]
     own, others = distance * same * (1 - np.eye(len(C))), distance * ~same
-    told = folded(C, groups, seed)
+    told = [folded(C, groups, REPEATS * seed + again) for again in range(REPEATS)]
     return pd.DataFrame({
         "group": groups, "silhouette": silhouettes(C, groups),
         "within": own.sum(1) / (same.sum(1) - 1), "between": others.sum(1) / (~same).sum(1),
-        **{name: (values == groups).astype(float) for name, values in told.items()}})
+        **{name: np.mean([one[name] == groups for one in told], axis=0) for name in told[0]}})
 
 
 def silhouettes(C, groups):
@@ -51,6 +52,11 @@ def silhouettes(C, groups):
     distance = (1 - np.asarray(C)).clip(0)
     np.fill_diagonal(distance, 0)
     return silhouette_samples(distance, np.asarray(groups), metric="precomputed")
+
+
+def flattened(C, groups, perplexity, seeds):
+    """(seeds, 2) silhouettes of the two halves of a joint t-SNE picture, a row a seed: it is one of many."""
+    return np.array([flat(tsne(C, perplexity, seed), groups) for seed in seeds])
 
 
 def flat(points, groups):

@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-import itertools
 import json
 import random
 import resource
@@ -20,14 +19,13 @@ import torch
 from editcore import examples, hyper, instructions, progress
 from editcore.editors import configure, ke, mend, published
 from editcore.files import sha256, sha256_text, write_json
-from editcore.grid import tables
 from editcore.hyper import Training
 from editcore.inputs import model_files_hash, model_place
 from editcore.model import default_device, load, peak_memory
 from editcore.records import read_records
 from editcore.slots import held
 
-FILE = "data/systems.toml"
+PAIRS = ("counts", "shares", "settings", "descriptions")    # fields of a System that may be given as a dict
 FORMAT = 1      # raise it when the same System no longer gives the same network
 TASKS = ("recent", "counterfact", "convsent")   # of the training unless told; zsRE is held out
 # kind -> ((model, config) -> the untrained Network, (model, tok, facts) -> ids that it reads beside each's gradients).
@@ -52,6 +50,7 @@ class System:
     style: str = "full"             # a key of instructions.STYLES; "none": multi-task MEND
     seen: int = 9                   # descriptions 0 to seen - 1 are trained with
     counts: tuple = ()              # (task, most records) pairs; tasks not named give all they have
+    shares: tuple = ()              # (task, share) pairs: as many records as there are in this proportion
     kind: str = "mend"              # "mend" or "ke"
     after: str = "edit"             # what must be likely after an edit: the "edit" itself, or its "rephrase"
     replies: int = 2                # ConvSent: most replies of either sentiment, and of the other topic, an example
@@ -63,21 +62,13 @@ class System:
     settings: tuple = ()            # (field, value) pairs of Mend or Ke and of hyper.Training
 
 
-@dataclass(frozen=True)
-class Named:
-    """A System and what figures call it; several seeds share a name."""
-
-    name: str
-    system: System
-
-
 def make(**words):
     """A System of keyword words; ValueError names an unknown, mistyped or impossible value before any work."""
     fields = {field.name: type(field.default) for field in dataclasses.fields(System)}
     for name, value in words.items():
         if name not in fields:
             raise ValueError(f"system: unknown parameter {name!r}; known are {', '.join(fields)}")
-        pairs = name in ("counts", "settings", "descriptions")
+        pairs = name in PAIRS
         wanted = (tuple, list, *([dict] if pairs else [])) if fields[name] is tuple else fields[name]
         if isinstance(value, bool) or not isinstance(value, wanted):
             raise ValueError(f"system: {name} must be {fields[name].__name__}, found {value!r}")
@@ -100,6 +91,10 @@ def check(system):
         if task not in system.tasks or not isinstance(count, int) or count < 1:
             raise ValueError(f"system: counts asks for {count!r} records of {task!r}; it needs 1 or more of "
                              f"{', '.join(system.tasks)}")
+    for task, share in system.shares:
+        if task not in system.tasks or task in dict(system.counts) or isinstance(share, str) or not share > 0:
+            raise ValueError(f"system: shares asks for {share!r} parts of {task!r}; it needs a positive number for one "
+                             f"of {', '.join(system.tasks)} that counts does not name")
     for task, texts in system.descriptions:
         if task not in instructions.TITLES:
             raise ValueError(f"system: descriptions of {task!r}, which is no task")
@@ -151,11 +146,14 @@ def load_records(model="pocket", data="", split="train", seed=0):
 
 
 def chosen(system):
-    """The training records of a System, task after task: the first of a random order where `counts` asks for fewer."""
-    every, limits, made = load_records(system.model, system.data, "train", system.seed), dict(system.counts), []
+    """The training records of a System, task after task: the first of a random order where fewer are asked for."""
+    every, made = load_records(system.model, system.data, "train", system.seed), []
     for task in system.tasks:
         if task not in every:
             raise FileNotFoundError(f"{folder_of(system.model, system.data)}: no {task}_train.json")
+    whole = min((len(every[task]) / share for task, share in system.shares), default=0)
+    limits = dict(system.counts) | {task: max(1, round(whole * share)) for task, share in system.shares}
+    for task in system.tasks:
         shuffled = random.Random(f"{system.seed} records {task}").sample(every[task], len(every[task]))
         made += shuffled[:limits.get(task, len(shuffled))]
     return made
@@ -175,7 +173,8 @@ def examples_of(system, model, tok, records, number=None):
 
 def identifier(system):
     """"<kind>-<parameters>-<contents>": equal Systems of equal models and records give the same id on every machine."""
-    known = {name: value for name, value in dataclasses.asdict(system).items() if name not in ("model", "data")}
+    known = {field.name: getattr(system, field.name) for field in dataclasses.fields(system)
+             if field.name not in ("model", "data") and getattr(system, field.name) != field.default}
     texts = {task: table(system)[task] for task in system.tasks}
     parameters = sha256_text(json.dumps([FORMAT, known, _published(system), texts]))
     paths = [folder_of(system.model, system.data) / f"{task}_train.json" for task in system.tasks]
@@ -233,63 +232,6 @@ def train_all(systems, out_dir="results/editors", workers=1):
             found = {waiting[done]: done.result() for done in progress.bar(as_completed(waiting), "editors",
                                                                            len(waiting))}
     return [found[one] for one in systems]
-
-
-def names(path=FILE):
-    """Names of the grids in a file, in its order."""
-    return [name for name in tables(path) if name not in ("common", "full")]
-
-
-def read(path, grid, **words):
-    """The Named systems of a grid of data/systems.toml: every case with every point of its axes, the first slowest.
-
-    words replace parameters of System in all cases; "", None and 0 keep the file's, a list where one value is wanted
-    makes an axis. ValueError names file, grid and case.
-    """
-    written, place = tables(path), f"{path}: grid {grid!r}"
-    if grid not in names(path):
-        raise ValueError(f"{path}: no grid {grid!r}; it has {', '.join(names(path))}")
-    shared, found = written.get("common", {}) | written[grid], []
-    cases = shared.pop("cases", None)
-    if not isinstance(cases, list) or not all(isinstance(case, dict) and case.get("name") for case in cases):
-        raise ValueError(f"{place}: cases must be given, each with a name, as [[{grid}.cases]]")
-    replaced = {name: value for name, value in words.items() if value not in ("", None, 0, (), [], {})}
-    for case in cases:
-        try:
-            found += _points(shared | case, replaced)
-        except ValueError as error:
-            raise ValueError(f"{place}, case {case['name']!r}: {error}") from error
-    return _distinct(found, place)
-
-
-def _points(case, replaced):
-    """The Named systems of one case: settings are joined, lists where one value is wanted are axes."""
-    case = dict(case) | replaced | {"settings": dict(case.get("settings", {})) | dict(replaced.get("settings", {}))}
-    name, axes = case.pop("name"), case.pop("axes", {})
-    fields = {field.name: field for field in dataclasses.fields(System)}
-    single = [key for key, value in case.items() if isinstance(value, (list, tuple)) and key in fields
-              and fields[key].type is not tuple]
-    axes, made = {**{key: values for key, values in axes.items() if key not in replaced},
-                  **{key: case.pop(key) for key in single}}, []
-    for point in itertools.product(*axes.values()):
-        chosen = case | dict(zip(axes, point))
-        try:
-            made.append(Named(name.format(**chosen), make(**chosen)))
-        except (KeyError, IndexError) as error:
-            raise ValueError(f"its name asks for {error}, which is no parameter of it") from error
-    return made
-
-
-def _distinct(found, place):
-    """The Named systems, each once; ValueError where two names are the same System or one name stands for two."""
-    found, called = list(dict.fromkeys(found)), {}
-    for one in found:
-        if (other := called.setdefault(one.system, one.name)) != one.name:
-            raise ValueError(f"{place}: {other!r} and {one.name!r} are the same system")
-        first = called.setdefault(one.name, one.system)
-        if dataclasses.replace(first, seed=0) != dataclasses.replace(one.system, seed=0):
-            raise ValueError(f"{place}: two systems are called {one.name!r} but differ in more than the seed")
-    return found
 
 
 def _frozen(value):

@@ -104,7 +104,7 @@ def tried_with(system, task, texts, given, results, records=None):
     rows = contenders.evaluate_all(given, [Case("trial", Trial(system=own), records)], f"{results}/tasks",
                                    f"{results}/editors")
     rows = rows[rows["metric"].isin(orderings.METRICS)]
-    return orderings.per_record(rows).groupby("metric", observed=True).mean().to_dict()
+    return orderings.per_record(rows).mean(axis=1).groupby("metric", observed=True).mean().to_dict()
 
 
 def loop(system, task, writer, given, results, rounds=4):

@@ -12,7 +12,7 @@ from editcore import atlas, directions, parting, systems
 from editcore.atlas import RAW
 from editcore.directions import Asked
 from editcore.editors import hypernet, mend
-from editcore.systems import Named
+from editcore.lineups import Named
 
 SMALL = (("every", 2), ("layers", (-2, -1)), ("rank", 8), ("warmup", 2))
 

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from conftest import make
 
-from editcore import systems
+from editcore import contenders, systems
 from editcore.contenders import (
     NAMES,
+    TOLD,
     Case,
     Loaded,
     Trial,
@@ -19,12 +20,13 @@ from editcore.contenders import (
     edits_of,
     evaluate,
     evaluate_all,
+    identifier,
     table_of,
     transfer,
 )
 from editcore.files import write_json
+from editcore.lineups import Named
 from editcore.records import Ask, EditRecord
-from editcore.systems import Named
 from editcore.taskscores import prepare, read, score
 
 FT = Trial(editor="ft", settings=(("epsilon", 0.5), ("layer", 1), ("lr", 0.05), ("steps", 12)))
@@ -99,6 +101,15 @@ def test_cases_are_kept_and_named_by_what_they_depend_on(given, tmp_path, monkey
             evaluate(given, one, tmp_path)
 
 
+def test_an_id_tells_the_settings_that_a_trial_leaves_out(given, monkeypatch):
+    written = Case("b", FT, records())
+    short = replace(written, trial=replace(FT, settings=tuple(one for one in FT.settings if one[0] != "steps")))
+    before = identifier(given, short)
+    assert before != identifier(given, written)
+    monkeypatch.setitem(contenders.KNOWN, "ft", replace(contenders.KNOWN["ft"], variant={"steps": 12}))
+    assert identifier(given, short) == identifier(given, written) != before, "what they come to, not where it is from"
+
+
 def test_trained_systems_bring_their_instructions(given, tmp_path):
     full = system(given, tasks=["recent", "convsent"], style="full")
     seen, unseen = Trial(system=full), Trial(system=full, number=9)
@@ -127,7 +138,11 @@ def test_the_main_table_asks_the_held_out_task_unfairly_and_fairly(given):
         assert named[name, "zsre"].learned == records(), "what it learned is the other task's"
     assert named["CaliNet, fair", "zsre"].learned == records("zsre")
     assert named["GRACE, fair", "zsre"].learned == () == named["InstructEdit", "zsre"].learned
-    assert {name for name, _ in named} == set(NAMES.values()) - {"KE"} | {"FT-L, fair", "CaliNet, fair", "GRACE, fair"}
+    fair = {"FT-L, fair", "CaliNet, fair", "GRACE, fair"}
+    assert {name for name, _ in named} == set(NAMES.values()) - {"KE"} | fair | {TOLD}
+    told = named[TOLD, "zsre"]
+    assert told.trial.system is None and told.trial.editor == "" and not told.learned
+    assert "Description:" in asked(told)[0].prompt, "the control is asked behind an instruction"
     assert named["FT-L", "zsre"].trial.settings == (("layer", 2),) and named["GRACE", "zsre"].trial.settings == ()
     two = [*trained, Named("InstructEdit", system(given, tasks=["recent"], style="full", seed=3))]
     assert [one.trial.seed for one in table_of(two, {"recent": records()}) if one.name == "InstructEdit"] == [0, 3]

@@ -53,6 +53,10 @@ def test_orderings_and_headline_show_what_the_tables_say(rows):
     (ax,) = figures.headline(table).axes
     widths = [bar.get_width() for bar in ax.patches[-len(table):]]
     np.testing.assert_allclose(widths, table["gain"])
+    assert not [line for line in ax.lines if line.get_marker() == "|"], "one training seed has no spread"
+    (ax,) = figures.headline(table.assign(least=table["gain"] - 3, most=table["gain"] + 4)).axes
+    marks = [line.get_xdata() for line in ax.lines if line.get_marker() == "|" and len(line.get_xdata())]
+    np.testing.assert_allclose(marks, [table["gain"] - 3, table["gain"] + 4])
     assert "+14.86" in [text.get_text() for text in ax.texts] and "not tried" in [text.get_text() for text in ax.texts]
 
 

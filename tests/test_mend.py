@@ -198,6 +198,10 @@ def test_saved_and_loaded_alike(gpt2, facts, tmp_path):
     hypernet.save(network, config.network)
     again = EDITORS["mend"].prepare(model, tok, config, None)
     assert again.settings == network.settings and again.sites == network.sites and again.info == {"task": "recent"}
+    hypernet.save(again, tmp_path / "again.safetensors")
+    hypernet.save(replace(again, info={"task": "zsre"}), tmp_path / "other.safetensors")
+    said = [hypernet.digest(tmp_path / f"{name}.safetensors") for name in ("net", "again", "other")]
+    assert said[0] == said[1] != said[2]
     one, two = (EDITORS["mend"].edit(model, tok, facts[:2], config, net) for net in (network, again))
     assert all(torch.equal(one.changes[name].left, change.left) and torch.equal(one.changes[name].right, change.right)
                for name, change in two.changes.items())

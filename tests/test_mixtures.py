@@ -4,14 +4,14 @@ import math
 
 import pytest
 
-from editcore import mixtures, systems
+from editcore import lineups, mixtures
 from editcore.records import EditRecord
 
 
 def test_subsets_and_words():
     assert mixtures.SUBSETS == ("R", "C", "S", "RC", "RS", "CS", "RCS")
     assert mixtures.words_of("RS") == "Recent + ConvSent"
-    named = systems.read(systems.FILE, "subsets")
+    named = lineups.read(lineups.FILE, "subsets")
     assert {one.name for one in named} == {f"{subset}, {style}" for subset in mixtures.SUBSETS
                                            for style in ("full", "none")}
     for one in named:
@@ -28,7 +28,7 @@ def test_the_papers_steps():
 
 
 def test_claims_compare_systems_of_the_grid_on_tasks_they_differ_in():
-    named = {one.name: one.system for one in systems.read(systems.FILE, "subsets")}
+    named = {one.name: one.system for one in lineups.read(lineups.FILE, "subsets")}
     every = mixtures.claims()
     assert len({one.text for one in every}) == len(every) == 15 + 18 + 14
     for one in every:
@@ -41,7 +41,7 @@ def test_claims_compare_systems_of_the_grid_on_tasks_they_differ_in():
 
 
 def test_cases_ask_every_task_of_every_system():
-    named = systems.read(systems.FILE, "balance", seed=[0, 2])
+    named = lineups.read(lineups.FILE, "balance", seed=[0, 2])
     records = {task: [EditRecord(0, task, "Orla", "Orla is", "Rome")] for task in ("recent", "zsre")}
     found = mixtures.cases(named, records)
     assert len(found) == 2 * len(named) and {one.trial.seed for one in found} == {0, 2}

@@ -8,6 +8,7 @@ from editcore.orderings import (
     ALIKE,
     COLUMNS,
     PAPER,
+    SEEDED,
     Claim,
     claims,
     difference,
@@ -16,6 +17,7 @@ from editcore.orderings import (
     numbers,
     paper_gain,
     per_record,
+    resampled,
     summary,
     verdict,
     verdicts,
@@ -56,7 +58,7 @@ def test_the_headline_is_the_mean_of_four_rows_of_which_one_is_held_out():
 def test_means_are_over_records_and_intervals_those_of_their_resamples():
     table = summary(rows(), n_draws=500).set_index(["system", "task", "metric", "value"])
     scores = per_record(rows())
-    one = scores.loc[(OWN, "zsre", "Rel")]
+    one = scores.loc[(OWN, "zsre", "Rel")][0]
     found = table.loc[(OWN, "zsre", "Rel", "exact")]
     assert found["mean"] == one.mean() and found["records"] == 40
     plain = [one.to_numpy()[np.repeat(np.arange(40), times)].mean() for times in drawn(40, 500)]
@@ -68,8 +70,8 @@ def test_locality_and_portability_count_by_token_unless_told():
     asked = pd.concat([rows(10), rows(10).assign(metric="Loc")])
     shown, exact, token = (per_record(asked, value) for value in ("shown", "exact", "token"))
     whole = shown.index.get_level_values("metric") == "Rel"
-    assert (shown[whole] == exact[whole]).all() and (shown[~whole] == token[~whole]).all()
-    assert (exact != token).any() and per_record(asked).equals(shown)
+    assert shown[whole].equals(exact[whole]) and shown[~whole].equals(token[~whole])
+    assert not exact.equals(token) and per_record(asked).equals(shown)
 
 
 def test_numbers_are_exact_and_token_side_by_side():
@@ -87,14 +89,47 @@ def test_numbers_are_exact_and_token_side_by_side():
 def test_differences_are_paired_and_their_intervals_narrower_than_unpaired_ones():
     scores = per_record(rows())
     apart = difference(scores, ("zsre", "Rel"), OWN, RIVAL)
-    assert set(apart) == {0.0, 1.0}, "whatever the rival gets right, the other does"
+    assert apart.shape == (40, 1) and set(apart.ravel()) == {0.0, 1.0}, "whatever the rival gets right, the other does"
     alone = [difference(scores, ("zsre", "Rel"), OWN, RIVAL, share=0.0), scores.loc[(RIVAL, "zsre", "Rel")]]
     np.testing.assert_array_equal(alone[0], -alone[1].to_numpy())
     shuffled = rows().iloc[::-1]
-    np.testing.assert_array_equal(np.sort(difference(per_record(shuffled), ("zsre", "Rel"), OWN, RIVAL)),
-                                  np.sort(apart))
+    np.testing.assert_array_equal(difference(per_record(shuffled), ("zsre", "Rel"), OWN, RIVAL), apart)
     with pytest.raises(ValueError, match="GRACE has no Rel on zsre"):
         difference(scores, ("zsre", "Rel"), "GRACE", RIVAL)
+
+
+def seeded(luck, number=40):
+    """Rows of several training seeds, of which each has its own luck with the first system; GRACE knows no seed."""
+    part = rows(number)
+    made = [part.assign(seed=seed, value_exact=part["value_exact"] + gain * (part["system"] == OWN))
+            for seed, gain in enumerate(luck)]
+    return pd.concat([*made, part[part["system"] == OWN].assign(seed=0, system="GRACE")])
+
+
+def test_intervals_are_over_records_and_training_seeds():
+    scores, cell = per_record(seeded((0.0, 0.3, -0.3))), ("recent", "Rel")
+    assert list(scores.columns) == [0, 1, 2]
+    assert (scores.loc["GRACE"].nunique(axis=1) == 1).all(), "the same at every seed"
+    apart = difference(scores, cell, OWN, "GRACE")
+    np.testing.assert_allclose(apart, np.broadcast_to((0.0, 0.3, -0.3), (40, 3)), atol=1e-12)
+    values = difference(scores, cell, OWN, RIVAL)
+    found, (records, seeds) = resampled(values, 400, 5), (drawn(40, 400, 5), drawn(3, 400, SEEDED))
+    plain = [np.repeat(np.repeat(values, a, 0), b, 1).mean() for a, b in zip(records, seeds)]
+    np.testing.assert_allclose(found, plain, atol=1e-11)
+    np.testing.assert_allclose(resampled(values[:, :1], 400, 5), [
+        np.repeat(values[:, 0], a).mean() for a in records], atol=1e-11, err_msg="one seed")
+
+
+def test_one_lucky_seed_does_not_hold_an_ordering_nor_the_headline():
+    claim = [Claim("x", "y", "recent", "Rel", OWN, "GRACE")]
+    said = [verdicts(seeded(luck), claim).loc[0, "verdict"] for luck in ((0.2, 0.2, 0.2), (0.5, -0.1, 0.1))]
+    assert said == ["held", "undecided"]
+    table = headline(seeded((0.0, 0.3, -0.3))).set_index("rows")
+    plain = headline(rows()).set_index("rows")
+    np.testing.assert_allclose(table["gain"], plain["gain"], atol=1e-9)
+    np.testing.assert_allclose(table["most"] - plain["gain"], 30, atol=1e-9)
+    np.testing.assert_allclose(table["least"] - plain["gain"], -30, atol=1e-9)
+    assert (table["high"] - table["low"] > plain["high"] - plain["low"]).all()
 
 
 def test_verdicts_follow_the_interval():

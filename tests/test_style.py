@@ -20,12 +20,12 @@ LAYERS = ["files", "slots", "progress", "facts", "records", "instructions", "wri
           "trace", "tail", "delta", "versions", "patch", "stats", "contexts", "logprob", "editors", "serial", "tasks",
           "metrics", "rowwise", "taskscores", "branches", "hyperloss", "hyper", "downstream", "causal", "inputs",
           "checkpoint", "lab", "results", "study", "analysis", "merits", "claims", "grid", "plan", "examples",
-          "systems", "contenders", "orderings", "wording", "directions", "separation", "atlas", "parting", "mixtures",
-          "disabling", "depth", "foresight", "alarms", "jumps", "delay", "measures", "checkup", "bench", "scorebench",
-          "look", "portraits", "figures", "figures_disabling", "figures_depth", "figures_delay", "figures_measures",
-          "figures_tasks", "figures_instructions", "figures_directions", "figures_mixtures", "pages", "publish",
-          "report", "world", "worldtext", "editworld", "corpus", "wordpieces", "packing", "learning", "pocket_report",
-          "pocket", "data", "runners", "commands", "__main__"]
+          "systems", "lineups", "contenders", "orderings", "wording", "directions", "separation", "atlas", "parting",
+          "mixtures", "disabling", "depth", "foresight", "alarms", "jumps", "delay", "measures", "checkup", "bench",
+          "scorebench", "look", "portraits", "figures", "figures_disabling", "figures_depth", "figures_delay",
+          "figures_measures", "figures_tasks", "figures_instructions", "figures_directions", "figures_mixtures",
+          "pages", "publish", "report", "world", "worldtext", "editworld", "corpus", "wordpieces", "packing",
+          "learning", "pocket_report", "pocket", "data", "runners", "commands", "__main__"]
 
 
 def name(path):

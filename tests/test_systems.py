@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from conftest import make
 from safetensors.torch import load_file
 
 from editcore import examples, hyper, instructions, systems
-from editcore.editors import EDITORS, configure, ke, mend
+from editcore.editors import EDITORS, ke, mend
 from editcore.files import write_json
 from editcore.hyperloss import edit
 from editcore.slots import held
@@ -166,6 +165,7 @@ def test_many_are_trained_once_each_in_processes(place, tmp_path):
 def test_an_id_tells_all_that_a_network_depends_on(place, tmp_path):
     base = small(place)
     others = [small(place, style="none"), small(place, seed=1), small(place, "ke"), small(place, counts={"recent": 2}),
+              small(place, shares={"recent": 2}),
               small(place, descriptions={"recent": [f"Say what is so, version {i}." for i in range(10)]}),
               small(place, examples=8), small(place, settings={"lr": 0.5}), replace(base, tasks=("recent",))]
     assert len({systems.identifier(one) for one in [base, *others]}) == len(others) + 1
@@ -185,6 +185,8 @@ def test_records_and_tables(place):
     some = systems.chosen(small(place, counts={"recent": 2, "convsent": 1}))
     assert [one.task for one in some] == ["recent"] * 2 + ["counterfact"] * 5 + ["convsent"]
     assert systems.chosen(small(place, counts={"recent": 2, "convsent": 1}, seed=5))[:2] != some[:2]
+    some = systems.chosen(small(place, tasks=("recent", "convsent"), shares={"recent": 1.2, "convsent": 1}))
+    assert [one.task for one in some] == ["recent"] * 4 + ["convsent"] * 3, "three ConvSent records are all there are"
     texts = tuple(f"Say what is so, version {i}." for i in range(10))
     system = small(place, descriptions={"recent": texts})
     assert systems.table(system) == instructions.DESCRIPTIONS | {"recent": texts}
@@ -192,39 +194,13 @@ def test_records_and_tables(place):
         systems.load_records(str(place), split="val")
 
 
-def test_the_grids_of_the_study_are_sound():
-    for name in systems.names():
-        named = systems.read(systems.FILE, name)
-        assert named and all(systems.configured(one.system)[0] for one in named)
-        assert systems.read(systems.FILE, name, examples=12)[0].system.examples == 12
-    full = systems.read(systems.FILE, "main", seed=[0, 1])
-    assert [one.system.seed for one in full] == [0, 1] * (len(full) // 2)
-
-
-def test_grids(tmp_path):
-    path = tmp_path / "systems.toml"
-    path.write_text('[common]\nexamples = 50\n[one]\nsettings = {lr = 0.1}\n[[one.cases]]\nname = "{style} {seed}"\n'
-                    'axes = {style = ["full", "none"], seed = [0, 1]}\nsettings = {lr = 0.2}\n[two]\n[[two.cases]]\n'
-                    'name = "a"\n[full.30_x]\nseeds = [1]\n')
-    named = systems.read(path, "one", examples=70, settings={"rank": 8})
-    assert systems.names(path) == ["one", "two"]
-    assert [one.name for one in named] == ["full 0", "full 1", "none 0", "none 1"]
-    assert named[3].system == systems.make(style="none", seed=1, examples=70, settings={"lr": 0.2, "rank": 8})
-    for text, words in (("[one]\n", "cases must be given"), ('[one]\n[[one.cases]]\nname="a"\nstile="x"', "'stile'"),
-                        ('[one]\n[[one.cases]]\nname="a"\n[[one.cases]]\nname="b"', "'a' and 'b' are the same system"),
-                        ('[one]\n[[one.cases]]\nname="a"\n[[one.cases]]\nname="a"\nseen=3', "differ in more than"),
-                        ('[one]\n[[one.cases]]\nname="{x}"', "its name asks for 'x'")):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=words):
-            systems.read(path, "one")
-    with pytest.raises(ValueError, match="no grid 'three'"):
-        systems.read(path, "three")
-
-
 @pytest.mark.parametrize("words, said", [
     ({"tasks": ("recent", "sky")}, "tasks is"), ({"tasks": ()}, "tasks is"), ({"style": "loud"}, "style is 'loud'"),
     ({"kind": "rome"}, "kind is 'rome'"), ({"after": "never"}, "after is 'never'"), ({"seen": 10}, "seen is 10"),
-    ({"counts": {"zsre": 3}}, "asks for 3 records of 'zsre'"), ({"colour": "red"}, "unknown parameter 'colour'"),
+    ({"counts": {"zsre": 3}}, "asks for 3 records of 'zsre'"),
+    ({"shares": {"zsre": 3}}, "shares asks for 3 parts of 'zsre'"),
+    ({"shares": {"recent": 0}}, "0 parts"), ({"shares": {"recent": 1}, "counts": {"recent": 1}}, "counts does not"),
+    ({"colour": "red"}, "unknown parameter 'colour'"),
     ({"seed": "one"}, "seed must be int"), ({"examples": -2}, "examples is -2"),
     ({"settings": {"speed": 3}}, "mend has no setting 'speed'"), ({"settings": {"seed": 3}}, "are parameters of the"),
     ({"descriptions": {"recent": ["a b c"]}}, "different descriptions, needed are 10"),
@@ -240,4 +216,3 @@ def test_missing_records_are_named_before_any_work(place, tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="examples is 7, but must be a multiple of accumulate"):
         systems.train(small(place, examples=7), tmp_path)
-    assert Path(systems.FILE).is_file() and configure("mend", {"network": "untrained"}, "pocket")

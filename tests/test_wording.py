@@ -9,9 +9,9 @@ from conftest import make
 from editcore import instructions, systems, wording, writers
 from editcore.contenders import Loaded, asked, edits_of, evaluate_all, framed
 from editcore.files import write_json
+from editcore.lineups import Named
 from editcore.orderings import verdicts
 from editcore.records import Ask, EditRecord
-from editcore.systems import Named
 
 NAMES = ("Dunmore", "Brantwick", "Tessaly", "Orla", "Farrow", "Sue", "Ilmo", "Kestrel")
 

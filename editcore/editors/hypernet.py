@@ -3,6 +3,7 @@
 The hypernetwork of MEND (arXiv:2110.11309, section 3.2) as pure functions of tensors, and its file.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from editcore.files import atomic
+from editcore.files import atomic, sha256_text
 
 FORMAT = "editcore-mend-1"
 EPS = 1e-7      # beside the standard deviation: gradients of large models are small
@@ -162,6 +163,13 @@ def save(network, path):
     """Write the Network as a safetensors file, settings and maps as JSON in its metadata."""
     with atomic(path) as tmp:
         save_file(tensors(network), tmp, metadata=words(network))
+
+
+def digest(path):
+    """Hash of what a hypernetwork's file says, which two files of one Network share: their bytes differ by chance."""
+    with safe_open(path, "np") as file:
+        parts = [(name, hashlib.sha256(file.get_tensor(name).tobytes()).hexdigest()) for name in sorted(file.keys())]
+        return sha256_text(sorted((file.metadata() or {}).items()), parts)
 
 
 def load(path, device="cpu", format=FORMAT, begin=start):

@@ -1,0 +1,103 @@
+"""A grid of data/systems.toml in; the named systems that it stands for, those that have records, out.
+
+    named = read(FILE, "main", seed=[0, 1])
+    paths = systems.train_all([one.system for one in named])
+"""
+
+import dataclasses
+import itertools
+from dataclasses import dataclass
+
+from editcore import instructions, progress
+from editcore.grid import tables
+from editcore.systems import TASKS, System, folder_of, make
+
+FILE = "data/systems.toml"
+
+
+@dataclass(frozen=True)
+class Named:
+    """A System and what figures call it; several seeds share a name."""
+
+    name: str
+    system: System
+
+
+def names(path=FILE):
+    """Names of the grids in a file, in its order."""
+    return [name for name in tables(path) if name not in ("common", "full")]
+
+
+def read(path, grid, **words):
+    """The Named systems of a grid of data/systems.toml: every case with every point of its axes, the first slowest.
+
+    words replace parameters of System in all cases; "", None and 0 keep the file's, a list where one value is wanted
+    makes an axis. Where some of TASKS have no training records, a case that names one of these is left out, others
+    train on the rest, and a case that has become that of another is left out as well; the log says so. ValueError names
+    file, grid and case.
+    """
+    written, place = tables(path), f"{path}: grid {grid!r}"
+    if grid not in names(path):
+        raise ValueError(f"{path}: no grid {grid!r}; it has {', '.join(names(path))}")
+    shared, found = written.get("common", {}) | written[grid], []
+    cases = shared.pop("cases", None)
+    if not isinstance(cases, list) or not all(isinstance(case, dict) and case.get("name") for case in cases):
+        raise ValueError(f"{place}: cases must be given, each with a name, as [[{grid}.cases]]")
+    replaced = {name: value for name, value in words.items() if value not in ("", None, 0, (), [], {})}
+    here = present(replaced.get("model", "pocket"), replaced.get("data", ""))
+    for case in cases:
+        if missing := sorted(_needed(shared | case | replaced) - set(here)):
+            progress.log.info("%s: %s is left out: no training records of %s", place, case["name"], ", ".join(missing))
+            continue
+        rest = {"tasks": tuple(task for task in TASKS if task in here)} if set(TASKS) - set(here) else {}
+        try:
+            several = _points(rest | shared | case, replaced)
+        except ValueError as error:
+            raise ValueError(f"{place}, case {case['name']!r}: {error}") from error
+        known = {one.system for one in found} if rest else ()
+        found += [one for one in several if one.system not in known]
+    return _distinct(found, place)
+
+
+def present(model="pocket", data=""):
+    """The tasks that have training records; all, if none can be found: an error says later what is wrong."""
+    every = tuple(instructions.TITLES)
+    if not (isinstance(model, str) and isinstance(data, str)):
+        return every
+    folder = folder_of(model, data)
+    return tuple(task for task in every if (folder / f"{task}_train.json").is_file()) or every
+
+
+def _needed(case):
+    """The tasks that a case names."""
+    return {task for name in ("tasks", "counts", "shares") for task in case.get(name, ())}
+
+
+def _points(case, replaced):
+    """The Named systems of one case: settings are joined, lists where one value is wanted are axes."""
+    case = dict(case) | replaced | {"settings": dict(case.get("settings", {})) | dict(replaced.get("settings", {}))}
+    name, axes = case.pop("name"), case.pop("axes", {})
+    fields = {field.name: field for field in dataclasses.fields(System)}
+    single = [key for key, value in case.items() if isinstance(value, (list, tuple)) and key in fields
+              and fields[key].type is not tuple]
+    axes, made = {**{key: values for key, values in axes.items() if key not in replaced},
+                  **{key: case.pop(key) for key in single}}, []
+    for point in itertools.product(*axes.values()):
+        chosen = case | dict(zip(axes, point))
+        try:
+            made.append(Named(name.format(**chosen), make(**chosen)))
+        except (KeyError, IndexError) as error:
+            raise ValueError(f"its name asks for {error}, which is no parameter of it") from error
+    return made
+
+
+def _distinct(found, place):
+    """The Named systems, each once; ValueError where two names are the same System or one name stands for two."""
+    found, called = list(dict.fromkeys(found)), {}
+    for one in found:
+        if (other := called.setdefault(one.system, one.name)) != one.name:
+            raise ValueError(f"{place}: {other!r} and {one.name!r} are the same system")
+        first = called.setdefault(one.name, one.system)
+        if dataclasses.replace(first, seed=0) != dataclasses.replace(one.system, seed=0):
+            raise ValueError(f"{place}: two systems are called {one.name!r} but differ in more than the seed")
+    return found
