@@ -72,7 +72,8 @@ def make(**words):
         wanted = (tuple, list, *([dict] if pairs else [])) if fields[name] is tuple else fields[name]
         if isinstance(value, bool) or not isinstance(value, wanted):
             raise ValueError(f"system: {name} must be {fields[name].__name__}, found {value!r}")
-    return check(System(**{name: _frozen(value) for name, value in words.items()}))
+    system = check(System(**{name: _frozen(value) for name, value in words.items()}))
+    return dataclasses.replace(system, shares=tuple((task, float(share)) for task, share in system.shares))
 
 
 def check(system):
@@ -92,7 +93,8 @@ def check(system):
             raise ValueError(f"system: counts asks for {count!r} records of {task!r}; it needs 1 or more of "
                              f"{', '.join(system.tasks)}")
     for task, share in system.shares:
-        if task not in system.tasks or task in dict(system.counts) or isinstance(share, str) or not share > 0:
+        number = isinstance(share, (int, float)) and share > 0
+        if not number or task not in system.tasks or task in dict(system.counts):
             raise ValueError(f"system: shares asks for {share!r} parts of {task!r}; it needs a positive number for one "
                              f"of {', '.join(system.tasks)} that counts does not name")
     for task, texts in system.descriptions:
@@ -173,10 +175,10 @@ def examples_of(system, model, tok, records, number=None):
 
 def identifier(system):
     """"<kind>-<parameters>-<contents>": equal Systems of equal models and records give the same id on every machine."""
-    known = {field.name: getattr(system, field.name) for field in dataclasses.fields(system)
-             if field.name not in ("model", "data") and getattr(system, field.name) != field.default}
+    known = {name: value for name, value in dataclasses.asdict(system).items()
+             if name not in ("model", "data") and (name != "shares" or value)}      # ids are older than shares
     texts = {task: table(system)[task] for task in system.tasks}
-    parameters = sha256_text(json.dumps([FORMAT, known, _published(system), texts]))
+    parameters = sha256_text(json.dumps([FORMAT, known, texts]), *configured(system))
     paths = [folder_of(system.model, system.data) / f"{task}_train.json" for task in system.tasks]
     if missing := [path for path in paths if not path.is_file()]:
         raise FileNotFoundError(f"{missing[0]}: no such file")
