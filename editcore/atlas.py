@@ -145,7 +145,7 @@ def table(lab, whose, out_dir="results/directions", editors="results/editors"):
     """
     order, found = sorted(whose, key=lambda name: whose[name].style), {}     # equal prefixes one after another
     for name in bar(order, "directions", len(order)):
-        path = Path(out_dir) / f"{identifier(lab, whose[name])}.parquet"
+        path = Path(out_dir) / f"{identifier(lab, whose[name], editors)}.parquet"
         if not path.is_file():
             mark, own = "" if whose[name].made == RAW else "~", edits(lab, whose[name], editors)
             rows = [separation.scored(C, lab.groups).assign(reading=reading, map=site, record=range(len(own)))
@@ -156,10 +156,12 @@ def table(lab, whose, out_dir="results/directions", editors="results/editors"):
     return pd.concat([found[name] for name in whose], ignore_index=True)
 
 
-def identifier(lab, source):
-    """Equal models, records, editors and prefixes give the same id, whatever their names and folders are."""
-    who = [(task, systems.identifier(one)) for task, one in source.systems]
-    who = list(maps(lab, source)) if source.made == RAW else who
+def identifier(lab, source, editors="results/editors"):
+    """Equal models, records, trained editors and prefixes give the same id, whatever their names and folders are."""
+    if source.made == RAW:
+        who = list(maps(lab, source))
+    else:
+        who = [(task, hypernet.digest(systems.train(one, editors))) for task, one in source.systems]
     return f"{source.made}-{sha256_text(FORMAT, model_files_hash(lab.name), lab.records, who, _asked(source))[:16]}"
 
 

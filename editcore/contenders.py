@@ -2,7 +2,7 @@
 
     given = loaded("pocket")
     cases = [Case("FT-L", Trial(editor="ft"), records), Case("InstructEdit", Trial(system=system), records)]
-    rows = evaluate_all(given, cases)           # the rows of `taskscores.score`, with a column `system`
+    rows = evaluate_all(given, cases)           # the rows of `taskscores.score`, with columns system and seed
 
 An editor edits each record on the model as it is, and only that record's questions see the edit; or, with `learned`
 records, one edit of all of those is what every record is asked of.
@@ -22,6 +22,7 @@ from editcore.progress import bar
 from editcore.systems import System
 
 FORMAT = 2          # raise it when the same input no longer gives the same scores
+UNSEEDED = -1       # in place of a training seed, where nothing was trained
 AT_ONCE = 64        # records whose edits are held at a time
 KNOWN = EDITORS | PATCHERS
 # What is compared, in the order of tables: key -> name.
@@ -95,8 +96,13 @@ def evaluate_all(given, cases, out_dir="results/tasks", editors="results/editors
             rows = _tried(given, cases[index], editors, memory)
             with atomic(path) as tmp:
                 rows.to_parquet(tmp, index=False)
-        found[index] = pd.read_parquet(path).assign(system=cases[index].name, seed=cases[index].trial.seed)
+        found[index] = pd.read_parquet(path).assign(system=cases[index].name, seed=_seed(cases[index].trial))
     return pd.concat(found, ignore_index=True)
+
+
+def _seed(trial):
+    """The training seed of a trial, or that of its descriptions, if it has either."""
+    return trial.seed if trial.system is not None or trial.style else UNSEEDED
 
 
 def identifier(given, case, editors="results/editors"):
@@ -195,6 +201,7 @@ def table_of(named, records, fluency=48, settings=None):
     tasks = {task for one in named for task in one.system.tasks}
     others = tuple(one for task, part in records.items() if task in tasks for one in part)
     made, sampled = [], {task: fluency if part[0].topic else 0 for task, part in records.items()}
+    told = [one.system.seed for one in named if one.name == NAMES["instructedit"]]      # the same descriptions
     for key, name in NAMES.items():
         trained = [Trial(system=one.system, seed=one.system.seed) for one in named if one.name == name]
         plain = [Trial(key, settings=tuple((settings or {}).get(key, {}).items()))] if key in UNTRAINED else []
@@ -204,7 +211,7 @@ def table_of(named, records, fluency=48, settings=None):
                 alone = not plain or (task in tasks and key not in JOINT)
                 made.append(Case(name, trial, part, () if alone else others))
                 if key == "base":
-                    made.append(Case(TOLD, replace(trial, style="full"), part))
+                    made += [Case(TOLD, replace(trial, style="full", seed=seed), part) for seed in told]
                 if plain and task not in tasks:
                     made.append(Case(f"{name}, fair", trial, part, part if key in JOINT else ()))
     return made

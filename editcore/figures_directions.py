@@ -216,8 +216,7 @@ def scaling(table, paper):
                 ax.plot(range(1, 4), paper[metric, task], color=color, marker="d", linestyle=(0, (2, 2)), linewidth=1.1,
                         markerfacecolor="white")
         ax.set(title=title, xticks=(1, 2, 3), xlim=(0.8, 3.2), ylim=(-3, 103))
-        ax.set_xticklabels(["Recent", "+ CounterFact", "+ ConvSent"])
-        ax.set_xlabel("trained on")
+        ax.set_xlabel("training tasks: Recent, CounterFact, ConvSent")
     axes[0].set_ylabel("whole target exact, %")
     handles = [*axes[0].get_legend_handles_labels()[0],
                Line2D([], [], color="#777777", marker="d", markerfacecolor="white", linestyle=(0, (2, 2)),

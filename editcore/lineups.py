@@ -44,19 +44,38 @@ def read(path, grid, **words):
     if not isinstance(cases, list) or not all(isinstance(case, dict) and case.get("name") for case in cases):
         raise ValueError(f"{place}: cases must be given, each with a name, as [[{grid}.cases]]")
     replaced = {name: value for name, value in words.items() if value not in ("", None, 0, (), [], {})}
-    here = present(replaced.get("model", "pocket"), replaced.get("data", ""))
     for case in cases:
-        if missing := sorted(_needed(shared | case | replaced) - set(here)):
-            progress.log.info("%s: %s is left out: no training records of %s", place, case["name"], ", ".join(missing))
+        whole = shared | case | replaced
+        here = present(whole.get("model", "pocket"), whole.get("data", ""))
+        if missing := _needed(whole) - set(here):
+            _left_out(place, case["name"], "no training records of " + ", ".join(sorted(missing)))
             continue
-        rest = {"tasks": tuple(task for task in TASKS if task in here)} if set(TASKS) - set(here) else {}
+        rest = {} if set(TASKS) <= set(here) else {"tasks": tuple(task for task in TASKS if task in here)}
         try:
             several = _points(rest | shared | case, replaced)
         except ValueError as error:
             raise ValueError(f"{place}, case {case['name']!r}: {error}") from error
-        known = {one.system for one in found} if rest else ()
-        found += [one for one in several if one.system not in known]
+        found += _usable(several, set(here), {one.system: one.name for one in found} if rest else {}, place)
+    if not found:
+        raise ValueError(f"{place}: there are training records for none of its cases")
     return _distinct(found, place)
+
+
+def _usable(several, here, known, place):
+    """The Named systems whose tasks have records and that are not known, as {system: name}, already."""
+    kept = []
+    for one in several:
+        if missing := set(one.system.tasks) - here:
+            _left_out(place, one.name, "no training records of " + ", ".join(sorted(missing)))
+        elif one.system in known:
+            _left_out(place, one.name, f"on the tasks that have records it is {known[one.system]!r}")
+        else:
+            kept.append(one)
+    return kept
+
+
+def _left_out(place, name, why):
+    progress.log.info("%s: %s is left out: %s", place, name, why)
 
 
 def present(model="pocket", data=""):
@@ -69,8 +88,9 @@ def present(model="pocket", data=""):
 
 
 def _needed(case):
-    """The tasks that a case names."""
-    return {task for name in ("tasks", "counts", "shares") for task in case.get(name, ())}
+    """The tasks that a case names; what is not one is left for `make` to refuse."""
+    named = [case[name] for name in ("tasks", "counts", "shares") if isinstance(case.get(name), (list, tuple, dict))]
+    return {task for words in named for task in words if task in instructions.TITLES}
 
 
 def _points(case, replaced):

@@ -24,8 +24,8 @@ PICTURES = {            # of the published figure: panel -> (circles, triangles)
 CLAIMS = (              # what a picture of directions is taken to say: (text, should be further apart, than what)
     ("a: instructions part the tasks", "InstructEdit", "MEND, multi-task"),
     ("a: so do editors of one task each", SINGLE, "MEND, multi-task"),
-    ("b: three training tasks more than one", "InstructEdit", "on Recent"),
-    ("b: three more than two", "InstructEdit", "on Recent, CounterFact"),
+    ("b: all training tasks more than one", "InstructEdit", "on Recent"),
+    ("b: all more than two", "InstructEdit", "on Recent, CounterFact"),
     ("d: balanced mixtures more than one-sided ones", "on Recent, 2.5 × ConvSent", "on Recent, 25 × ConvSent"),
     ("control: more than the same prompts' raw gradients", "InstructEdit", "gradient, instruction"),
     ("control: more than normalising alone", "InstructEdit", "normaliser alone, instruction"),
@@ -140,7 +140,7 @@ def followed(told):
 
 
 def scaling(answers, counts):
-    """A row a number of training tasks, task and metric (Rel, Gen; exact): mean, low, high, 95 % over records.
+    """A row a number of training tasks, task and metric (Rel, Gen; exact): mean, low, high (95 %, over records).
 
     counts: {system: number of its training tasks}.
     """

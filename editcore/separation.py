@@ -176,14 +176,13 @@ def tsne(C, perplexity=30, seed=0):
 
 
 def swapped_reading(C, across, groups, said, seed=0):
-    """Which way edits with another task's instruction look: DataFrame with a row an edit, columns group, said, probe,
+    """Which way edits with another task's instruction look: DataFrame with a row an edit, columns group, said and, for
 
-    knn and, for both, as_told and as_is (0 or 1). C (n, n): cosines of the edits with their own instructions; across
-    (n, n): of the edits with swapped instructions (rows) with those. said (n,): the task that the swapped one names.
+    knn and probe, as_told and as_is: the shares of REPEATS drawings of folds in which it is taken for that task.
+    C (n, n): cosines of the edits with their own instructions; across (n, n): of the edits with swapped instructions
+    (rows) with those. said (n,): the task that the swapped one names.
     """
-    told = folded(np.asarray(C), groups, seed, np.asarray(across))
-    rows = pd.DataFrame({"group": groups, "said": said, **told})
-    for name in told:
-        rows[f"{name}_as_told"] = (rows[name] == rows["said"]).astype(float)
-        rows[f"{name}_as_is"] = (rows[name] == rows["group"]).astype(float)
-    return rows
+    told = [folded(np.asarray(C), groups, REPEATS * seed + again, np.asarray(across)) for again in range(REPEATS)]
+    shares = {f"{name}_{how}": np.mean([one[name] == np.asarray(task) for one in told], axis=0)
+              for name in told[0] for how, task in (("as_told", said), ("as_is", groups))}
+    return pd.DataFrame({"group": groups, "said": said, **shares})

@@ -127,6 +127,10 @@ def test_trained_systems_bring_their_instructions(given, tmp_path):
     assert {name.split(".")[2] for name in edit.changes} == {"1", "2"} and edit.norm() > 0
 
 
+def replace_seed(named, seed):
+    return replace(named, system=replace(named.system, seed=seed))
+
+
 def test_the_main_table_asks_the_held_out_task_unfairly_and_fairly(given):
     trained = [Named("MEND, multi-task", system(given, tasks=["recent"], style="none")),
                Named("InstructEdit", system(given, tasks=["recent"], style="full"))]
@@ -141,6 +145,8 @@ def test_the_main_table_asks_the_held_out_task_unfairly_and_fairly(given):
     fair = {"FT-L, fair", "CaliNet, fair", "GRACE, fair"}
     assert {name for name, _ in named} == set(NAMES.values()) - {"KE"} | fair | {TOLD}
     told = named[TOLD, "zsre"]
+    assert [one.trial.seed for one in table_of([replace_seed(trained[1], 4)], {"recent": records()})
+            if one.name == TOLD] == [4], "the descriptions that InstructEdit is asked with"
     assert told.trial.system is None and told.trial.editor == "" and not told.learned
     assert "Description:" in asked(told)[0].prompt, "the control is asked behind an instruction"
     assert named["FT-L", "zsre"].trial.settings == (("layer", 2),) and named["GRACE", "zsre"].trial.settings == ()

@@ -5,13 +5,14 @@ import pandas as pd
 import pytest
 
 from editcore import figures_tasks as figures
+from editcore.contenders import TOLD
 from editcore.orderings import COLUMNS, claims, headline, summary, verdicts
 
 
 @pytest.fixture(scope="module")
 def rows():
     draw, made = np.random.default_rng(0), []
-    names = [*COLUMNS, "FT-L, fair", "GRACE, fair", "recent", "counterfact", "zsre"]
+    names = [*COLUMNS, TOLD, "FT-L, fair", "GRACE, fair", "recent", "counterfact", "zsre"]
     for system in names:
         for task in ("recent", "counterfact", "convsent", "zsre"):
             metrics = ("Rel", "Loc", "Fluency") if task == "convsent" else ("Rel", "Gen", "Loc", "Port")
@@ -39,7 +40,8 @@ def test_contenders_have_a_panel_a_task_and_metric_with_fair_rows_only_where_ask
     fig = figures.contenders(summary(rows, 50))
     axes = np.array(fig.axes).reshape(4, 4)
     assert [label.get_text() for label in axes[3, 0].get_yticklabels()][-2:] == ["FT-L, fair", "GRACE, fair"]
-    assert len(axes[0, 0].get_yticklabels()) == 7 and axes[2, 3].get_title(loc="left") == "Fluency"
+    assert [label.get_text() for label in axes[0, 0].get_yticklabels()][:2] == ["Base model", TOLD]
+    assert len(axes[0, 0].get_yticklabels()) == 8 and axes[2, 3].get_title(loc="left") == "Fluency"
     assert not axes[2, 1].axison and axes[2, 2].get_title(loc="left") == "Locality"
     points = [line for line in axes[0, 0].lines if line.get_marker() == "D" and line.get_markersize() != 6.5]
     assert len(points) == 1, "InstructEdit, once"

@@ -26,6 +26,9 @@ def test_grids(tmp_path):
     for text, words in (("[one]\n", "cases must be given"), ('[one]\n[[one.cases]]\nname="a"\nstile="x"', "'stile'"),
                         ('[one]\n[[one.cases]]\nname="a"\n[[one.cases]]\nname="b"', "'a' and 'b' are the same system"),
                         ('[one]\n[[one.cases]]\nname="a"\n[[one.cases]]\nname="a"\nseen=3', "differ in more than"),
+                        ('[one]\n[[one.cases]]\nname="a"\ntasks=["recnt"]', "tasks is"),
+                        ('[one]\n[[one.cases]]\nname="a"\ntasks="recent"', "tasks must be tuple"),
+                        ('[one]\n[[one.cases]]\nname="a"\ncounts={convsnt=3}', "records of 'convsnt'"),
                         ('[one]\n[[one.cases]]\nname="{x}"', "its name asks for 'x'")):
         path.write_text(text)
         with pytest.raises(ValueError, match=words):
@@ -48,4 +51,12 @@ def test_what_has_no_records_is_left_out_and_said_so(tmp_path, caplog):
     assert named[0].system.tasks == ("recent", "counterfact")
     assert "MEND on ZsRE is left out: no training records of zsre" in caplog.text
     assert "on Recent, 25 × ConvSent is left out" in caplog.text
+    assert "on Recent, CounterFact is left out: on the tasks that have records it is 'InstructEdit'" in caplog.text
     assert [one.name for one in lineups.read(lineups.FILE, "balance", **words)] == ["ConvSent × 0"]
+    path = tmp_path / "systems.toml"
+    path.write_text(f'[one]\nmodel = "{tmp_path}"\ndata = "{data}"\nexamples = 6\n[[one.cases]]\nname = "{{tasks}}"\n'
+                    'axes.tasks = [["recent"], ["zsre"]]\n')
+    assert [one.system.tasks for one in lineups.read(path, "one")] == [("recent",)], "the file's own folder and axes"
+    (data / "recent_train.json").unlink()
+    with pytest.raises(ValueError, match="grid 'one': there are training records for none of its cases"):
+        lineups.read(path, "one")

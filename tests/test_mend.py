@@ -202,6 +202,9 @@ def test_saved_and_loaded_alike(gpt2, facts, tmp_path):
     hypernet.save(replace(again, info={"task": "zsre"}), tmp_path / "other.safetensors")
     said = [hypernet.digest(tmp_path / f"{name}.safetensors") for name in ("net", "again", "other")]
     assert said[0] == said[1] != said[2]
+    (tmp_path / "bad.safetensors").write_bytes(b"?")
+    with pytest.raises(ValueError, match="bad.safetensors: not a hypernetwork file"):
+        hypernet.digest(tmp_path / "bad.safetensors")
     one, two = (EDITORS["mend"].edit(model, tok, facts[:2], config, net) for net in (network, again))
     assert all(torch.equal(one.changes[name].left, change.left) and torch.equal(one.changes[name].right, change.right)
                for name, change in two.changes.items())

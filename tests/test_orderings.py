@@ -9,6 +9,7 @@ from editcore.orderings import (
     COLUMNS,
     PAPER,
     SEEDED,
+    UNSEEDED,
     Claim,
     claims,
     difference,
@@ -58,7 +59,7 @@ def test_the_headline_is_the_mean_of_four_rows_of_which_one_is_held_out():
 def test_means_are_over_records_and_intervals_those_of_their_resamples():
     table = summary(rows(), n_draws=500).set_index(["system", "task", "metric", "value"])
     scores = per_record(rows())
-    one = scores.loc[(OWN, "zsre", "Rel")][0]
+    one = scores.loc[(OWN, "zsre", "Rel")][UNSEEDED]
     found = table.loc[(OWN, "zsre", "Rel", "exact")]
     assert found["mean"] == one.mean() and found["records"] == 40
     plain = [one.to_numpy()[np.repeat(np.arange(40), times)].mean() for times in drawn(40, 500)]
@@ -103,7 +104,7 @@ def seeded(luck, number=40):
     part = rows(number)
     made = [part.assign(seed=seed, value_exact=part["value_exact"] + gain * (part["system"] == OWN))
             for seed, gain in enumerate(luck)]
-    return pd.concat([*made, part[part["system"] == OWN].assign(seed=0, system="GRACE")])
+    return pd.concat([*made, part[part["system"] == OWN].assign(seed=UNSEEDED, system="GRACE")])
 
 
 def test_intervals_are_over_records_and_training_seeds():
@@ -114,15 +115,38 @@ def test_intervals_are_over_records_and_training_seeds():
     np.testing.assert_allclose(apart, np.broadcast_to((0.0, 0.3, -0.3), (40, 3)), atol=1e-12)
     values = difference(scores, cell, OWN, RIVAL)
     found, (records, seeds) = resampled(values, 400, 5), (drawn(40, 400, 5), drawn(3, 400, SEEDED))
-    plain = [np.repeat(np.repeat(values, a, 0), b, 1).mean() for a, b in zip(records, seeds)]
-    np.testing.assert_allclose(found, plain, atol=1e-11)
+    wider = values + (4.302653 / 1.959964 * np.sqrt(3 / 2) - 1) * (values.mean(0) - values.mean())
+    plain = [np.repeat(np.repeat(wider, a, 0), b, 1).mean() for a, b in zip(records, seeds)]
+    np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-11)
     np.testing.assert_allclose(resampled(values[:, :1], 400, 5), [
         np.repeat(values[:, 0], a).mean() for a in records], atol=1e-11, err_msg="one seed")
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_the_interval_over_few_seeds_covers_what_it_says(count):
+    """Trainings whose true mean is 0 and that differ by seed alone: 95 of 100 intervals should contain it."""
+    luck = np.random.default_rng(count).standard_normal((600, count))
+    inside = [low <= 0 <= high for low, high in (
+        np.quantile(resampled(np.broadcast_to(one, (4, count)), 400), (0.025, 0.975)) for one in luck)]
+    assert 0.91 <= np.mean(inside) <= 0.985
+
+
+def test_what_was_not_tried_is_no_seed():
+    """Trained at seeds 1 and 2, beside what has no seed and what was tried with one of them only."""
+    part = seeded((0.0, 0.3))
+    later = part.assign(seed=part["seed"] + (part["seed"] >= 0))
+    alone, beside = headline(part), headline(pd.concat([later, rows().assign(system="base", seed=UNSEEDED)]))
+    pd.testing.assert_frame_equal(alone, beside)
+    once = later[(later["system"] != RIVAL) | (later["seed"] == 1)]
+    apart = difference(per_record(once), ("recent", "Rel"), OWN, RIVAL)
+    assert apart.shape == (40, 1), "of the two, the seed that both have"
+    found = verdicts(once, [Claim("x", "y", "recent", "Rel", OWN, RIVAL)]).loc[0]
+    assert found["score"] == pytest.approx(found["rival"] + apart.mean() + 0.15)
+
+
 def test_one_lucky_seed_does_not_hold_an_ordering_nor_the_headline():
     claim = [Claim("x", "y", "recent", "Rel", OWN, "GRACE")]
-    said = [verdicts(seeded(luck), claim).loc[0, "verdict"] for luck in ((0.2, 0.2, 0.2), (0.5, -0.1, 0.1))]
+    said = [verdicts(seeded(luck), claim).loc[0, "verdict"] for luck in ((0.2, 0.2, 0.2), (0.5, -0.1, 0.2))]
     assert said == ["held", "undecided"]
     table = headline(seeded((0.0, 0.3, -0.3))).set_index("rows")
     plain = headline(rows()).set_index("rows")

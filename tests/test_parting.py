@@ -19,7 +19,7 @@ def test_verdicts_are_of_the_claims_side():
     found = parting.verdicts(rows, "G", "one").set_index("text")["verdict"]
     assert found["a: instructions part the tasks"] == "held" and len(found) == 3
     assert found["control: more than trained with random words"] == "failed"
-    assert found["b: three training tasks more than one"] == "undecided"
+    assert found["b: all training tasks more than one"] == "undecided"
     assert parting.verdicts(rows, "G", "one", "ratio").set_index("text")["verdict"].equals(found)
 
 

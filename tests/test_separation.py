@@ -78,10 +78,9 @@ def test_scores_of_an_edit_are_means_over_drawn_folds():
 
 def test_nothing_is_learned_from_what_is_asked():
     C = np.eye(60)      # an edit is like itself only: who had seen it, or another version of it, would know its group
-    rows, again = separation.scored(C, GROUPS), separation.folded(C, GROUPS, asked=C)
+    rows, again = separation.scored(C, GROUPS), separation.folded(C, GROUPS, asked=0.99 * C)     # other versions
     assert rows["probe"].mean() < 0.5 and rows["knn"].mean() < 0.5
-    for name in ("knn", "probe"):
-        np.testing.assert_array_equal(again[name], separation.folded(C, GROUPS)[name])
+    assert all((again[name] == GROUPS).mean() < 0.5 for name in again)
     C = cosines(directions(0.5))
     _, test = next(StratifiedKFold(5, shuffle=True, random_state=0).split(C, GROUPS))
     changed = C.copy()

@@ -167,9 +167,12 @@ def save(network, path):
 
 def digest(path):
     """Hash of what a hypernetwork's file says, which two files of one Network share: their bytes differ by chance."""
-    with safe_open(path, "np") as file:
-        parts = [(name, hashlib.sha256(file.get_tensor(name).tobytes()).hexdigest()) for name in sorted(file.keys())]
-        return sha256_text(sorted((file.metadata() or {}).items()), parts)
+    try:
+        with safe_open(path, "np") as file:
+            parts = {name: hashlib.sha256(file.get_tensor(name).tobytes()).hexdigest() for name in sorted(file.keys())}
+            return sha256_text(sorted((file.metadata() or {}).items()), parts)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a hypernetwork file, or damaged ({error})") from error
 
 
 def load(path, device="cpu", format=FORMAT, begin=start):
