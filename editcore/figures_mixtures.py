@@ -85,6 +85,6 @@ def balance(table, counts, metrics=("Rel", "Gen", "Loc", "z_sent")):
         ax.set(title=TITLES[task] + (", held out" if task == "zsre" else ""), xlabel="ConvSent records", ylim=(-4, 104))
     axes[0, 0].set_ylabel("%")
     legend(fig, metrics)
-    note(fig, "An editor a point, with instructions; all learn from as many edits. Exact match; ConvSent's reliability "
-              "is z_sent · z_topic. Band: 95 % over records and training seeds.")
+    note(fig, "An editor a point, with instructions; all learn from as many edits. Exact match; ConvSent's\n"
+              "reliability is z_sent · z_topic. Band: 95 % over records and training seeds.")
     return fig

@@ -143,14 +143,14 @@ def headline(table):
     for shift, (column, (words, color)) in zip((-0.27, 0.0, 0.27), bars.items()):
         places = np.arange(len(table)) + shift
         ax.barh(places, table[column], 0.24, color=color, label=words)
-        ends = table[column].clip(lower=0) if column != "gain" else table["high"].clip(lower=0)
+        ends = table[column].clip(lower=0) if column != "gain" else table[["high", "most"]].max(axis=1).clip(lower=0)
         for y, value, end in zip(places, table[column], ends):
             ax.text(0.6 + np.nan_to_num(end), y, f"{value:+.2f}" if np.isfinite(value) else "not tried", va="center",
                     fontsize=8, color="#333333")
     ax.hlines(places, table["low"], table["high"], color="#222222", linewidth=1.2)
     if (table["least"] < table["most"]).any():
         ax.plot(table[["least", "most"]], places, "|", color="#d55e00", markersize=9, markeredgewidth=1.6)
-        ax.plot([], [], "|", color="#d55e00", markersize=9, markeredgewidth=1.6, label="single training seeds")
+        ax.plot([], [], "|", color="#d55e00", markersize=9, markeredgewidth=1.6, label="least and most of a training seed")
     ax.axhline(sum(name in TASKS.values() for name in table["rows"]) - 0.5, color="#888888", linewidth=1, linestyle=":")
     ax.axvline(0, color="#444444", linewidth=1)
     ax.set_yticks(range(len(table)), table["rows"])

@@ -114,6 +114,8 @@ def summary(rows, n_draws=DRAWS, seed=0):
         for (system, task, metric), part in per_record(rows, value).groupby(level=[0, 1, 2], sort=False):
             part = part.dropna(axis=1, how="all")
             low, high = np.quantile(resampled(part, n_draws, seed), LEVEL)
+            if metric != "Fluency":     # a share, which a widened interval must not leave
+                low, high = max(low, 0.0), min(high, 1.0)
             made.append({"system": system, "task": task, "metric": metric, "value": value,
                          "mean": part.to_numpy().mean(), "low": low, "high": high, "records": len(part)})
     return pd.DataFrame(made)

@@ -140,6 +140,8 @@ def test_what_was_not_tried_is_no_seed():
     once = later[(later["system"] != RIVAL) | (later["seed"] == 1)]
     apart = difference(per_record(once), ("recent", "Rel"), OWN, RIVAL)
     assert apart.shape == (40, 1), "of the two, the seed that both have"
+    ends = summary(seeded((0.6, -0.6)))
+    assert ends["low"].min() == 0 and ends["high"].max() == 1, "shares stay shares"
     found = verdicts(once, [Claim("x", "y", "recent", "Rel", OWN, RIVAL)]).loc[0]
     assert found["score"] == pytest.approx(found["rival"] + apart.mean() + 0.15)
 
