@@ -150,7 +150,7 @@ def headline(table):
     ax.hlines(places, table["low"], table["high"], color="#222222", linewidth=1.2)
     if (table["least"] < table["most"]).any():
         ax.plot(table[["least", "most"]], places, "|", color="#d55e00", markersize=9, markeredgewidth=1.6)
-        ax.plot([], [], "|", color="#d55e00", markersize=9, markeredgewidth=1.6, label="least and most of a training seed")
+        ax.plot([], [], "|", color="#d55e00", markersize=9, markeredgewidth=1.6, label="least and most of a seed")
     ax.axhline(sum(name in TASKS.values() for name in table["rows"]) - 0.5, color="#888888", linewidth=1, linestyle=":")
     ax.axvline(0, color="#444444", linewidth=1)
     ax.set_yticks(range(len(table)), table["rows"])
