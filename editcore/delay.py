@@ -246,16 +246,17 @@ def sweep(df, made, names, words=None, ability="facts_prob"):
     cases = {run: (methods[run], value) for run, value in values.items() if value is not None}
     if not cases:
         raise ValueError(f"sweep: no run has {' or '.join(names)}")
-    own = df[df["run"].isin(cases)].assign(editor=lambda rows: rows["run"].map(cases))
+    known = list(dict.fromkeys(cases.values()))     # by number, as a layer and several layers have no order
+    own = df[df["run"].isin(cases)].assign(editor=lambda rows: [known.index(cases[run]) for run in rows["run"]])
     table = quality(own).join(costs(own, made))
     ends = lives(own, rule, stopped_in(made)).query("ability == @ability and share == @rule.shares[0]")
-    for case, part in ends.groupby("editor"):
+    for number, part in ends.groupby("editor"):
         low, high = interval(part["end"], rule)
-        table.loc[[case], ["end", "low", "high"]] = [[part["end"].mean(), low, high]]
-    method, value = zip(*table.index)
-    known = sorted(set(value), key=lambda one: (one in words, np.size(one), *np.ravel(one)))
+        table.loc[[number], ["end", "low", "high"]] = [[part["end"].mean(), low, high]]
+    method, value = zip(*(known[number] for number in table.index))
+    places = sorted(set(value), key=lambda one: (one in words, np.size(one), *np.ravel(one)))
     return table.assign(method=method, value=[words.get(one, _word(one)) for one in value],
-                        place=[known.index(one) for one in value]).sort_values(["method", "place"], ignore_index=True)
+                        place=[places.index(one) for one in value]).sort_values(["method", "place"], ignore_index=True)
 
 
 def _word(value):

@@ -185,6 +185,9 @@ def test_sweep_reads_settings_of_the_editor():
     found = delay.sweep(df, made, ["layers", "layer"], {1: "one"}).set_index("method")
     assert found["value"].to_dict() == {"a": "0, 1", "b": "2", "c": "one"}
     assert found["place"].to_dict() == {"b": 0, "a": 1, "c": 2}
+    same = delay.sweep(df, made.assign(method="memit"), ["layers", "layer"])
+    assert same["value"].tolist() == ["1", "2", "0, 1"], "of one method too"
+    assert same["end"].tolist() == pytest.approx(plain.loc[["c", "b", "a"], "end"].tolist())
 
 
 def test_the_rule_says_its_numbers():
