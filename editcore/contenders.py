@@ -217,13 +217,18 @@ def table_of(named, records, fluency=48, settings=None):
     return made
 
 
+def cases_of(named, records):
+    """The Cases of every Named system on the records of every task, with its own instructions."""
+    return [Case(one.name, Trial(system=one.system, seed=one.system.seed), tuple(part)) for one in named
+            for part in records.values()]
+
+
 def transfer(named, records):
     """The Cases of the transfer table: editors of one task on the test records of every task.
 
     named: Named systems of one task each; that task is the name of their Cases.
     """
-    return [Case(one.system.tasks[0], Trial(system=one.system, seed=one.system.seed), tuple(part))
-            for one in named for part in records.values()]
+    return cases_of([replace(one, name=one.system.tasks[0]) for one in named], records)
 
 
 def costs(named, editors="results/editors"):

@@ -1,26 +1,20 @@
-"""Editors trained on mixtures of tasks in; what is tried on them, and what mixtures are said to do, as claims, out.
+"""Mixtures of tasks in; their names, the paper's values, and what mixtures are said to do, as claims, out.
 
     named = lineups.read(lineups.FILE, "subsets")       # names "RCS, full": tasks by LETTERS, then the style
-    rows = contenders.evaluate_all(given, cases(named, records))
+    rows = contenders.evaluate_all(given, contenders.cases_of(named, records))
     found = orderings.verdicts(rows, claims())
 """
 
 import itertools
 
-from editcore.contenders import Case, Trial
+from editcore import orderings
 from editcore.orderings import Claim
 from editcore.parting import PAPER as GROWTH
 
-LETTERS = {"R": "Recent", "C": "CounterFact", "S": "ConvSent"}
+TASKS = {"R": "recent", "C": "counterfact", "S": "convsent"}
+LETTERS = {letter: orderings.TASKS[task] for letter, task in TASKS.items()}
 SUBSETS = tuple("".join(part) for size in (1, 2, 3) for part in itertools.combinations(LETTERS, size))
 GROWN = ("R", "RC", "RCS")      # of the paper's figure 4 c, which trains with instructions
-TASKS = {"R": "recent", "C": "counterfact", "S": "convsent"}
-
-
-def cases(named, records):
-    """Every Named system on the records of every task, with its own instructions."""
-    return [Case(one.name, Trial(system=one.system, seed=one.system.seed), tuple(part)) for one in named
-            for part in records.values()]
 
 
 def words_of(subset):

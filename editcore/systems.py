@@ -108,7 +108,8 @@ def check(system):
 def configured(system):
     """(settings of the editor, Training) of a System; ValueError names a setting that neither has."""
     trained = {field.name: field for field in dataclasses.fields(Training)}
-    values = dict(_published(system))
+    paper = PAPER[system.kind]
+    values = dict(paper.get(published(system.model, paper), {}))
     given = dict(system.settings)
     values |= {name: given.pop(name) for name in list(given) if name in trained}
     if {"seed", "examples"} & set(dict(system.settings)):
@@ -118,11 +119,6 @@ def configured(system):
         raise ValueError(f"system: nothing is published for model {system.model!r}: give examples")
     config = configure(system.kind, {**given, "network": mend.UNTRAINED, "seed": system.seed}, system.model)
     return config, Training(**values)
-
-
-def _published(system):
-    """{field of Training: value} that is published for the System's kind and model."""
-    return PAPER[system.kind].get(published(system.model, PAPER[system.kind]), {})
 
 
 def table(system):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from editcore import lineups, mixtures
+from editcore import contenders, lineups, mixtures
 from editcore.records import EditRecord
 
 
@@ -43,5 +43,5 @@ def test_claims_compare_systems_of_the_grid_on_tasks_they_differ_in():
 def test_cases_ask_every_task_of_every_system():
     named = lineups.read(lineups.FILE, "balance", seed=[0, 2])
     records = {task: [EditRecord(0, task, "Orla", "Orla is", "Rome")] for task in ("recent", "zsre")}
-    found = mixtures.cases(named, records)
+    found = contenders.cases_of(named, records)
     assert len(found) == 2 * len(named) and {one.trial.seed for one in found} == {0, 2}
