@@ -8,7 +8,7 @@ def main(words=None):
     """Run one command; 0, or 2 after one line "editcore: …" on standard error, or 130 after Ctrl-C."""
     try:
         given = parser().parse_args(words)
-        from editcore import commands  # with torch and all, which --help does not need
+        from editcore import commands
 
         commands.progress.to_stderr()
         commands.COMMANDS[given.command](given)

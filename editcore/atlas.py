@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from editcore import directions, instructions, separation, systems
-from editcore.directions import Asked
-from editcore.editors import hypernet, mend
+from editcore import separation
 from editcore.files import atomic, sha256_text
-from editcore.inputs import model_files_hash, model_place
+from editcore.instructedit import directions, hypernet, instructions, mend
+from editcore.instructedit import trained_editors as systems
+from editcore.instructedit.directions import Asked
 from editcore.model import load
 from editcore.progress import bar
+from editcore.study.run import model_files_hash, model_place
 
 FORMAT = 2      # raise it when the same input no longer gives the same scores
 TASKS = ("recent", "counterfact", "zsre")       # those of the published figure

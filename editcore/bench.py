@@ -14,12 +14,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from editcore import directions, serial
+from editcore import serial
 from editcore.delta import Delta, dense
 from editcore.editors import EDITORS, Prepared, configure
 from editcore.facts import Fact, read_facts
+from editcore.instructedit import directions
 from editcore.model import n_layers, synchronize
-from editcore.stats import Count, Stats, second_moments
+from editcore.moments import Count, Stats, second_moments
 
 SYLLABLES = "bel dar fen gol hul jan kor lim mas nor pel quin ras sten tor vul wex yor zan"
 PROMPTS = ("The mother tongue of {} is", "{} is located in the country of", "The seat of {} is in", "{} plays the")

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from editcore.logprob import plan, read, states
+from editcore.hooks import capture, replaced, run
+from editcore.likelihood import plan, read, states
 from editcore.model import layout, max_length, n_layers, name_of
 from editcore.progress import bar
 from editcore.tokens import batches, check_lengths, encode, pad, subject_span, target_ids
-from editcore.trace import capture, replaced, run
 
 PARTS = {"state": "block", "mlp": "mlp", "attention": "attn"}     # kind of a trace -> part of the layout
 ROLES = ("first subject token", "middle subject tokens", "last subject token", "first subsequent token",

@@ -8,7 +8,7 @@ import pandas as pd
 
 from editcore import metrics
 from editcore.editors import EDITORS
-from editcore.logprob import plan, read
+from editcore.likelihood import plan, read
 from editcore.tokens import encode, target_ids
 
 

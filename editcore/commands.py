@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from editcore import contexts, data, inputs, progress, runners
+from editcore import data, progress, runners
+from editcore import templates as contexts
 from editcore.delta import Delta
 from editcore.delta import load as load_delta
 from editcore.editors import EDITORS, Sources, configure
@@ -17,6 +18,7 @@ from editcore.facts import read_facts
 from editcore.files import atomic, sha256
 from editcore.metrics import measure, score
 from editcore.model import content_hash, default_device, load, synchronize
+from editcore.study import run as inputs
 
 GROUP = 16      # independent single edits that are solved together
 

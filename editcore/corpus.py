@@ -5,7 +5,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from editcore import tasks, worldtext
+from editcore import fewshot_tasks as tasks
+from editcore import worldtext
 from editcore.world import Fact, Probe, World, read_table, statements
 
 

@@ -17,16 +17,16 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, DynamicCache, PreTrainedTokenizerFast
 
-from editcore import contexts as templates
 from editcore import facts as records
-from editcore import inputs
+from editcore import templates
 from editcore.editors import EDITORS, Sources, configure
 from editcore.files import read_json, write_json
-from editcore.logprob import states
+from editcore.hooks import Stop, capture
+from editcore.likelihood import states
 from editcore.model import default_device, load, max_length, name_of
 from editcore.progress import bar
+from editcore.study import run as inputs
 from editcore.tokens import batches, check_lengths, common, pad, with_subject
-from editcore.trace import Stop, capture
 
 PORTION = 1024      # facts whose keys are held at a time
 OWN = {"rome": "denominator", "r-rome": "denominator_r", "p-rome": "denominator_p"}     # what each editor divides by

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from editcore.files import atomic
-from editcore.records import read_records
+from editcore.instructedit.records import read_records
 from editcore.world import Fact, World, build_world, invented_names, object_lists, object_of, portability, statements
 from editcore.worldtext import topics
 

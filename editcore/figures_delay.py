@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from editcore.delay import ABILITIES
-from editcore.figures import plain_log
+from editcore.figures_old import plain_log
 from editcore.look import WIDTH, methods_in, note, style
 
 FLOOR, CEILING = 0.1, 120   # %: losses beyond, and gains, are drawn here on a logarithmic axis

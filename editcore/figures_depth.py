@@ -8,7 +8,7 @@ from scipy import stats
 
 from editcore.alarms import EVENTS, SIGNALS
 from editcore.depth import LEVEL, RANDOM, survival
-from editcore.figures import plain_log
+from editcore.figures_old import plain_log
 from editcore.foresight import PREDICTORS
 from editcore.look import WIDTH, curves, draw, legend, methods_in, note, style
 

@@ -9,7 +9,7 @@ from textwrap import fill
 import matplotlib.pyplot as plt
 import numpy as np
 
-from editcore.figures import plain_log
+from editcore.figures_old import plain_log
 from editcore.jumps import MILDER, RELATIVE
 from editcore.look import WIDTH, curves, draw, legend, mean_interval, methods_in, note, share_interval, style
 from editcore.merits import TRIGGER

@@ -12,11 +12,13 @@ import pandas as pd
 import torch
 from scipy.stats import binomtest, rankdata
 
-from editcore import disabling, inputs, lab
+from editcore import disabling
 from editcore.analysis import RUN
 from editcore.depth import LEVEL
-from editcore.editors import solve
+from editcore.editors import closed_form as solve
 from editcore.model import name_of
+from editcore.study import measure as lab
+from editcore.study import run as inputs
 
 DRAWS = 1000        # of resampled runs, and of scores that know nothing
 PREDICTORS = {      # columns of `fates`, in words

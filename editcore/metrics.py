@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from editcore import contexts, generate
-from editcore.logprob import Plan, keep, plan, read
+from editcore import generate
+from editcore import templates as contexts
+from editcore.likelihood import Plan, keep, plan, read
 from editcore.model import max_length
 from editcore.tokens import check_lengths, encode, target_ids
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, t
 
-from editcore.contenders import UNSEEDED
+from editcore.instructedit.contenders import UNSEEDED
 
 METRICS = ("Rel", "Gen", "Loc", "Port", "Fluency")
 BY_TOKEN = ("Loc", "Port")   # metrics that the paper counts by token; whole targets elsewhere

@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from editcore import tasks
+from editcore import fewshot_tasks as tasks
 
 # Text before a prompt must not matter.
 PREFIXES = ("The factory makes shoes. ", "People in the street say that. ", "<|endoftext|>")

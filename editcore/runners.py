@@ -5,7 +5,8 @@ import signal
 import sys
 from pathlib import Path
 
-from editcore import grid, plan
+from editcore.study import grid
+from editcore.study import plans as plan
 
 
 def run(given):
@@ -44,7 +45,8 @@ def study(given):
 
 def hyper(given):
     """The hypernetworks of some grids of data/systems.toml (default: all), trained where they are not."""
-    from editcore import lineups, systems
+    from editcore.instructedit import lineups
+    from editcore.instructedit import trained_editors as systems
 
     words = {"model": given.model, "data": given.data, "examples": given.examples, "seed": given.seed}
     named = [one for name in given.names or lineups.names(given.file)

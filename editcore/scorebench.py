@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from editcore import bench, examples, instructions, taskscores
+from editcore import bench
 from editcore.editors import EDITORS, configure
-from editcore.records import Ask, EditRecord, read_records
+from editcore.instructedit import examples, instructions
+from editcore.instructedit import scores as taskscores
+from editcore.instructedit.records import Ask, EditRecord, read_records
 from editcore.tokens import encode, target_ids
 
 

@@ -7,9 +7,9 @@ Nothing here is shared with the fast editors but tokens, second moments and sett
 import torch
 from torch.nn.functional import kl_div, log_softmax
 
+from editcore.hooks import capture, replaced, run
 from editcore.model import is_input_first, module_of, name_of
 from editcore.tokens import encode, pad, target_ids, with_subject
-from editcore.trace import capture, replaced, run
 
 
 def value(model, tok, fact, contexts, place, config):

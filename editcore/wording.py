@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from editcore import contenders, instructions, orderings, systems, writers
-from editcore.contenders import Case, Trial
+from editcore import orderings
 from editcore.files import read_json, sha256_text
+from editcore.instructedit import contenders, instructions, writers
+from editcore.instructedit import trained_editors as systems
+from editcore.instructedit.contenders import Case, Trial
 from editcore.orderings import Claim
 
 UNSEEN = instructions.SEEN      # number of the description that no editor is trained with

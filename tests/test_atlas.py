@@ -8,11 +8,12 @@ import pytest
 import torch
 from conftest import make
 
-from editcore import atlas, directions, parting, systems
+from editcore import atlas, parting
 from editcore.atlas import RAW
-from editcore.directions import Asked
-from editcore.editors import hypernet, mend
-from editcore.lineups import Named
+from editcore.instructedit import directions, hypernet, mend
+from editcore.instructedit import trained_editors as systems
+from editcore.instructedit.directions import Asked
+from editcore.instructedit.lineups import Named
 
 SMALL = (("every", 2), ("layers", (-2, -1)), ("rank", 8), ("warmup", 2))
 

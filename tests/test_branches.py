@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import make
 
-from editcore import branches, logprob
+from editcore import likelihood as logprob
+from editcore.instructedit import token_tree as branches
 from editcore.model import module_of, n_layers
 
 ROWS = [(1, 2, 3, 4, 5), (1, 2, 3, 7, 8, 9), (1, 2, 3), (4, 4, 2), (1, 2, 3, 4, 5), (1, 9, 9, 9)]

@@ -8,8 +8,8 @@ from conftest import make
 
 from editcore.editors import PATCHERS, configure
 from editcore.editors.calinet import begin, fresh, losses, wordings
-from editcore.editors.forced import forced
-from editcore.logprob import plan, read
+from editcore.editors.teacher_forcing import forced
+from editcore.likelihood import plan, read
 from editcore.model import content_hash
 from editcore.patch import Beside, Patch
 from editcore.tokens import encode, target_ids

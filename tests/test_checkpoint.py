@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from editcore import checkpoint
-from editcore.checkpoint import Progress
 from editcore.delta import Delta, LowRank
+from editcore.study import checkpoint
+from editcore.study.checkpoint import Progress
 
 IDENTITY = {"facts": "aa", "the model's weights": "bb"}
 

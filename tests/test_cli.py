@@ -15,7 +15,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from editcore import commands, delta, stats
+from editcore import commands, delta
+from editcore import moments as stats
 from editcore.__main__ import main, parser
 from editcore.delta import Delta
 from editcore.editors import EDITORS, Sources, configure

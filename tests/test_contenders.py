@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 from conftest import make
 
-from editcore import contenders, systems
-from editcore.contenders import (
+from editcore.files import write_json
+from editcore.instructedit import contenders
+from editcore.instructedit import trained_editors as systems
+from editcore.instructedit.contenders import (
     NAMES,
     TOLD,
     Case,
@@ -24,10 +26,9 @@ from editcore.contenders import (
     table_of,
     transfer,
 )
-from editcore.files import write_json
-from editcore.lineups import Named
-from editcore.records import Ask, EditRecord
-from editcore.taskscores import prepare, read, score
+from editcore.instructedit.lineups import Named
+from editcore.instructedit.records import Ask, EditRecord
+from editcore.instructedit.scores import prepare, read, score
 
 FT = Trial(editor="ft", settings=(("epsilon", 0.5), ("layer", 1), ("lr", 0.05), ("steps", 12)))
 
@@ -91,7 +92,7 @@ def test_cases_are_kept_and_named_by_what_they_depend_on(given, tmp_path, monkey
     cases = [Case("a", Trial(), records()), Case("b", FT, records()), Case("c", FT, records(), records()[:1])]
     first = evaluate_all(given, cases, tmp_path)
     assert list(first["system"].unique()) == ["a", "b", "c"] and len(list(tmp_path.glob("*.parquet"))) == 3
-    monkeypatch.setattr("editcore.taskscores.read", None)
+    monkeypatch.setattr("editcore.instructedit.scores.read", None)
     again = evaluate_all(given, [replace(one, name=one.name + "!") for one in cases], tmp_path)
     pd.testing.assert_frame_equal(first.drop(columns="system"), again.drop(columns="system"))
     other = [replace(cases[1], records=records()[1:]), replace(cases[1], trial=replace(FT, seed=1)),

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from editcore.contexts import Group, beginning, read, sample, template
 from editcore.editors.memit import STARTS
 from editcore.generate import continuations
+from editcore.templates import Group, beginning, read, sample, template
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

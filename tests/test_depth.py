@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from editcore import depth, inputs
+from editcore import depth
 from editcore.editors import configure
+from editcore.study import run as inputs
 
 
 def rows(*entries, run="r", editor="rome", seed=0):

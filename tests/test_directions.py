@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import make
 
-from editcore import directions, examples, instructions
-from editcore.directions import Asked, Factors
-from editcore.editors import configure, hypernet, mend
+from editcore.editors import configure
+from editcore.instructedit import directions, examples, hypernet, instructions, mend
+from editcore.instructedit.directions import Asked, Factors
+from editcore.instructedit.records import EditRecord
 from editcore.model import content_hash, is_input_first
-from editcore.records import EditRecord
 from editcore.tokens import encode, target_ids
 
 RECORDS = [EditRecord(1, "recent", "Orla", "Orla is located in", "Rome"),

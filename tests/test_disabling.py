@@ -9,17 +9,18 @@ import pytest
 import torch
 from conftest import corpus, make
 
-from editcore import disabling, inputs
+from editcore import disabling
 from editcore.__main__ import main
 from editcore.delta import dense
 from editcore.editors import EDITORS, Sources, configure
-from editcore.editors.value import Site, optimise, problems
+from editcore.editors.target_value import Site, optimise, problems
 from editcore.facts import Fact, one_per_subject, order, read_facts
-from editcore.grid import Planned
+from editcore.hooks import capture, run
 from editcore.model import module_of, name_of
-from editcore.stats import Count, second_moments
+from editcore.moments import Count, second_moments
+from editcore.study import run as inputs
+from editcore.study.grid import Planned
 from editcore.tokens import with_subject
-from editcore.trace import capture, run
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"

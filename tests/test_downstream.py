@@ -9,8 +9,9 @@ import torch
 from conftest import byte_tokenizer, make
 from sklearn.metrics import f1_score
 
-from editcore import downstream, tasks
-from editcore.downstream import INVALID
+from editcore import fewshot as downstream
+from editcore import fewshot_tasks as tasks
+from editcore.fewshot import INVALID
 from editcore.tokens import target_ids
 
 PAIRS = ("mrpc", "rte")

@@ -10,9 +10,9 @@ from conftest import CITIES, SUBJECTS, corpus, make
 from editcore.delta import Delta
 from editcore.editors import EDITORS, PATCHERS, Sources, configure
 from editcore.facts import Fact
+from editcore.hooks import run
 from editcore.model import content_hash, max_length
 from editcore.patch import Patch
-from editcore.trace import run
 
 ROME, MEMIT = {"layer": 1, "steps": 3}, {"layers": "0,1", "lambda": 10, "steps": 3}
 SMALL = {"rome": ROME, "r-rome": ROME, "p-rome": ROME, "nas": ROME | {"anchor": 2}, "memit": MEMIT, "memit-past": MEMIT,

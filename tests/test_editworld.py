@@ -6,7 +6,7 @@ import pytest
 
 from editcore import generate, model
 from editcore.editworld import FOLDER, Sizes, build, read, splits
-from editcore.instructions import instructed
+from editcore.instructedit.instructions import instructed
 from editcore.tokens import encode, target_ids
 from editcore.world import build_world, object_of
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from editcore import examples, hyperloss, instructions
-from editcore.editors import configure, ke, mend
-from editcore.records import Ask, EditRecord
+from editcore.editors import configure
+from editcore.instructedit import examples, hyperloss, instructions, ke, mend
+from editcore.instructedit.records import Ask, EditRecord
 
 FACT = EditRecord(7, "counterfact", "Orla", "The home of Orla is", "Rome", "Paris",
                   rephrase=("Orla is located in", "Orla lies near"),

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from editcore import figures, look, portraits
+from editcore import figures_old as figures
+from editcore import look, portraits
 
 COLLAPSE = {"rome": 160, "memit": np.nan, "ft": 30}
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from editcore import figures_tasks as figures
-from editcore.contenders import TOLD
+from editcore.instructedit.contenders import TOLD
 from editcore.orderings import COLUMNS, claims, headline, summary, verdicts
 
 

@@ -9,12 +9,14 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from editcore import foresight, inputs, study
+from editcore import foresight
 from editcore.delta import dense
 from editcore.editors import EDITORS, Sources, configure
 from editcore.editors.memit import mixed
-from editcore.editors.value import Site, problems, unchanged
+from editcore.editors.target_value import Site, problems, unchanged
 from editcore.facts import Fact
+from editcore.study import loop as study
+from editcore.study import run as inputs
 
 
 def table(seed=0, runs=3, n=60, strength=1.0):

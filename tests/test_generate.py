@@ -5,8 +5,8 @@ import torch
 
 from editcore import generate
 from editcore.generate import continuations, texts
+from editcore.hooks import run
 from editcore.tokens import batches
-from editcore.trace import run
 
 PROMPTS = ["Orla is", "The capital of Vintar Melk", "Everybody knows that Sue Oakes lies", "Rome"]
 

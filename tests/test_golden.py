@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from editcore import model as models
-from editcore import stats
+from editcore import moments as stats
 from editcore.delta import dense
 from editcore.editors import EDITORS, Sources, configure
-from editcore.editors.value import Site, optimise, problem, problems
+from editcore.editors.target_value import Site, optimise, problem, problems
 from editcore.facts import read_facts
 from editcore.tokens import pad
 

@@ -7,13 +7,13 @@ import torch
 from conftest import make
 
 from editcore.editors import PATCHERS, configure
-from editcore.editors.forced import forced
 from editcore.editors.grace import trained
-from editcore.logprob import plan, read
+from editcore.editors.teacher_forcing import forced
+from editcore.hooks import capture, replaced, run
+from editcore.likelihood import plan, read
 from editcore.model import content_hash, name_of
 from editcore.patch import Patch, prompt_ends
 from editcore.tokens import encode, target_ids
-from editcore.trace import capture, replaced, run
 
 SETTINGS = {"layer": 2, "part": "mlp_in", "steps": 25, "radius": 0.01}
 GRACE = PATCHERS["grace"]

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from editcore import grid, study
 from editcore.editors import configure
+from editcore.study import grid
+from editcore.study import loop as study
 
 SMALL = """
 [common]

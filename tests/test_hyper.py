@@ -8,9 +8,10 @@ import torch
 from test_hyperloss import example_of
 from test_mend import SETTINGS
 
-from editcore import hyper, hyperloss
-from editcore.editors import EDITORS, configure, hypernet, mend
-from editcore.hyper import Training
+from editcore.editors import EDITORS, configure
+from editcore.instructedit import hyperloss, hypernet, mend
+from editcore.instructedit import training as hyper
+from editcore.instructedit.training import Training
 from editcore.model import content_hash
 
 CONFIG = SETTINGS | {"rank": 16, "alpha": 1e-3}

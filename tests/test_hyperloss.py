@@ -8,8 +8,8 @@ from conftest import CITIES
 from test_mend import SETTINGS, family, random_network
 from torch.func import functional_call
 
-from editcore import hyperloss
-from editcore.editors import EDITORS, configure, hypernet, mend
+from editcore.editors import EDITORS, configure
+from editcore.instructedit import hyperloss, hypernet, mend
 from editcore.model import content_hash, is_input_first
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from editcore import inputs
 from editcore.editors import configure
 from editcore.facts import order
+from editcore.study import run as inputs
 
 
 def test_lists_and_dicts_become_tuples():

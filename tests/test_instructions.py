@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from editcore.instructions import (
+from editcore.instructedit.instructions import (
     ABOUT,
     DESCRIPTIONS,
     SEEN,
@@ -16,7 +16,7 @@ from editcore.instructions import (
     instructed,
     prefixed,
 )
-from editcore.records import READERS, Ask, EditRecord
+from editcore.instructedit.records import READERS, Ask, EditRecord
 
 ONE = EditRecord(3, "counterfact", "Orla", "Orla speaks", "Bol", rephrase=("The tongue of Orla is",),
                  locality=(Ask("Forgetfulness", "Ann speaks", ("Vlud",)),),

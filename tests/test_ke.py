@@ -7,11 +7,12 @@ import torch
 from conftest import make
 
 from editcore.delta import Delta, dense
-from editcore.editors import EDITORS, configure, ke
-from editcore.editors.forced import forced
+from editcore.editors import EDITORS, configure
+from editcore.editors.teacher_forcing import forced
+from editcore.hooks import run
+from editcore.instructedit import ke
 from editcore.model import content_hash
 from editcore.tokens import encode, target_ids
-from editcore.trace import run
 
 SETTINGS = {"layers": (2, 3), "network": "untrained", "hidden": 6, "width": 10, "inner": 5}
 CONFIG = configure("ke", SETTINGS)

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from editcore import lab, metrics
+from editcore import metrics
 from editcore.delta import Delta
 from editcore.facts import Fact
+from editcore.study import measure as lab
 
 
 @pytest.mark.parametrize("shape", [(6, 20), (20, 6), (9, 9)])

@@ -2,7 +2,8 @@
 
 import pytest
 
-from editcore import lineups, systems
+from editcore.instructedit import lineups
+from editcore.instructedit import trained_editors as systems
 
 
 def test_the_grids_of_the_study_are_sound():

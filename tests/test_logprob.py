@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import make
 
-from editcore import logprob
+from editcore import likelihood as logprob
 from editcore.model import LAYOUTS
 
 VOCABULARY = 90

@@ -8,10 +8,11 @@ from conftest import corpus, make
 
 from editcore import serial
 from editcore.delta import dense
-from editcore.editors import EDITORS, Sources, configure, memit, solve
-from editcore.editors.value import optimise, problems
+from editcore.editors import EDITORS, Sources, configure, memit
+from editcore.editors import closed_form as solve
+from editcore.editors.target_value import optimise, problems
 from editcore.model import content_hash, name_of
-from editcore.stats import Count, Stats, second_moments
+from editcore.moments import Count, Stats, second_moments
 
 CONTEXTS = ("{}", "The first. {}", "Because I know you, we read. {}")
 SETTINGS = {"layers": (0, 2), "lambda": 5, "steps": 6, "lr": 0.3, "clamp": 2, "weight_decay": 0.05}

@@ -8,7 +8,8 @@ from conftest import make
 from safetensors.torch import save_file
 
 from editcore.delta import Delta
-from editcore.editors import EDITORS, configure, hypernet, mend
+from editcore.editors import EDITORS, configure
+from editcore.instructedit import hypernet, mend
 from editcore.model import content_hash, is_input_first
 from editcore.tokens import encode, target_ids
 

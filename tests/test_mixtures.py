@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from editcore import contenders, lineups, mixtures
-from editcore.records import EditRecord
+from editcore import mixtures
+from editcore.instructedit import contenders, lineups
+from editcore.instructedit.records import EditRecord
 
 
 def test_subsets_and_words():

@@ -5,7 +5,7 @@ import torch
 from conftest import byte_tokenizer, make
 
 from editcore import model as models
-from editcore.trace import capture, run
+from editcore.hooks import capture, run
 
 FAMILIES = ("gpt2", "gptj", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
 

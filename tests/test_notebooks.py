@@ -5,7 +5,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from editcore import plan, report
+from editcore import report
+from editcore.study import plans as plan
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))

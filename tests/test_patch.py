@@ -11,10 +11,10 @@ from conftest import make
 from safetensors.torch import save_file
 
 from editcore import patch as patches
-from editcore.logprob import keep, plan, read
+from editcore.hooks import capture, run
+from editcore.likelihood import keep, plan, read
 from editcore.model import content_hash
 from editcore.patch import Beside, Codebook, Patch, prompt_ends
-from editcore.trace import capture, run
 
 C_FC, MLP = "transformer.h.2.mlp.c_fc", "transformer.h.2.mlp"     # 32 -> 128, 32 -> 32
 

@@ -9,8 +9,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from editcore import grid, inputs, plan, report, slots, study
-from editcore.grid import Planned
+from editcore import report
+from editcore.study import grid, slots
+from editcore.study import loop as study
+from editcore.study import plans as plan
+from editcore.study import run as inputs
+from editcore.study.grid import Planned
 
 ROOT = Path(__file__).parents[1]
 FULL = plan.full(ROOT / grid.FILE)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from editcore.records import Ask, as_fact, read_records, with_sentiment
+from editcore.instructedit.records import Ask, as_fact, read_records, with_sentiment
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 

@@ -7,12 +7,12 @@ import torch
 from conftest import corpus, make
 
 from editcore import serial
-from editcore.contexts import Group
 from editcore.delta import dense
 from editcore.editors import EDITORS, Sources, configure
-from editcore.editors.value import Site, optimise, problems
+from editcore.editors.target_value import Site, optimise, problems
 from editcore.model import content_hash, module_of, name_of
-from editcore.stats import Count, second_moments
+from editcore.moments import Count, second_moments
+from editcore.templates import Group
 
 CONTEXTS = ("{}", "The first. {}", "Because I know you, we read. {}")
 # Largest relative difference to the serial way; Llama's norms work in float32 whatever the model's dtype

@@ -12,8 +12,10 @@ import nbformat
 import pytest
 from transformers.utils.logging import disable_progress_bar
 
-from editcore import grid, plan, study
 from editcore.__main__ import main
+from editcore.study import grid
+from editcore.study import loop as study
+from editcore.study import plans as plan
 
 ROOT = Path(__file__).parents[1]
 GRIDS = """
@@ -135,7 +137,7 @@ def test_hyper_trains_what_is_missing(says, place, tmp_path, monkeypatch):
     (place / "systems.toml").write_text('[one]\nsettings = {lr = 0.1}\n[[one.cases]]\nname = "a"\n[[one.cases]]\n'
                                         'name = "b"\nstyle = "none"\n')
     asked = []
-    monkeypatch.setattr("editcore.systems.train_all", lambda several, out, workers: asked.append(
+    monkeypatch.setattr("editcore.instructedit.trained_editors.train_all", lambda several, out, workers: asked.append(
         (several, out, workers)) or [f"{out}/{one.style}" for one in several])
     code, out, _ = says(f"hyper one --examples 8 --seed 3 --workers 2 --file {place / 'systems.toml'}")
     assert code == 0 and out == "results/editors/full\ta\nresults/editors/none\tb\n"

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from editcore import model, slots
+from editcore import model
+from editcore.study import slots
 
 CHILD = """
 import sys, time

@@ -18,7 +18,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from editcore import grid, plan, study
+from editcore.study import grid
+from editcore.study import loop as study
+from editcore.study import plans as plan
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = os.environ.get("SNAKEMAKE") or shutil.which("snakemake")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from editcore.editors import solve
-from editcore.stats import Stats
+from editcore.editors import closed_form as solve
+from editcore.moments import Stats
 
 M, D, DRAW = 24, 7, 3
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from conftest import make
 
-from editcore import stats
+from editcore import moments as stats
+from editcore.hooks import capture, run
 from editcore.model import name_of
-from editcore.stats import Count, Stats, cached, second_moments
-from editcore.trace import capture, run
+from editcore.moments import Count, Stats, cached, second_moments
 
 
 def plain(model, rows, layer):

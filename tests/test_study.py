@@ -14,11 +14,14 @@ import pandas as pd
 import pytest
 import torch
 
-from editcore import inputs, lab, metrics, study
+from editcore import metrics
 from editcore.delta import Delta
 from editcore.editors import EDITORS, Editor, Sources, configure, simple
 from editcore.facts import read_facts
 from editcore.model import content_hash, load, weight_of
+from editcore.study import loop as study
+from editcore.study import measure as lab
+from editcore.study import run as inputs
 
 
 @dataclass(frozen=True)

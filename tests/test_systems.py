@@ -10,11 +10,13 @@ import torch
 from conftest import make
 from safetensors.torch import load_file
 
-from editcore import examples, hyper, instructions, systems
-from editcore.editors import EDITORS, ke, mend
+from editcore.editors import EDITORS
 from editcore.files import write_json
-from editcore.hyperloss import edit
-from editcore.slots import held
+from editcore.instructedit import examples, instructions, ke, mend
+from editcore.instructedit import trained_editors as systems
+from editcore.instructedit import training as hyper
+from editcore.instructedit.hyperloss import edit
+from editcore.study.slots import held
 
 PLACES = (("Dunmore", "Rome"), ("Brantwick", "Lima"), ("Tessaly", "Oslo"), ("Orla", "Bern"), ("Farrow", "Turin"))
 
@@ -148,7 +150,7 @@ def test_two_processes_train_a_system_one_after_the_other(place, tmp_path, monke
     other = context.Process(target=hold, args=(tmp_path / ".locks", name, ready, go))
     other.start()
     assert ready.wait(20)
-    monkeypatch.setattr("editcore.slots.time.sleep", lambda _: (began.append(1), go.set()))
+    monkeypatch.setattr("editcore.study.slots.time.sleep", lambda _: (began.append(1), go.set()))
     assert systems.train(system, tmp_path).is_file() and began
     other.join()
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import make
 
-from editcore import tail
+from editcore import suffix as tail
+from editcore.hooks import capture, replaced
 from editcore.model import name_of
-from editcore.trace import capture, replaced
 
 LENGTHS, BEGIN = torch.tensor([12, 8, 10, 5, 12]), torch.tensor([3, 0, 7, 2, 9])
 MASK = (torch.arange(12) < LENGTHS[:, None]).long()

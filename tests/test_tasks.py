@@ -2,7 +2,7 @@
 
 import pytest
 
-from editcore import tasks
+from editcore import fewshot_tasks as tasks
 
 
 def test_prompts_show_solved_items_and_end_before_the_label():

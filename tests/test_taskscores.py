@@ -8,11 +8,11 @@ from conftest import make
 from editcore import generate
 from editcore.delta import Delta, oriented
 from editcore.editors import PATCHERS, configure
-from editcore.instructions import instructed
+from editcore.instructedit.instructions import instructed
+from editcore.instructedit.records import Ask, EditRecord, as_fact
+from editcore.instructedit.scores import fluency, prepare, read, score, sentiment, texts_of, tree
 from editcore.metrics import entropy
 from editcore.model import name_of
-from editcore.records import Ask, EditRecord, as_fact
-from editcore.taskscores import fluency, prepare, read, score, sentiment, texts_of, tree
 from editcore.tokens import encode, target_ids
 
 

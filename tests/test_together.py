@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from conftest import corpus
 
-from editcore import lab, study
 from editcore.editors import EDITORS, Editor, simple
 from editcore.model import content_hash
+from editcore.study import loop as study
+from editcore.study import measure as lab
 
 ROME, MEMIT = {"layer": 1, "steps": 4}, {"layers": [0, 2], "lambda": 5.0, "steps": 4}
 CASES = {"rome": ROME, "nas": ROME | {"anchor": 2}, "memit": MEMIT, "memit-past": MEMIT,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from editcore.trace import capture, replaced, run
+from editcore.hooks import capture, replaced, run
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 

@@ -5,9 +5,9 @@ import torch
 from conftest import make
 
 from editcore.delta import Delta, LowRank, oriented
+from editcore.editors.rowwise import added_rows, rows, versions
+from editcore.hooks import run
 from editcore.model import content_hash, module_of, name_of
-from editcore.trace import run
-from editcore.versions import added_rows, rows, versions
 
 
 def totals(model, count=3, scale=0.1):

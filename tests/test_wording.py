@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 from conftest import make
 
-from editcore import instructions, systems, wording, writers
-from editcore.contenders import Loaded, asked, edits_of, evaluate_all, framed
+from editcore import wording
 from editcore.files import write_json
-from editcore.lineups import Named
+from editcore.instructedit import instructions, writers
+from editcore.instructedit import trained_editors as systems
+from editcore.instructedit.contenders import Loaded, asked, edits_of, evaluate_all, framed
+from editcore.instructedit.lineups import Named
+from editcore.instructedit.records import Ask, EditRecord
 from editcore.orderings import verdicts
-from editcore.records import Ask, EditRecord
 
 NAMES = ("Dunmore", "Brantwick", "Tessaly", "Orla", "Farrow", "Sue", "Ilmo", "Kestrel")
 
@@ -100,7 +102,7 @@ def test_the_loop_scores_with_an_editor_trained_with_the_descriptions(given, tmp
     scores = wording.tried_with(trial, "counterfact", rows[0]["descriptions"], given, tmp_path)
     assert scores == rows[0]["scores"] and set(scores) == {"Rel", "Gen"}
     told = []
-    monkeypatch.setattr("editcore.contenders.edits_of", lambda given, trial, part, editors: told.extend(
+    monkeypatch.setattr("editcore.instructedit.contenders.edits_of", lambda given, trial, part, editors: told.extend(
         framed(part, trial, trial.style)) or edits_of(given, trial, part, editors))
     wording.checked_on_test(built, trial, "counterfact", given, tmp_path, records())
     said = {one.prompt.split("\n")[1].removeprefix("Description: ") for one in told}

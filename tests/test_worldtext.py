@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from editcore import tasks, world, worldtext
+from editcore import fewshot_tasks as tasks
+from editcore import world, worldtext
 
 
 @pytest.fixture(scope="module")

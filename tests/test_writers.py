@@ -6,8 +6,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from editcore import writers
-from editcore.instructions import TITLES, checked
+from editcore.instructedit import writers
+from editcore.instructedit.instructions import TITLES, checked
 
 
 def ten(word):

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from editcore.editors import calinet, control, ft, grace, ke, memit, mend, rome
-from editcore.editors.sources import Prepared, Sources
+from editcore.editors import calinet, control, ft, grace, memit, rome
+from editcore.editors.prepare import Prepared, Sources
+from editcore.instructedit import ke, mend
 
 __all__ = ["EDITORS", "PATCHERS", "Editor", "Prepared", "Sources", "configure", "simple"]
 

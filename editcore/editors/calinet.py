@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from editcore.editors.forced import counted, finite, forced, nll
-from editcore.editors.value import adam
+from editcore.editors.target_value import adam
+from editcore.editors.teacher_forcing import counted, finite, forced, nll
 from editcore.model import name_of
 from editcore.patch import Beside, Patch
-from editcore.tail import fused, head, resume, start
+from editcore.suffix import fused, head, resume, start
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from editcore.delta import Delta, oriented
-from editcore.editors import rome, sources
-from editcore.editors.value import Site, problems, unchanged
+from editcore.editors import prepare as sources
+from editcore.editors import rome
+from editcore.editors.target_value import Site, problems, unchanged
 from editcore.model import module_of, name_of
 
 

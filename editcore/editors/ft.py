@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 
 from editcore.delta import Delta
-from editcore.editors.value import adam
+from editcore.editors.rowwise import rows as versioned
+from editcore.editors.rowwise import versions
+from editcore.editors.target_value import adam
+from editcore.hooks import capture
 from editcore.model import batch_tokens, is_input_first, max_length, module_of, name_of
-from editcore.tail import fused, head, resume, start
+from editcore.suffix import fused, head, resume, start
 from editcore.tokens import check_lengths, encode, pad, target_ids
-from editcore.trace import capture
-from editcore.versions import rows as versioned
-from editcore.versions import versions
 
 
 @dataclass(frozen=True)

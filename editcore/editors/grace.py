@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
-from editcore.editors.forced import finite, forced, nll
-from editcore.editors.value import adam
+from editcore.editors.target_value import adam
+from editcore.editors.teacher_forcing import finite, forced, nll
+from editcore.hooks import capture, replaced
 from editcore.model import batch_tokens, name_of
 from editcore.patch import Codebook, Patch
-from editcore.tail import fused, head, resume, start
+from editcore.suffix import fused, head, resume, start
 from editcore.tokens import batches
-from editcore.trace import capture, replaced
 
 
 @dataclass(frozen=True)

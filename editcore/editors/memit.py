@@ -9,14 +9,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from editcore.contexts import Group
 from editcore.delta import Delta, dense, oriented
-from editcore.editors import restrain, solve, sources
-from editcore.editors.value import Site, optimise, problems
+from editcore.editors import closed_form as solve
+from editcore.editors import prepare as sources
+from editcore.editors import restrain
+from editcore.editors.rowwise import added_rows, rows, versions
+from editcore.editors.target_value import Site, optimise, problems
+from editcore.hooks import capture, run
 from editcore.model import module_of, name_of
+from editcore.templates import Group
 from editcore.tokens import batches, pad
-from editcore.trace import capture, run
-from editcore.versions import added_rows, rows, versions
 
 STARTS = ("The", "Therefore", "Because", "I", "You")
 

@@ -4,13 +4,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from editcore.contexts import Group
 from editcore.delta import Delta, oriented
-from editcore.editors import sources
+from editcore.editors import prepare as sources
 from editcore.editors.restrain import anchored
-from editcore.editors.value import Site, optimise, problems
+from editcore.editors.rowwise import versions
+from editcore.editors.target_value import Site, optimise, problems
 from editcore.model import module_of, name_of
-from editcore.versions import versions
+from editcore.templates import Group
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import random
 
 from editcore.facts import Fact
-from editcore.hyperloss import Example, pairs
+from editcore.instructedit.hyperloss import Example, pairs
 
 AFTER = ("edit", "rephrase")
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from editcore import checkpoint, inputs
 from editcore.files import atomic, read_json, write_json
-from editcore.inputs import Run
 from editcore.model import peak_memory
+from editcore.study import checkpoint
+from editcore.study import run as inputs
+from editcore.study.run import Run
 
 COLUMNS = ["run", "model", "editor", "data", "seed", "step", "fact", "metric", "value"]
 JOINED = ["order", "batch_size", "settings"]    # parameters that `table` puts beside the rows

@@ -18,12 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from editcore.delta import Delta, oriented
-from editcore.editors import hypernet
-from editcore.editors.forced import counted, forced, nll
+from editcore.editors.teacher_forcing import counted, forced, nll
 from editcore.files import atomic
 from editcore.generate import continuations
+from editcore.instructedit import hypernet
 from editcore.model import is_input_first, name_of
-from editcore.tail import head
+from editcore.suffix import head
 from editcore.tokens import encode, target_ids
 
 FORMAT = "editcore-ke-1"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from editcore import study
 from editcore.editors import EDITORS, configure
-from editcore.inputs import Run, make
+from editcore.study import loop as study
+from editcore.study.run import Run, make
 
 FILE = "data/study.toml"
 REPLICATES = ("order", "seed")          # runs that differ only in these may share a name

@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn.functional import normalize, one_hot
 
-from editcore import examples, instructions
-from editcore.editors import hypernet, mend
+from editcore.instructedit import examples, hypernet, instructions, mend
 
 MEANS = {"u": 0, "delta": 1}    # reading B: which of a pair of factors
 TOGETHER = "together"           # all maps: their gradients behind each other as one vector

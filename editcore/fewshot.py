@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from editcore import generate
+from editcore.fewshot_tasks import question, render, task
 from editcore.files import read_json
-from editcore.logprob import Plan, plan, read
+from editcore.likelihood import Plan, plan, read
 from editcore.model import max_length
-from editcore.tasks import question, render, task
 from editcore.tokens import encode, target_ids
 
 NEW_TOKENS = 3      # of a greedy answer, in which the label word must appear (arXiv 2401.07453)

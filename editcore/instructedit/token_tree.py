@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from editcore.logprob import enter
+from editcore.likelihood import enter
 from editcore.model import name_of
 
 

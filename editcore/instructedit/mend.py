@@ -17,14 +17,14 @@ from dataclasses import dataclass
 import torch
 
 from editcore.delta import Delta, oriented
-from editcore.editors import hypernet
-from editcore.editors.hypernet import Site
-from editcore.logprob import above, enter
+from editcore.editors.rowwise import rows as versioned
+from editcore.editors.rowwise import versions
+from editcore.instructedit import hypernet
+from editcore.instructedit.hypernet import Site
+from editcore.likelihood import above, enter
 from editcore.model import batch_tokens, is_input_first, layout, max_length, module_of, n_layers, name_of
-from editcore.tail import fused, head
+from editcore.suffix import fused, head
 from editcore.tokens import batches, check_lengths, encode, pad, target_ids
-from editcore.versions import rows as versioned
-from editcore.versions import versions
 
 UNTRAINED = "untrained"     # the `network` that is no file: the start of training
 SAME = ("layers", "parts", "rank", "depth", "norm")     # settings that an edit must share with the training

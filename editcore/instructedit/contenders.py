@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from editcore import examples, instructions, systems, taskscores
-from editcore.editors import EDITORS, PATCHERS, configure, hypernet
+from editcore.editors import EDITORS, PATCHERS, configure
 from editcore.files import atomic, read_json, sha256_text
-from editcore.inputs import model_files_hash, model_place
+from editcore.instructedit import examples, hypernet, instructions
+from editcore.instructedit import scores as taskscores
+from editcore.instructedit import trained_editors as systems
+from editcore.instructedit.trained_editors import System
 from editcore.model import load
 from editcore.progress import bar
-from editcore.systems import System
+from editcore.study.run import model_files_hash, model_place
 
 FORMAT = 2          # raise it when the same input no longer gives the same scores
 UNSEEDED = -1       # in place of a training seed, where nothing was trained

@@ -16,13 +16,16 @@ from pathlib import Path
 
 import torch
 
-from editcore import checkpoint, inputs, lab, progress, results
-from editcore.checkpoint import Progress
+from editcore import progress
 from editcore.delta import Delta
 from editcore.editors import EDITORS, configure
-from editcore.inputs import Run, make
 from editcore.model import synchronize
-from editcore.results import COLUMNS, runs, table
+from editcore.study import checkpoint, results
+from editcore.study import measure as lab
+from editcore.study import run as inputs
+from editcore.study.checkpoint import Progress
+from editcore.study.results import COLUMNS, runs, table
+from editcore.study.run import Run, make
 
 __all__ = ["COLUMNS", "Run", "execute", "execute_all", "execute_together", "groups", "make", "runs", "table"]
 FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError)  # of an edit whose facts were checked before

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy
 
-from editcore import branches
-from editcore.editors import hypernet, ke, mend
+from editcore.hooks import capture
+from editcore.instructedit import hypernet, ke, mend
+from editcore.instructedit import token_tree as branches
 from editcore.model import layout, n_layers
-from editcore.tail import fused, head
+from editcore.suffix import fused, head
 from editcore.tokens import encode, target_ids
-from editcore.trace import capture
 
 
 @dataclass(frozen=True)

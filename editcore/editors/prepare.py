@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from editcore import contexts as templates
-from editcore import stats as moments
+from editcore import moments, templates
 
 
 @dataclass(frozen=True)

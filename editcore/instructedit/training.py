@@ -13,11 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from editcore.editors import hypernet
 from editcore.files import atomic, sha256_text
-from editcore.hyperloss import UNLIKELY, evaluate, kind_of, lay, losses
+from editcore.instructedit import hypernet
+from editcore.instructedit.hyperloss import UNLIKELY, evaluate, kind_of, lay, losses
 from editcore.progress import bar
-from editcore.tail import fused
+from editcore.suffix import fused
 
 STATE, RESULT, LOG = "state.safetensors", "network.safetensors", "losses.jsonl"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")     # what Adam keeps of a parameter

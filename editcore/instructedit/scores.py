@@ -16,11 +16,11 @@ import pandas as pd
 import torch
 
 from editcore import generate
-from editcore.logprob import LOGITS
+from editcore.instructedit.batched_edits import each_row
+from editcore.likelihood import LOGITS
 from editcore.metrics import entropy
 from editcore.model import max_length
-from editcore.rowwise import each_row
-from editcore.tail import fused
+from editcore.suffix import fused
 from editcore.tokens import batches, check_lengths, encode, pad, target_ids
 
 METRICS = ("Rel", "Gen", "Loc", "Port", "Fluency")

@@ -16,14 +16,16 @@ from pathlib import Path
 
 import torch
 
-from editcore import examples, hyper, instructions, progress
-from editcore.editors import configure, ke, mend, published
+from editcore import progress
+from editcore.editors import configure, published
 from editcore.files import sha256, sha256_text, write_json
-from editcore.hyper import Training
-from editcore.inputs import model_files_hash, model_place
+from editcore.instructedit import examples, instructions, ke, mend
+from editcore.instructedit import training as hyper
+from editcore.instructedit.records import read_records
+from editcore.instructedit.training import Training
 from editcore.model import default_device, load, peak_memory
-from editcore.records import read_records
-from editcore.slots import held
+from editcore.study.run import model_files_hash, model_place
+from editcore.study.slots import held
 
 PAIRS = ("counts", "shares", "settings", "descriptions")    # fields of a System that may be given as a dict
 FORMAT = 1      # raise it when the same System no longer gives the same network

@@ -5,11 +5,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from editcore import contexts, downstream, inputs, metrics
+from editcore import fewshot as downstream
+from editcore import metrics
+from editcore import templates as contexts
 from editcore.delta import added
 from editcore.editors import EDITORS, Sources, configure
-from editcore.inputs import Run
 from editcore.model import content_hash, default_device, load, max_length
+from editcore.study import run as inputs
+from editcore.study.run import Run
 
 
 @dataclass(frozen=True)

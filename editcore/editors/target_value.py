@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from editcore.editors.rowwise import rows as versioned
+from editcore.hooks import capture
 from editcore.model import batch_tokens, max_length, name_of
-from editcore.tail import fused, head, resume, start
+from editcore.suffix import fused, head, resume, start
 from editcore.tokens import check_lengths, pad, target_ids, with_subject
-from editcore.trace import capture
-from editcore.versions import rows as versioned
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ import dataclasses
 import itertools
 from dataclasses import dataclass
 
-from editcore import instructions, progress
-from editcore.grid import tables
-from editcore.systems import TASKS, System, folder_of, make
+from editcore import progress
+from editcore.instructedit import instructions
+from editcore.instructedit.trained_editors import TASKS, System, folder_of, make
+from editcore.study.grid import tables
 
 FILE = "data/systems.toml"
 

@@ -9,7 +9,7 @@ import urllib.request
 from dataclasses import dataclass
 
 from editcore.files import write_json
-from editcore.instructions import ABOUT, SLOTS, TITLES, checked
+from editcore.instructedit.instructions import ABOUT, SLOTS, TITLES, checked
 
 # Openings and endings of the offline bank; every opening fits every ending of its task.
 PHRASES = {

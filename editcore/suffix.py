@@ -15,8 +15,8 @@ from transformers import DynamicCache
 from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache
 
+from editcore.hooks import Stop, capture
 from editcore.model import layout, module_of, n_layers, name_of
-from editcore.trace import Stop, capture
 
 
 @dataclass(frozen=True)

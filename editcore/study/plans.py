@@ -8,11 +8,13 @@ from pathlib import Path
 
 import nbformat
 
-from editcore import grid, inputs, slots, study
-from editcore.grid import Planned
-from editcore.inputs import Run
 from editcore.model import gpus, use_gpu
-from editcore.results import status
+from editcore.study import grid, slots
+from editcore.study import loop as study
+from editcore.study import run as inputs
+from editcore.study.grid import Planned
+from editcore.study.results import status
+from editcore.study.run import Run
 
 PLANNING = ("grid.read", "study.make")      # what a notebook calls to say which runs it wants
 

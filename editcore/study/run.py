@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 
 from editcore import facts as records
-from editcore.downstream import balanced, read_items
+from editcore.fewshot import balanced, read_items
+from editcore.fewshot_tasks import TASKS
 from editcore.files import sha256, sha256_text
-from editcore.tasks import TASKS
 from editcore.tokens import check_lengths, encode, target_ids
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 FORMAT = 2      # raise it when the meaning of the rows changes: runs made before then get another id
-SHORT = {"pocket": Path(__file__).resolve().parents[1] / "data" / "pocket"}     # short names of models in this project
+SHORT = {"pocket": Path(__file__).resolve().parents[2] / "data" / "pocket"}     # short names of models in this project
 # What lies beside a local model folder is taken when the run names no file of its own.
 BESIDE = {"facts": "facts.json", "texts": "texts.txt", "held_out": "held_out.txt", "tasks": "tasks"}
 

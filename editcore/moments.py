@@ -8,10 +8,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from editcore.files import atomic, sha256_text
+from editcore.hooks import capture, run
 from editcore.model import content_hash, max_length, name_of
 from editcore.progress import bar
 from editcore.tokens import batches, encode, pad, pad_id
-from editcore.trace import capture, run
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""InstructEdit: trained editors, their tasks, scores and gradient directions."""

@@ -1,0 +1,1 @@
+"""The study's loop: runs, their measurements, checkpoints, results and plans."""
