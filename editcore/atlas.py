@@ -20,7 +20,7 @@ from editcore.instructedit import trained_editors as systems
 from editcore.instructedit.directions import Asked
 from editcore.model import load
 from editcore.progress import bar
-from editcore.study.run import model_files_hash, model_place
+from editcore.study.run import model_files_hash
 
 FORMAT = 2      # raise it when the same input no longer gives the same scores
 TASKS = ("recent", "counterfact", "zsre")       # those of the published figure
@@ -68,7 +68,7 @@ def opened(name="pocket", data="", records=80, tasks=TASKS, seed=0):
     if count < separation.FOLDS:
         raise ValueError(f"atlas: {count} records a task, but {separation.FOLDS} are needed")
     some = [one for task in tasks for one in random.Random(f"{seed} atlas {task}").sample(every[task], count)]
-    return Lab(*load(model_place(name)), name, tuple(some), tuple(one.task for one in some))
+    return Lab(*load(name), name, tuple(some), tuple(one.task for one in some))
 
 
 def sources(named, tasks=TASKS):

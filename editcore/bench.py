@@ -20,7 +20,7 @@ from editcore.editors import EDITORS, Prepared, configure
 from editcore.facts import Fact, read_facts
 from editcore.instructedit import directions
 from editcore.model import n_layers, synchronize
-from editcore.moments import Count, Stats, second_moments
+from editcore.moments import CountSettings, Moments, second_moments
 
 SYLLABLES = "bel dar fen gol hul jan kor lim mas nor pel quin ras sten tor vul wex yor zan"
 PROMPTS = ("The mother tongue of {} is", "{} is located in the country of", "The seat of {} is in", "{} plays the")
@@ -48,7 +48,7 @@ def bench(model, tok, facts, configs, threads=1, repeats=2):
 
 def covariance(model, tok, texts, layers, threads=1):
     """DataFrame row: seconds for the second moments of `layers` in one pass, and in one whole pass a layer."""
-    how = Count(length=128, pack=False)
+    how = CountSettings(length=128, pack=False)
     with with_threads(threads):
         seconds, stats = timed(lambda: second_moments(model, tok, texts, layers, how), model)
         each, _ = timed(lambda: [second_moments(model, tok, texts, [layer], how) for layer in layers], model)
@@ -111,13 +111,13 @@ def prepared(model, tok, config):
     draw = random.Random(0)
     texts = [" ".join(draw.choices(WORDS.split(), k=40)) for _ in range(50)]
     layers = getattr(config, "layers", None) or (config.layer,)
-    found = second_moments(model, tok, texts, layers, Count(length=128))
+    found = second_moments(model, tok, texts, layers, CountSettings(length=128))
     ridge = {key: c + 0.1 * c.diagonal().mean() * torch.eye(len(c)) for key, c in found.moments.items()}
     templates = ["{}"]
     for group in config.context_groups:     # as many as the settings ask for, of about their length
         alike = itertools.cycle(CONTEXTS[:4] if group.tokens <= 5 else CONTEXTS[4:])
         templates += itertools.islice(alike, group.number * len(group.starts))
-    return Prepared(tuple(templates), Stats(ridge, found.count))
+    return Prepared(tuple(templates), Moments(ridge, found.count))
 
 
 def _editor(name, given, repeats):

@@ -17,7 +17,7 @@ from editcore.editors import EDITORS, Sources, configure
 from editcore.facts import read_facts
 from editcore.files import atomic, sha256
 from editcore.metrics import measure, score
-from editcore.model import content_hash, default_device, load, synchronize
+from editcore.model import content_hash, default_device, load, resolve, short_name, synchronize
 from editcore.study import run as inputs
 
 GROUP = 16      # independent single edits that are solved together
@@ -67,7 +67,7 @@ def _edited(given, bench, facts, size):
 
 def _sources(given, config):
     """Where the editor takes contexts and second moments from; ValueError if it needs moments and none is given."""
-    beside = Path(inputs.model_place(given.model)) / inputs.BESIDE["texts"]
+    beside = Path(resolve(given.model)) / inputs.BESIDE["texts"]
     texts = given.texts or (str(beside) if beside.is_file() and not given.stats else None)
     if hasattr(config, "n_tokens") and not texts and not given.stats:   # a setting of how moments are counted
         raise ValueError(f"{given.editor} needs second moments of {given.model}'s keys: give --texts FILE.txt to "
@@ -105,7 +105,7 @@ def evaluate(given):
     model, tok = _load(given.model, given, delta)
     with delta.applied(model):
         rows = pd.DataFrame(measure(model, tok, facts, tuple(given.metrics)))
-    rows = rows.assign(run="", model=inputs.model_name(given.model), editor=delta.info.get("editor", ""), seed=0,
+    rows = rows.assign(run="", model=short_name(given.model), editor=delta.info.get("editor", ""), seed=0,
                        data=inputs.data_name(Path(given.facts)), step=delta.info.get("edits", 0))
     rows["fact"] = rows["fact"].astype(str)
     with atomic(given.output) as tmp:
@@ -161,7 +161,7 @@ def bench(given):
         raise ValueError(f"--random {given.random}: give LAYERSxWIDTH, as in 12x768")
     model, tok = timing.random_gpt2(*shape, max(1, shape[1] // 64)) if shape else _load(given.model, given)
     model = model.to(given.device or default_device())
-    name = given.random or inputs.model_place(given.model)
+    name = given.random or resolve(given.model)
     text = scorebench.table(model, tok, given.n, name) if given.scores else timing.table(
         model, tok, given.editor, given.n, name, given.runs)
     sys.stdout.write(f"{text}\n")
@@ -209,7 +209,7 @@ def _load(name, given, delta=None):
     """(model, tok) with the weights in the wanted dtype; ValueError if a delta was made for other weights."""
     edited = delta is not None and bool(delta.changes)
     made_in = delta.info.get("dtype", "float32") if edited else given.dtype or "float32"
-    model, tok = load(inputs.model_place(name), given.device or default_device(), inputs.dtype_of(made_in))
+    model, tok = load(name, given.device or default_device(), inputs.dtype_of(made_in))
     if edited:
         delta.check(model)
         found = content_hash(model)

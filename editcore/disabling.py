@@ -23,7 +23,7 @@ from editcore.editors import EDITORS, Sources, configure
 from editcore.files import read_json, write_json
 from editcore.hooks import Stop, capture
 from editcore.likelihood import states
-from editcore.model import default_device, load, max_length, name_of
+from editcore.model import default_device, load, max_length, name_of, resolve
 from editcore.progress import bar
 from editcore.study import run as inputs
 from editcore.tokens import batches, check_lengths, common, pad, with_subject
@@ -35,7 +35,7 @@ OWN = {"rome": "denominator", "r-rome": "denominator_r", "p-rome": "denominator_
 def tokenizer(place):
     """The tokenizer of a Hugging Face name or folder; a folder may hold just tokenizer.json, or vocab.json and
     merges.txt (GPT-2's published files). ValueError names the place if there is none."""
-    folder = Path(inputs.model_place(place))
+    folder = Path(resolve(place))
     try:
         if (folder / "config.json").is_file() or (folder / "tokenizer_config.json").is_file() or not folder.is_dir():
             return AutoTokenizer.from_pretrained(str(folder))
@@ -153,7 +153,7 @@ def tabulated(run, facts, cache=None):
     if not hasattr(config, "convention"):
         raise ValueError(f"{run.editor} divides by no denominator; choose one of {', '.join(OWN)}")
     inputs.check_moments(run, config, paths)
-    model, tok = load(inputs.model_place(run.model), run.device or default_device(), inputs.dtype_of(run.dtype))
+    model, tok = load(run.model, run.device or default_device(), inputs.dtype_of(run.dtype))
     given = Sources(tuple(inputs.read_lines(paths["texts"])) if "texts" in paths else (), paths.get("stats"),
                     templates.read(paths["contexts"]) if "contexts" in paths else (), run.seed,
                     str(cache) if cache else None, tuple(facts))

@@ -13,7 +13,7 @@ import numpy as np
 from editcore import generate
 from editcore.fewshot_tasks import question, render, task
 from editcore.files import read_json
-from editcore.likelihood import Plan, plan, read
+from editcore.likelihood import ScoringPlan, plan, read
 from editcore.model import max_length
 from editcore.tokens import encode, target_ids
 
@@ -32,7 +32,7 @@ class Task:
     gold: np.ndarray        # (n,) labels
     words: tuple            # the label words
     sizes: np.ndarray       # (labels,) tokens of each label word
-    plan: Plan              # every prompt with every label word, prompt by prompt
+    plan: ScoringPlan              # every prompt with every label word, prompt by prompt
 
 
 def few_shot(model, tok, items_by_task, shots=4, seed=0):

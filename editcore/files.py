@@ -1,4 +1,4 @@
-"""File names and contents in, hashes and whole (never half-written) files out."""
+"""Read and write files whole or not at all: JSON, tensors, hashes, and the folder of cached results."""
 
 import contextlib
 import hashlib
@@ -10,9 +10,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic(path):
-    """`with atomic("rows.parquet") as tmp: write(tmp)` - tmp (same folder, same suffix) takes path's place on success.
+    """Give a temporary file that takes `path`'s place on success: `with atomic(path) as tmp: …`.
 
-    On an exception tmp is removed and whatever stood at `path` stays as it was.
+    It lies in the same folder and has the same suffix. On an exception it is removed, and whatever
+    stood at `path` stays as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,34 +29,72 @@ def atomic(path):
 
 
 def write_json(path, value):
-    """Write `value` as JSON, whole or not at all."""
+    """Write `value` as JSON."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=True)
     with atomic(path) as tmp:
-        tmp.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=True) + "\n", encoding="utf-8")
+        tmp.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path):
-    """The JSON value in `path`; a missing or damaged file is one error that names it."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    """Read a JSON value; a missing or damaged file is one error that names it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(_existing(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
 
 
+def save_tensors(path, tensors, metadata):
+    """Write a safetensors file; metadata values that are no strings are written as JSON."""
+    from safetensors.torch import save_file  # torch takes seconds to import
+
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    texts = {name: value if isinstance(value, str) else json.dumps(value)
+             for name, value in metadata.items()}
+    with atomic(path) as tmp:
+        save_file(tensors, tmp, metadata=texts)
+
+
+def load_tensors(path, device="cpu"):
+    """Read (tensors, metadata) of a safetensors file, in which metadata that reads as JSON is decoded.
+
+    FileNotFoundError or ValueError names the file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(_existing(path), "pt", device=str(device)) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}     # noqa: SIM118
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file, or damaged ({error})") from error
+    return tensors, {name: _decoded(text) for name, text in metadata.items()}
+
+
 def sha256(path):
     """Hex SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_text(*parts):
-    """Hex SHA-256 of strings, each ended by a zero byte so that ("ab", "c") and ("a", "bc") differ."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(str(part).encode() + b"\0")
-    return digest.hexdigest()
+    """Hex SHA-256 of texts, each ended by a zero byte: ("ab", "c") and ("a", "bc") differ."""
+    return hashlib.sha256(b"".join(str(part).encode() + b"\0" for part in parts)).hexdigest()
+
+
+def cache_folder():
+    """The folder of cached results: $EDITCORE_CACHE, else editcore in $XDG_CACHE_HOME or ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("EDITCORE_CACHE") or Path(home) / "editcore")
+
+
+def _existing(path):
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return Path(path)
+
+
+def _decoded(text):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

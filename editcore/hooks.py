@@ -1,65 +1,73 @@
-"""A model and module names in; what goes into or out of those modules during a forward pass captured or replaced."""
+"""See or change what goes into or out of a model's modules during a forward pass."""
 
 import contextlib
+from functools import partial
 
 import torch
 
 
 class Stop(Exception):
-    """Raised inside a forward pass once everything asked for has been captured; never leaves `capture`."""
+    """Raised inside a forward pass once all that is wanted was captured; `run` swallows it."""
+
+
+@contextlib.contextmanager
+def hooked(model, hooks, *, before=False, with_kwargs=False):
+    """In the block, each named module calls its hook; on exit the hooks are removed.
+
+        with hooked(model, {"transformer.h.3.mlp": lambda module, args, output: 2 * output}):
+            model(input_ids=ids)
+
+    Hooks are torch's: hook(module, args, output), or with before=True hook(module, args) before the
+    module runs; with_kwargs=True adds the keyword arguments after args.
+    """
+    with contextlib.ExitStack() as stack:
+        for name, hook in hooks.items():
+            module = model.get_submodule(name)
+            register = module.register_forward_pre_hook if before else module.register_forward_hook
+            stack.enter_context(register(hook, with_kwargs=with_kwargs))
+        yield
 
 
 @contextlib.contextmanager
 def capture(model, names, what="output", stop=True):
-    """Keep the input or output tensor of each named module during the forward pass in the block.
+    """Collect the input or output tensor of each named module during the pass in the block.
 
-        with capture(model, ["transformer.h.3.mlp.c_proj"], "input") as kept:
+        with capture(model, ["transformer.h.3.mlp.c_proj"], "input") as inputs:
             run(model, input_ids=ids, attention_mask=mask)
-        k = kept["transformer.h.3.mlp.c_proj"]        # (B, T, m)
+        keys = inputs["transformer.h.3.mlp.c_proj"]     # (B, T, m)
 
-    With stop, the pass ends as soon as the last named module has run (`run` swallows the exception that does it).
-    Tuples are reduced to their first item (some blocks return a tensor, some a tuple). Hooks are removed on exit.
+    stop=True ends the pass as soon as the last named module has run. A tuple is reduced to its first
+    item (some blocks return a tensor, some a tuple).
     """
-    kept, handles = {}, []
+    tensors = {}
 
-    def keep(name, value):
-        kept[name] = value[0] if isinstance(value, tuple) else value
-        if stop and len(kept) == len(names):
+    def collect(name, _, args, output=None):
+        value = args if what == "input" else output
+        tensors[name] = value[0] if isinstance(value, tuple) else value
+        if stop and len(tensors) == len(names):
             raise Stop
 
-    for name in names:
-        module = model.get_submodule(name)
-        if what == "input":
-            hook = module.register_forward_pre_hook(lambda _, args, name=name: keep(name, args))
-        else:
-            hook = module.register_forward_hook(lambda _, args, output, name=name: keep(name, output))
-        handles.append(hook)
-    try:
-        yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def run(model, **inputs):
-    """The model's output on `inputs` (None when a capture stopped it), without gradients and without a cache."""
-    with torch.no_grad(), contextlib.suppress(Stop):
-        return model(**inputs, use_cache=False)
+    hooks = {name: partial(collect, name) for name in names}
+    with hooked(model, hooks, before=what == "input"):
+        yield tensors
 
 
 @contextlib.contextmanager
 def replaced(model, name, change):
-    """In the block, the named module's output h (tensor) becomes change(h); undone on exit.
+    """In the block, the named module's output h (a tensor) becomes change(h).
 
-    A tuple output keeps its other items.
+    Of a tuple the first item is changed and the others stay.
     """
     def hook(_, args, output):
         if isinstance(output, tuple):
             return (change(output[0]), *output[1:])
         return change(output)
 
-    handle = model.get_submodule(name).register_forward_hook(hook)
-    try:
+    with hooked(model, {name: hook}):
         yield
-    finally:
-        handle.remove()
+
+
+def run(model, **inputs):
+    """Run the model without gradients and without a cache; None if a `capture` stopped it."""
+    with torch.no_grad(), contextlib.suppress(Stop):
+        return model(**inputs, use_cache=False)

@@ -7,7 +7,7 @@
 
 import copy
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ LOGITS = 2 ** 25    # entries of one block of logits (128 MB in float32): the he
 
 
 @dataclass(frozen=True)
-class Part:
+class HeadChunk:
     """Positions that the vocabulary head reads together."""
 
     place: torch.Tensor     # (P,) position b * T + t in the batch's ids
@@ -29,7 +29,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Kept:
+class BlockInputs:
     """What `read` goes on from at one block of one batch, so that the blocks below need not run again."""
 
     layer: int
@@ -42,12 +42,11 @@ class Batch:
     """One forward pass."""
 
     ids: torch.Tensor       # (B, T) after the prefix, right-padded; no mask: a causal model never looks to the right
-    parts: tuple            # of Part
-    kept: Kept | None = None    # with `keep`: only the blocks from one on are run
+    parts: tuple            # of HeadChunk
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScoringPlan:
     """The passes that answer some (prompt, continuation) pairs, on the model's device."""
 
     prefix: torch.Tensor    # (1, C) what every row begins with, run once; C = 0 if it is not worth it
@@ -58,7 +57,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Found:
+class Scores:
     """What a model says about n continuations."""
 
     logp: np.ndarray        # (E,) float64, log P of every continuation token, teacher-forced
@@ -83,7 +82,7 @@ class Found:
 
 
 def plan(model, pairs, max_tokens=2048):
-    """The Plan for pairs of id lists (prompt, continuation), both non-empty.
+    """The ScoringPlan for pairs of id lists (prompt, continuation), both non-empty.
 
     The input of a pair is prompt + continuation without its last token. An input that begins another input is not
     run: the longer row has the same hidden states there. So two one-token continuations of a prompt, a question that
@@ -110,7 +109,7 @@ def plan(model, pairs, max_tokens=2048):
     back = np.empty(len(order), dtype=np.int64)
     back[order] = np.arange(len(order))
     prefix = torch.tensor([rows[0][:skip] if rows else ()], dtype=torch.long, device=device)
-    return Plan(prefix, tuple(made), back, starts, sizes)
+    return ScoringPlan(prefix, tuple(made), back, starts, sizes)
 
 
 def shared(inputs):
@@ -125,19 +124,9 @@ def shared(inputs):
     return rows, row_of
 
 
-def keep(model, made, layer):
-    """The Plan with the states that enter block `layer`, so that `read` runs only from that block up.
-
-    Valid while no weight below `layer` changes; the weights above may be edited ones now or later. Costs one pass, and
-    d numbers a token of memory. Saves about layer / L of the time of every `read`; the numbers stay the same.
-    """
-    return replace(made, batches=tuple(replace(batch, kept=enter(model, made.prefix, batch.ids, layer))
-                                       for batch in made.batches))
-
-
 @torch.no_grad()
 def enter(model, prefix, ids, layer, **words):
-    """The Kept of one batch: the states and arguments that its blocks are seen to be called with.
+    """The BlockInputs of one batch: the states and arguments that its blocks are seen to be called with.
 
     words: more of the model's arguments, such as position_ids and a mask (B, 1, T, T) for rows that branch.
     """
@@ -155,32 +144,30 @@ def enter(model, prefix, ids, layer, **words):
     finally:
         for handle in handles:
             handle.remove()
-    return Kept(layer, entered[0][0], tuple(others for _, others in entered))
+    return BlockInputs(layer, entered[0][0], tuple(others for _, others in entered))
 
 
 @torch.no_grad()
 def read(model, made):
-    """The Found of a Plan: one pass of the base model a batch, head and float32 log-softmax at the planned places.
+    """The Scores of a ScoringPlan: one pass of the base model a batch, head and log-softmax at the planned places.
 
     The whole measurement is copied to the host at once.
     """
     head = model.get_output_embeddings()
     found = [torch.empty(2, 0, device=head.weight.device)]
     prefix = None
-    if made.prefix.numel() and any(batch.kept is None for batch in made.batches):
+    if made.prefix.numel():
         prefix = DynamicCache()
         states(model, made.prefix, prefix)
     for batch in made.batches:
         hidden = _hidden(model, batch, prefix).flatten(0, 1)
         found += [_read(head(hidden[part.place]), part) for part in batch.parts]
     values = torch.cat(found, 1).double().cpu().numpy()[:, made.back]
-    return Found(values[0], values[1] > 0, made.starts, made.sizes)
+    return Scores(values[0], values[1] > 0, made.starts, made.sizes)
 
 
 def _hidden(model, batch, prefix):
     """(B, T, d) states after the final norm; prefix: a cache of one row, or None."""
-    if batch.kept is not None:
-        return above(model, batch.kept)[:, -batch.ids.shape[1]:]
     if prefix is not None:
         prefix = copy.deepcopy(prefix)
         prefix.batch_repeat_interleave(len(batch.ids))
@@ -212,10 +199,10 @@ def _read(logits, part):
 
 
 def _parts(wanted, width, limit, device):
-    """Parts of at most `limit` places of the sorted (row, position, token, output place) of one batch."""
+    """HeadChunks of at most `limit` places of the sorted (row, position, token, output place) of one batch."""
     places, entries = np.unique([b * width + t for b, t, *_ in wanted], return_inverse=True)
     tokens = np.array([token for _, _, token, _ in wanted])
     for first in range(0, len(places), limit):
         inside = (entries >= first) & (entries < first + limit)
         numbers = places[first:first + limit], entries[inside] - first, tokens[inside]
-        yield Part(*(torch.from_numpy(np.ascontiguousarray(number)).to(device) for number in numbers))
+        yield HeadChunk(*(torch.from_numpy(np.ascontiguousarray(number)).to(device) for number in numbers))

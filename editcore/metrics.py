@@ -5,7 +5,6 @@
     with delta.applied(model):
         rows = evaluate(model, probes)                    # ... and measure after every edit
         rows = evaluate(model, probes.select([0, 1, 2]))  # or some of the facts
-    kept = probes.above(model, 5)                         # or without ever again running the blocks below the edits
 """
 
 import re
@@ -17,7 +16,7 @@ import torch
 
 from editcore import generate
 from editcore import templates as contexts
-from editcore.likelihood import Plan, keep, plan, read
+from editcore.likelihood import ScoringPlan, plan, read
 from editcore.model import max_length
 from editcore.tokens import check_lengths, encode, target_ids
 
@@ -48,21 +47,14 @@ class Probes:
 
     cases: tuple                # case_id of every fact
     questions: tuple            # a tuple of Questions for every fact
-    plan: Plan
-    replan: object = field(repr=False, compare=False)   # pairs -> Plan, for `select`
+    plan: ScoringPlan
+    replan: object = field(repr=False, compare=False)   # pairs -> ScoringPlan, for `select`
 
     def select(self, indices):
         """The Probes of some of the facts, by index; nothing is tokenised again."""
         questions = tuple(self.questions[i] for i in indices)
         return replace(self, cases=tuple(self.cases[i] for i in indices), questions=questions,
                        plan=self.replan(_pairs(questions)))
-
-    def above(self, model, layer):
-        """The Probes for edits of block `layer` and those above it only: what lies below is run now and kept.
-
-        Worth it when the same facts are measured many times; layer 0 has nothing below and changes nothing.
-        """
-        return replace(self, plan=keep(model, self.plan, layer)) if layer else self
 
 
 def measure(model, tok, facts, what=ASKED, max_tokens=2048, prefixes=()):
@@ -121,7 +113,7 @@ def passages(model, tok, facts, seed, number=3, n_tokens=24):
     depend on model, facts and seed only. ValueError if the model writes nothing.
     """
     n_new, generator = min(n_tokens, max_length(model) // 4), torch.Generator().manual_seed(seed)
-    made = generate.texts(model, tok, [contexts.beginning(tok)] * (8 * number), n_new, 5, generator)
+    made = generate.texts(model, tok, [contexts.text_start(tok)] * (8 * number), n_new, 5, generator)
     texts = [" ".join((text.split(tok.eos_token)[0] if tok.eos_token else text).split()) for text in made]
     whole = [re.match(r".*[.!?](?= |$)", text) for text in texts]
     texts = dict.fromkeys(match.group() if match else text + "." for match, text in zip(whole, texts) if text)

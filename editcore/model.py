@@ -43,12 +43,26 @@ LAYOUTS = {
 }
 
 
+SHORT_NAMES = {"pocket": Path(__file__).resolve().parents[1] / "data" / "pocket"}    # models of this project
+
+
+def resolve(name):
+    """The folder of a short name ("pocket"), else the folder or Hugging Face name itself."""
+    return str(SHORT_NAMES.get(str(name), name))
+
+
+def short_name(name):
+    """A model's name as it appears in rows: the last part of its path."""
+    return Path(name).name
+
+
 def load(name, device=None, dtype=torch.float32, revision=None):
-    """(model in eval mode, tokenizer) of a Hugging Face name or local folder, weights in `dtype`, on `device`.
+    """(model in eval mode, tokenizer) of a short name, folder or Hugging Face name, weights in `dtype`, on `device`.
 
     device None takes the GPU when there is one. Only safetensors are read and no remote code is run. Raises
     ValueError naming the folder or the architecture if it cannot be loaded or edited.
     """
+    name = resolve(name)
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise ValueError(f"{name}: not a model folder (no config.json)")
     try:

@@ -15,7 +15,7 @@ from editcore.tokens import batches, encode, pad, pad_id
 
 
 @dataclass(frozen=True)
-class Stats:
+class Moments:
     """Second moments of keys, with what solving needs kept from one edit to the next."""
 
     moments: dict           # module name -> C (m, m), float32 or float64
@@ -55,7 +55,7 @@ class Stats:
 
 
 def load(path):
-    """The Stats of a safetensors file (other tensors than C/… are left alone); errors name the file."""
+    """The Moments of a safetensors file (other tensors than C/… are left alone); errors name the file."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -67,11 +67,11 @@ def load(path):
         raise ValueError(f"{path}: not a statistics file, or damaged ({error})") from error
     if not moments:
         raise ValueError(f"{path}: no tensor C/… in it")
-    return Stats(moments, count)
+    return Moments(moments, count)
 
 
 @dataclass(frozen=True)
-class Count:
+class CountSettings:
     """What is counted."""
 
     tokens: int = 0             # so many tokens of the texts, in order; 0: all of them
@@ -80,8 +80,8 @@ class Count:
     part: str = "mlp_out"       # the linear map whose inputs are the keys
 
 
-def second_moments(model, tok, texts, layers, how=Count()):  # noqa: B008 (frozen)
-    """Stats of the keys in `layers`: Σ k kᵀ / count over all non-pad tokens, in one pass that stops at the last layer.
+def second_moments(model, tok, texts, layers, how=CountSettings()):  # noqa: B008 (frozen)
+    """Moments of the keys in `layers`: Σ k kᵀ / count over all non-pad tokens, in a pass that stops at the last layer.
 
     The forward pass runs in the model's dtype, a batch's product in float32 or better, the sum in float64.
     """
@@ -97,7 +97,7 @@ def second_moments(model, tok, texts, layers, how=Count()):  # noqa: B008 (froze
             run(model, input_ids=ids, attention_mask=mask)
         for name in names:
             sums[name] = sums.get(name, 0) + _product(keys[name][mask.bool()])
-    return Stats({name: total.cpu() / count for name, total in sums.items()}, count)
+    return Moments({name: total.cpu() / count for name, total in sums.items()}, count)
 
 
 def token_rows(model, tok, texts, how):
@@ -123,7 +123,7 @@ def token_rows(model, tok, texts, how):
     return rows
 
 
-def cached(model, tok, texts, layers, folder, how=Count()):  # noqa: B008 (frozen)
+def cached(model, tok, texts, layers, folder, how=CountSettings()):  # noqa: B008 (frozen)
     """`second_moments`, read from `folder` where it holds them; what is missing is computed in one pass and kept there.
 
     A file's name hashes the model's weights, the tokenizer, the texts, the layer and how it was counted, so that
@@ -136,9 +136,9 @@ def cached(model, tok, texts, layers, folder, how=Count()):  # noqa: B008 (froze
     if missing:
         made = second_moments(model, tok, texts, missing, how)
         for layer in missing:
-            Stats({names[layer]: made.moments[names[layer]]}, made.count).save(paths[layer])
+            Moments({names[layer]: made.moments[names[layer]]}, made.count).save(paths[layer])
     parts = [load(paths[layer]) for layer in layers]
-    return Stats({name: moment for part in parts for name, moment in part.moments.items()}, parts[0].count)
+    return Moments({name: moment for part in parts for name, moment in part.moments.items()}, parts[0].count)
 
 
 def _product(keys):

@@ -200,7 +200,7 @@ def load(path, device="cpu"):
 
 
 def prompt_ends(made):
-    """`asked` for a logprob.Plan: of every row, the last tokens of the prompts whose continuations it scores.
+    """`asked` for a logprob.ScoringPlan: of every row, the last tokens of the prompts whose continuations it scores.
 
     That is where published GRACE looks its codebook up. A row that scores continuations of a prompt and of a longer
     one that it begins is looked up at both ends.
@@ -212,8 +212,8 @@ def prompt_ends(made):
             if first in ends:
                 mask.view(-1)[place] = True
             first += 1
-    run = made.prefix.numel() and any(batch.kept is None for batch in made.batches)
-    return [torch.zeros(made.prefix.shape, dtype=torch.bool)] * bool(run) + masks
+    prefix = torch.zeros(made.prefix.shape, dtype=torch.bool)
+    return [prefix] * bool(made.prefix.numel()) + masks
 
 
 def _hook(part, asked):

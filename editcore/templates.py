@@ -10,7 +10,7 @@ from editcore.tokens import encode
 
 
 @dataclass(frozen=True)
-class Group:
+class TemplateGroup:
     """Texts to sample: `number` from each start."""
 
     tokens: int             # length of each text, its start included
@@ -26,7 +26,7 @@ def sample(model, tok, groups, seed, top_k=5):
     generator = torch.Generator().manual_seed(seed)
     out = ["{}"]
     for group in groups:
-        openings = [start or beginning(tok) for start in group.starts for _ in range(group.number)]
+        openings = [start or text_start(tok) for start in group.starts for _ in range(group.number)]
         words = [start for start in group.starts for _ in range(group.number)]
         used = {len(row) for row in encode(tok, openings)}
         if max(used) >= group.tokens:
@@ -42,17 +42,17 @@ def template(text):
     return text.replace("{", " ").replace("}", " ").strip() + ". {}"
 
 
-def beginning(tok):
+def text_start(tok):
     """The prompt whose tokens are what opens a text: empty where the tokenizer adds a BOS, else its BOS or EOS."""
     return "" if tok("")["input_ids"] else tok.bos_token or tok.eos_token
 
 
 def read(path):
     """The templates of a JSON file: a list of texts or of groups of them, flattened. ValueError names the file."""
-    return checked(_flat(read_json(path)), path)
+    return check(_flat(read_json(path)), path)
 
 
-def checked(templates, label="contexts"):
+def check(templates, label="contexts"):
     """The templates as a tuple if the first is "{}" and every one is a text with exactly one {}; else ValueError."""
     if not templates or templates[0] != "{}":
         raise ValueError(f"{label}: the first context template must be the plain prompt, \"{{}}\"")

@@ -263,8 +263,8 @@ def test_pocket_gets_its_recipe(at, monkeypatch, capsys):
 
 
 def test_settings_of_a_recipe_are_typed():
-    config = stats.Count()
-    assert commands.settings(config, {"length": "7", "part": "attn"}) == stats.Count(length=7, part="attn")
+    config = stats.CountSettings()
+    assert commands.settings(config, {"length": "7", "part": "attn"}) == stats.CountSettings(length=7, part="attn")
     with pytest.raises(ValueError, match="--set size: unknown; known are tokens, length"):
         commands.settings(config, {"size": "7"})
     with pytest.raises(ValueError, match="--set length: 'long' is not of type int"):

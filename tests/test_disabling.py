@@ -17,7 +17,7 @@ from editcore.editors.target_value import Site, optimise, problems
 from editcore.facts import Fact, one_per_subject, order, read_facts
 from editcore.hooks import capture, run
 from editcore.model import module_of, name_of
-from editcore.moments import Count, second_moments
+from editcore.moments import CountSettings, second_moments
 from editcore.study import run as inputs
 from editcore.study.grid import Planned
 from editcore.tokens import with_subject
@@ -30,7 +30,7 @@ SETTINGS = {"layer": 1, "steps": 6, "lr": 0.3, "clamp": 2}
 
 
 def prepared(model, tok, config):
-    moments = second_moments(model, tok, corpus() * 4, [config.layer], Count(length=32))
+    moments = second_moments(model, tok, corpus() * 4, [config.layer], CountSettings(length=32))
     ridge = {name: moment + 0.01 * torch.eye(len(moment)) for name, moment in moments.moments.items()}
     return EDITORS["rome"].prepare(model, tok, config, Sources(stats=replace(moments, moments=ridge),
                                                                contexts=CONTEXTS))

@@ -49,7 +49,7 @@ def contexts():
 @pytest.fixture(scope="module")
 def moments(model):
     texts = (GOLDEN / "texts.txt").read_text().splitlines()
-    return stats.second_moments(*model, texts, [0, 1, 2], stats.Count(length=128, pack=False))
+    return stats.second_moments(*model, texts, [0, 1, 2], stats.CountSettings(length=128, pack=False))
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pytest
 
 from editcore.editors import configure
 from editcore.facts import order
+from editcore.model import resolve, short_name
 from editcore.study import run as inputs
 
 
@@ -41,8 +42,8 @@ def test_files_beside_the_model_and_files_given(folder, tmp_path):
 
 def test_the_pocket_model_is_found_from_anywhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert Path(inputs.model_place("pocket")) == Path(__file__).parents[1] / "data" / "pocket"
-    assert inputs.model_place("gpt2-xl") == "gpt2-xl" and inputs.model_name("models/gpt2-xl") == "gpt2-xl"
+    assert Path(resolve("pocket")) == Path(__file__).parents[1] / "data" / "pocket"
+    assert resolve("gpt2-xl") == "gpt2-xl" and short_name("models/gpt2-xl") == "gpt2-xl"
 
 
 def test_second_moments_must_come_from_somewhere(folder):

@@ -12,7 +12,7 @@ from editcore.editors import EDITORS, Sources, configure, memit
 from editcore.editors import closed_form as solve
 from editcore.editors.target_value import optimise, problems
 from editcore.model import content_hash, name_of
-from editcore.moments import Count, Stats, second_moments
+from editcore.moments import CountSettings, Moments, second_moments
 
 CONTEXTS = ("{}", "The first. {}", "Because I know you, we read. {}")
 SETTINGS = {"layers": (0, 2), "lambda": 5, "steps": 6, "lr": 0.3, "clamp": 2, "weight_decay": 0.05}
@@ -26,7 +26,7 @@ def apart(a, b):
 
 
 def prepared(model, tok, config):
-    moments = second_moments(model, tok, corpus() * 4, config.layers, Count(length=32))
+    moments = second_moments(model, tok, corpus() * 4, config.layers, CountSettings(length=32))
     ridge = {name: moment + 0.01 * torch.eye(len(moment)) for name, moment in moments.moments.items()}
     given = Sources(stats=replace(moments, moments=ridge), contexts=CONTEXTS)
     return EDITORS["memit"].prepare(model, tok, config, given)
@@ -70,7 +70,7 @@ def test_update_is_the_bracket_of_the_paper():
     moment = root @ root.T + torch.eye(20)
     for count in (1, 4, 30):
         keys, residual = torch.randn(count, 20, generator=draw), torch.randn(count, 7, generator=draw)
-        solved = solve.bracket(Stats({"a": moment}, 9), "a").solve(keys)
+        solved = solve.bracket(Moments({"a": moment}, 9), "a").solve(keys)
         left, right = solve.update(keys, solved, residual, 3.0)
         bracket = 3.0 * moment + keys.double().T @ keys.double()
         expected = residual.double().T @ keys.double() @ torch.linalg.inv(bracket)
@@ -116,7 +116,7 @@ def test_errors_name_what_is_wrong_and_leave_the_model(setup, facts):
             EDITORS["memit"].prepare(model, tok, replace(config, layers=layers), Sources(texts=tuple(corpus())))
     with pytest.raises(ValueError, match="layer 4: the model has layers 0 to 3"):
         EDITORS["memit"].prepare(model, tok, replace(config, layers=(0, 4)), Sources(texts=tuple(corpus())))
-    only = Stats({name: c for name, c in given.stats.moments.items() if ".0." in name}, 9)
+    only = Moments({name: c for name, c in given.stats.moments.items() if ".0." in name}, 9)
     with pytest.raises(ValueError, match="no second moment of transformer.h.2.mlp.c_proj"):
         EDITORS["memit"].prepare(model, tok, config, Sources(stats=only, contexts=CONTEXTS))
     assert content_hash(model) == before

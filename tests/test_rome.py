@@ -11,8 +11,8 @@ from editcore.delta import dense
 from editcore.editors import EDITORS, Sources, configure
 from editcore.editors.target_value import Site, optimise, problems
 from editcore.model import content_hash, module_of, name_of
-from editcore.moments import Count, second_moments
-from editcore.templates import Group
+from editcore.moments import CountSettings, second_moments
+from editcore.templates import TemplateGroup
 
 CONTEXTS = ("{}", "The first. {}", "Because I know you, we read. {}")
 # Largest relative difference to the serial way; Llama's norms work in float32 whatever the model's dtype
@@ -26,7 +26,7 @@ def apart(a, b):
 
 
 def prepared(model, tok, config):
-    moments = second_moments(model, tok, corpus() * 4, [config.layer], Count(length=32))
+    moments = second_moments(model, tok, corpus() * 4, [config.layer], CountSettings(length=32))
     ridge = {name: moment + 0.01 * torch.eye(len(moment)) for name, moment in moments.moments.items()}
     given = Sources(stats=replace(moments, moments=ridge), contexts=CONTEXTS)
     return EDITORS["rome"].prepare(model, tok, config, given)
@@ -149,7 +149,7 @@ def test_errors_name_the_record_and_leave_the_model(setup, facts):
 def test_contexts_are_sampled_as_configured(gpt2):
     model, tok = gpt2
     config = configure("rome", {"layer": 0})
-    assert config.context_groups == (Group(5, 10), Group(10, 10))
+    assert config.context_groups == (TemplateGroup(5, 10), TemplateGroup(10, 10))
     moments = prepared(model, tok, config).stats
     prepare = EDITORS["rome"].prepare
     made = [prepare(model, tok, config, Sources(stats=moments, seed=seed)).contexts for seed in (1, 1, 2)]

@@ -4,19 +4,19 @@ import pytest
 import torch
 
 from editcore.editors import closed_form as solve
-from editcore.moments import Stats
+from editcore.moments import Moments
 
 M, D, DRAW = 24, 7, 3
 
 
 def given(count, earlier=0, seed=DRAW):
-    """(Stats, C, keys (n, m), residual (n, d), earlier keys (p, m))."""
+    """(Moments, C, keys (n, m), residual (n, d), earlier keys (p, m))."""
     draw = torch.Generator().manual_seed(seed)
     root = torch.randn(M, M, generator=draw, dtype=torch.float64)
     moment = root @ root.T / M + 0.1 * torch.eye(M)
     keys, residual, past = (torch.randn(n, w, generator=draw, dtype=torch.float64)
                             for n, w in ((count, M), (count, D), (earlier, M)))
-    return Stats({"a": moment}, 9), moment, keys, residual, past
+    return Moments({"a": moment}, 9), moment, keys, residual, past
 
 
 def change(stats, keys, residual, weight, memory=None, **how):
@@ -104,7 +104,7 @@ def test_alphaedit_is_the_published_formula(earlier):
 
 def test_alphaedit_with_the_whole_space_is_memit_with_the_identity():
     stats, _, keys, residual, _ = given(5)
-    identity = Stats({"a": torch.eye(M)}, 9)
+    identity = Moments({"a": torch.eye(M)}, 9)
     found = change(stats, keys, residual, 2.0, null_space=1e9)
     torch.testing.assert_close(found, change(identity, keys, residual, 2.0))
 

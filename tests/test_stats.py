@@ -7,7 +7,7 @@ from conftest import make
 from editcore import moments as stats
 from editcore.hooks import capture, run
 from editcore.model import name_of
-from editcore.moments import Count, Stats, cached, second_moments
+from editcore.moments import CountSettings, Moments, cached, second_moments
 
 
 def plain(model, rows, layer):
@@ -25,7 +25,7 @@ def plain(model, rows, layer):
 def test_all_layers_in_one_pass_equal_the_plain_sum(family, request, texts):
     model, tok = request.getfixturevalue(family)
     rows = [row[:20] for row in tok(texts)["input_ids"]]
-    found = second_moments(model, tok, texts, [0, 2], Count(length=20, pack=False))
+    found = second_moments(model, tok, texts, [0, 2], CountSettings(length=20, pack=False))
     for layer in (0, 2):
         expected, count = plain(model, rows, layer)
         moment = found.moments[name_of(model, "mlp_out", layer)]
@@ -36,17 +36,17 @@ def test_all_layers_in_one_pass_equal_the_plain_sum(family, request, texts):
 def test_packed_rows_are_the_texts_end_to_end(gpt2, texts):
     model, tok = gpt2
     joined = [token for row in tok(texts)["input_ids"] for token in row]
-    rows = stats.token_rows(model, tok, texts, Count(length=500))
+    rows = stats.token_rows(model, tok, texts, CountSettings(length=500))
     assert [token for row in rows for token in row] == joined
     assert {len(row) for row in rows[:-1]} == {64}      # the model takes no longer ones
-    some = stats.token_rows(model, tok, texts, Count(length=30, tokens=100))
+    some = stats.token_rows(model, tok, texts, CountSettings(length=30, tokens=100))
     assert [token for row in some for token in row] == joined[:100] and max(map(len, some)) == 30
 
 
 def test_too_few_texts_are_errors(gpt2, texts):
     model, tok = gpt2
     with pytest.raises(ValueError, match="10000000 tokens wanted, but the texts have"):
-        second_moments(model, tok, texts, [0], Count(tokens=10_000_000))
+        second_moments(model, tok, texts, [0], CountSettings(tokens=10_000_000))
     with pytest.raises(ValueError, match="no tokens"):
         second_moments(model, tok, [""], [0])
     few = second_moments(model, tok, texts[1:3], [0])
@@ -58,7 +58,7 @@ def test_solve_is_the_inverse_and_its_factor_is_kept():
     draw = torch.Generator().manual_seed(0)
     root = torch.randn(40, 40, dtype=torch.float64, generator=draw)
     moment, keys = root @ root.T + torch.eye(40), torch.randn(40, 3, generator=draw)
-    one = Stats({"a": moment}, 100)
+    one = Moments({"a": moment}, 100)
     expected = torch.linalg.inv(moment) @ keys.double()
     torch.testing.assert_close(one.solve("a", keys), expected, rtol=1e-9, atol=1e-12)
     factor = one.factors["a"]
@@ -70,7 +70,7 @@ def test_solve_is_the_inverse_and_its_factor_is_kept():
 
 def test_files(tmp_path):
     path = tmp_path / "c.safetensors"
-    one = Stats({"x.y": torch.eye(3, dtype=torch.float64)}, 7)
+    one = Moments({"x.y": torch.eye(3, dtype=torch.float64)}, 7)
     one.save(path)
     again = stats.load(path)
     assert again.count == 7 and torch.equal(again.moments["x.y"], one.moments["x.y"])
@@ -100,7 +100,7 @@ def test_the_cache_is_met_by_content(gpt2, texts, tmp_path):
     other = cached(changed, tok, texts, [1], tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
     assert not torch.equal(other.moments[name_of(model, "mlp_out", 1)], first.moments[name_of(model, "mlp_out", 1)])
-    for how, some in ((Count(length=32), texts), (Count(), texts[1:])):
+    for how, some in ((CountSettings(length=32), texts), (CountSettings(), texts[1:])):
         before = len(list(tmp_path.iterdir()))
         cached(model, tok, some, [0], tmp_path, how)
         assert len(list(tmp_path.iterdir())) == before + 1

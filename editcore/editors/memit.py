@@ -17,7 +17,7 @@ from editcore.editors.rowwise import added_rows, rows, versions
 from editcore.editors.target_value import Site, optimise, problems
 from editcore.hooks import capture, run
 from editcore.model import module_of, name_of
-from editcore.templates import Group
+from editcore.templates import TemplateGroup
 from editcore.tokens import batches, pad
 
 STARTS = ("The", "Therefore", "Because", "I", "You")
@@ -47,7 +47,7 @@ class Memit:
     anchor: int = 0                     # pilot edits to whose mean ‖v*‖ every v* is rescaled; 0: off
     keep: float = 1.0                   # share of entries of each update that are kept, largest |ΔW/W| first (RECT)
     prune: float = 0.0                  # base of the logarithm that restrains the total's singular values (PRUNE)
-    context_groups: tuple = (Group(10, 1, STARTS),)     # sampled context templates
+    context_groups: tuple = (TemplateGroup(10, 1, STARTS),)     # sampled context templates
     n_tokens: int = 0                   # tokens of the second moments; 0: all of the texts
     length: int = 512                   # their sequence length
     choices = {"kl_position": ("subject", "last"), "site": ("block", "mlp_out"), "keys": ("mixed", "plain", "mean")}

@@ -10,7 +10,7 @@ class Sources:
     """Where an editor takes its context templates and second moments from."""
 
     texts: tuple = ()           # texts for the second moments, used if `stats` is None
-    stats: object = None        # a Stats, or the path of its file
+    stats: object = None        # a Moments, or the path of its file
     contexts: tuple = ()        # context templates; empty: sampled from the model
     seed: int = 0               # of that sampling
     cache: str | None = None    # folder that keeps second moments by content; None: computed anew
@@ -22,7 +22,7 @@ class Prepared:
     """Taken from the unedited model once, used for every edit of a run."""
 
     contexts: tuple             # "{}" first
-    stats: object               # Stats of every layer that is edited
+    stats: object               # Moments of every layer that is edited
     memory: dict = field(default_factory=dict)          # module name -> solve.Memory of earlier updates' keys
     anchor: float = 0.0         # norm that every v* is rescaled to; 0: none
     brackets: dict = field(default_factory=dict, repr=False, compare=False)     # module name -> solve.Bracket
@@ -35,7 +35,7 @@ def prepare(model, tok, layers, sources, config):
     """
     names = [moments.name_of(model, "mlp_out", layer) for layer in layers]
     if sources.contexts:
-        contexts = templates.checked(list(sources.contexts))
+        contexts = templates.check(list(sources.contexts))
     else:
         contexts = templates.sample(model, tok, config.context_groups, sources.seed)
     stats = _stats(model, tok, layers, sources, config)
@@ -57,13 +57,13 @@ def mean_norm(values):
 
 
 def _stats(model, tok, layers, sources, config):
-    if isinstance(sources.stats, moments.Stats):
+    if isinstance(sources.stats, moments.Moments):
         return sources.stats
     if sources.stats is not None:
         return moments.load(sources.stats)
     if not sources.texts:
         raise ValueError("second moments: give texts to compute them from, or a statistics file")
-    how = moments.Count(tokens=config.n_tokens, length=config.length)
+    how = moments.CountSettings(tokens=config.n_tokens, length=config.length)
     if sources.cache is None:
         return moments.second_moments(model, tok, sources.texts, layers, how)
     return moments.cached(model, tok, sources.texts, layers, sources.cache, how)

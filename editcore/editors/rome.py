@@ -10,7 +10,7 @@ from editcore.editors.restrain import anchored
 from editcore.editors.rowwise import versions
 from editcore.editors.target_value import Site, optimise, problems
 from editcore.model import module_of, name_of
-from editcore.templates import Group
+from editcore.templates import TemplateGroup
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Rome:
     kl_position: str = "subject"        # read there at the last "subject" token (published code) or the "last" token
     convention: str = "rome"            # keys of the update: "rome" (published code, mixed), "r-rome" or "p-rome"
     anchor: int = 0                     # pilot edits to whose mean ‖v*‖ every v* is rescaled; 0: off
-    context_groups: tuple = (Group(5, 10), Group(10, 10))   # sampled context templates
+    context_groups: tuple = (TemplateGroup(5, 10), TemplateGroup(10, 10))   # sampled context templates
     n_tokens: int = 0                   # tokens of the second moment; 0: all of the texts
     length: int = 512                   # its sequence length
     choices = {"kl_position": ("subject", "last"), "convention": ("rome", "r-rome", "p-rome")}

@@ -19,9 +19,9 @@ from editcore.instructedit import examples, hypernet, instructions
 from editcore.instructedit import scores as taskscores
 from editcore.instructedit import trained_editors as systems
 from editcore.instructedit.trained_editors import System
-from editcore.model import load
+from editcore.model import load, resolve
 from editcore.progress import bar
-from editcore.study.run import model_files_hash, model_place
+from editcore.study.run import model_files_hash
 
 FORMAT = 2          # raise it when the same input no longer gives the same scores
 UNSEEDED = -1       # in place of a training seed, where nothing was trained
@@ -71,7 +71,7 @@ class Case:
 
 def loaded(name, device=None):
     """The Loaded of "pocket", a folder or a Hugging Face name."""
-    place = model_place(name)
+    place = resolve(name)
     return Loaded(*load(place, device), name, model_files_hash(name))
 
 

@@ -48,7 +48,7 @@ def grow(rows, dtype=torch.float32, device="cpu"):
 
 
 def below(model, tree, layer):
-    """The Kept of a Tree: what the blocks from `layer` on need to run on it."""
+    """The BlockInputs of a Tree: what the blocks from `layer` on need to run on it."""
     return enter(model, tree.ids[:, :0], tree.ids, layer, position_ids=tree.positions, attention_mask=tree.mask)
 
 

@@ -23,8 +23,8 @@ from editcore.instructedit import examples, instructions, ke, mend
 from editcore.instructedit import training as hyper
 from editcore.instructedit.records import read_records
 from editcore.instructedit.training import Training
-from editcore.model import default_device, load, peak_memory
-from editcore.study.run import model_files_hash, model_place
+from editcore.model import default_device, load, peak_memory, resolve
+from editcore.study.run import model_files_hash
 from editcore.study.slots import held
 
 PAIRS = ("counts", "shares", "settings", "descriptions")    # fields of a System that may be given as a dict
@@ -130,7 +130,7 @@ def table(system):
 
 def folder_of(model="pocket", data=""):
     """The folder of a System's records."""
-    return Path(data) if data else Path(model_place(model)) / "editing"
+    return Path(data) if data else Path(resolve(model)) / "editing"
 
 
 def load_records(model="pocket", data="", split="train", seed=0):
@@ -204,7 +204,7 @@ def _trained(system, place):
     """Train a System into its folder; what train.json says."""
     began, (config, training) = time.monotonic(), configured(system)
     records = chosen(system)
-    model, tok = load(model_place(system.model), default_device())
+    model, tok = load(system.model, default_device())
     network = KINDS[system.kind][0](model, config)
     laid = examples_of(system, model, tok, records)
     network = hyper.train(model, network, laid, training, place)

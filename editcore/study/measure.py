@@ -50,7 +50,7 @@ def set_up(run, paths, templates, cache, shared=None):
         templates = contexts.read(paths["contexts"])
     config = configure(run.editor, dict(run.settings), run.model)
     model, tok = (shared.model, shared.tok) if shared else \
-        load(inputs.model_place(run.model), run.device or default_device(), inputs.dtype_of(run.dtype))
+        load(run.model, run.device or default_device(), inputs.dtype_of(run.dtype))
     inputs.check_prompts(max_length(model), tok, facts, templates or ("{}",))
     mirrored = [replace(one, target_new=one.target_true, target_true=one.target_new) for one in rest]
     probes = {"probes": metrics.prepare(model, tok, facts, [name for name in run.measure if name != "greedy"]),

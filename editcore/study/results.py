@@ -10,9 +10,8 @@ import pandas as pd
 import torch
 
 from editcore.files import atomic, read_json, write_json
-from editcore.model import peak_memory
+from editcore.model import peak_memory, short_name
 from editcore.study import checkpoint
-from editcore.study import run as inputs
 from editcore.study.run import Run
 
 COLUMNS = ["run", "model", "editor", "data", "seed", "step", "fact", "metric", "value"]
@@ -54,7 +53,7 @@ def write(lab, state, folder, head):
     head: {"stopped": None or why, "hashes", "data", "together": runs that shared their passes}.
     """
     run = lab.run
-    rows = checkpoint.frame(state.rows).assign(run=folder.name, model=inputs.model_name(run.model), editor=run.editor,
+    rows = checkpoint.frame(state.rows).assign(run=folder.name, model=short_name(run.model), editor=run.editor,
                                                data=head["data"], seed=run.seed)
     with atomic(folder / "rows.parquet") as tmp:
         rows[COLUMNS].to_parquet(tmp, index=False)

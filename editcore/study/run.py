@@ -13,11 +13,11 @@ from editcore import facts as records
 from editcore.fewshot import balanced, read_items
 from editcore.fewshot_tasks import TASKS
 from editcore.files import sha256, sha256_text
+from editcore.model import resolve
 from editcore.tokens import check_lengths, encode, target_ids
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 FORMAT = 2      # raise it when the meaning of the rows changes: runs made before then get another id
-SHORT = {"pocket": Path(__file__).resolve().parents[2] / "data" / "pocket"}     # short names of models in this project
 # What lies beside a local model folder is taken when the run names no file of its own.
 BESIDE = {"facts": "facts.json", "texts": "texts.txt", "held_out": "held_out.txt", "tasks": "tasks"}
 
@@ -87,16 +87,6 @@ def check(run):
     return run
 
 
-def model_place(name):
-    """The folder of a short name, else the name itself."""
-    return str(SHORT.get(name, name))
-
-
-def model_name(name):
-    """A model's name as it appears in rows and settings: the last part of its path."""
-    return Path(name).name
-
-
 def data_name(path):
     """A facts file's name as it appears in rows: its stem, or its folder's name if it is called facts.json."""
     return path.resolve().parent.name if path.stem == "facts" else path.stem
@@ -107,7 +97,7 @@ def files(run):
 
     FileNotFoundError names the parameter and the file.
     """
-    place, found = Path(model_place(run.model)), {}
+    place, found = Path(resolve(run.model)), {}
     for name in ("facts", "texts", "stats", "contexts", "held_out", "tasks"):
         given = getattr(run, name)
         path = Path(given) if given else place / BESIDE.get(name, "none") if name in BESIDE else None
@@ -136,7 +126,7 @@ def model_files_hash(name):
 
     It tells two models apart without loading them; `model.content_hash` of the loaded weights is checked as well.
     """
-    place = Path(model_place(name))
+    place = Path(resolve(name))
     kept = [path for pattern in ("config.json", "tokenizer*", "vocab.json", "merges.txt", "*.safetensors")
             for path in sorted(place.glob(pattern))]
     return sha256_text(*(part for path in kept for part in (path.name, sha256(path)))) if kept else sha256_text(name)
