@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from editcore.study import grid
-from editcore.study import plans as plan
+from editcore.study import planning as plan
 
 
 def run(given):

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 
 from editcore import report
-from editcore.study import plans as plan
+from editcore.study import planning as plan
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))

@@ -12,7 +12,7 @@ import pytest
 from editcore import report
 from editcore.study import grid, slots
 from editcore.study import loop as study
-from editcore.study import plans as plan
+from editcore.study import planning as plan
 from editcore.study import run as inputs
 from editcore.study.grid import Planned
 

@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from editcore.__main__ import main
 from editcore.study import grid
 from editcore.study import loop as study
-from editcore.study import plans as plan
+from editcore.study import planning as plan
 
 ROOT = Path(__file__).parents[1]
 GRIDS = """

@@ -20,7 +20,7 @@ import yaml
 
 from editcore.study import grid
 from editcore.study import loop as study
-from editcore.study import plans as plan
+from editcore.study import planning as plan
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = os.environ.get("SNAKEMAKE") or shutil.which("snakemake")

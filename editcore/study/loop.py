@@ -107,7 +107,7 @@ def _open(run, out_dir, keep_going):
     inputs.check(run)
     paths = inputs.files(run)
     inputs.check_moments(run, configure(run.editor, dict(run.settings), run.model), paths)
-    identity = {"the model's files": inputs.model_files_hash(run.model)} | inputs.hashes(paths)
+    identity = inputs.input_hashes(run, paths)
     folder = out_dir / inputs.run_id(run, identity)
     if results.status(folder) in (("finished", "stopped") if keep_going else ("finished",)):
         return folder

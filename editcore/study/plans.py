@@ -1,119 +1,130 @@
-"""Planned runs in; how far each has come, the missing ones made, and what the notebooks ask for, out."""
+"""List the runs that answer the study's questions; notebooks, command and Snakefile call these.
 
-import ast
-import contextlib
+    runs = orders("pocket", ["rome", "memit"], n_edits=300, orders=(0, 1, 2))
+    folders = execute_all(runs)
+    rows = table(folders)
+
+All plans measure the same, so that a run which two of them ask for is made once. What is not
+named in a signature is a parameter of Run: facts, seed, texts, retest_every, ...
+"""
+
 import dataclasses
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
-import nbformat
+import pandas as pd
 
-from editcore.model import gpus, use_gpu
-from editcore.study import grid, slots
-from editcore.study import loop as study
-from editcore.study import run as inputs
-from editcore.study.grid import Planned
-from editcore.study.results import status
-from editcore.study.run import Run
+from editcore.editors import configure
+from editcore.study import results
+from editcore.study.run import Run, input_files, input_hashes, make_run, run_id
 
-PLANNING = ("grid.read", "study.make")      # what a notebook calls to say which runs it wants
-
-
-@dataclass(frozen=True)
-class Step:
-    """A run of a plan."""
-
-    id: str         # name of its folder
-    state: str      # "done", "begun" (there is a checkpoint) or "missing"
-    run: Run
+# How a run of a plan differs from Run's defaults.
+COMMON = {"n_edits": 120, "items": 40, "untouched": 200, "final": ("ES", "PS", "XS", "greedy")}
+METHODS = ("rome", "r-rome", "p-rome", "nas", "emmet", "memit", "memit-past", "encore",
+           "alphaedit", "rect", "prune", "ft")
+LAYERS = {"rome": ({}, {"layer": 1}, {"layer": 2}),
+          "memit": ({}, {"layers": (0,)}, {"layers": (1,)}, {"layers": (0, 1, 2)})}
 
 
-def steps(planned, out_dir="results/runs"):
-    """The Step of every run, each once. FileNotFoundError or ValueError for input that is not there."""
-    found, hashed = [], {}
-    for run in dict.fromkeys(one.run for one in planned):
-        inputs.check(run)
-        paths = inputs.files(run)
+def orders(model="pocket", editors=("rome", "memit", "ft"), *, orders=(0, 1), **options):
+    """Edit the same facts in several orders. settings: {editor: {field: value}}."""
+    pairs = product(editors, orders)
+    return [plan_run(model, editor, order=order, **options) for editor, order in pairs]
+
+
+def methods(model="pocket", editors=METHODS, *, orders=(0, 1), **options):
+    """Edit with every method on one schedule."""
+    pairs = product(editors, orders)
+    return [plan_run(model, editor, order=order, **options) for editor, order in pairs]
+
+
+def conventions(model="pocket", editors=("rome", "r-rome", "p-rome"), *, orders=(0, 1), **options):
+    """Edit with each choice of the keys that ROME's update is built from."""
+    pairs = product(editors, orders)
+    return [plan_run(model, editor, order=order, **options) for editor, order in pairs]
+
+
+def batches(model="pocket", editors=("memit", "emmet"), *, sizes=(1, 10, 40, 120), orders=(0,),
+            **options):
+    """Edit equal numbers of facts in ever larger updates."""
+    points = product(editors, orders, sizes)
+    return [plan_run(model, editor, order=order, batch_size=size, **options)
+            for editor, order, size in points]
+
+
+def lambdas(model="pocket", editor="memit", *, factors=(0.01, 0.1, 1, 10, 100), orders=(0,),
+            settings=None, **options):
+    """Vary the weight of what is to be kept, by factors on the editor's published one."""
+    editor_settings = (settings or {}).get(editor, {})
+    published = configure(editor, editor_settings, model).lambda_
+    choices = [{"lambda_": type(published)(published * factor)} for factor in factors]
+    return _variants(model, {editor: choices}, orders=orders, settings=settings, **options)
+
+
+def layers(model="pocket", choices=None, *, orders=(0,), **options):
+    """Vary where it is written. choices: {editor: [settings, ...]}; {} are the published ones."""
+    return _variants(model, choices or LAYERS, orders=orders, **options)
+
+
+def tokens(model="pocket", editors=("rome", "memit"), *, counts=(0, 2500, 10000), orders=(0,),
+           **options):
+    """Vary how many tokens of text the second moments are counted on; 0: all."""
+    choices = [{"n_tokens": count} for count in counts]
+    return _variants(model, dict.fromkeys(editors, choices), orders=orders, **options)
+
+
+PLANS = {"orders": orders, "methods": methods, "conventions": conventions, "batches": batches,
+         "lambdas": lambdas, "layers": layers, "tokens": tokens}
+
+
+def plan_run(model, editor, *, settings=None, **options):
+    """Return the Run of an editor in the plans' way. settings: {editor: {field: value}}.
+
+    Settings that are published for the model anyway are left out: equal runs have equal ids.
+    """
+    special = _unpublished(model, editor, (settings or {}).get(editor, {}))
+    return make_run(model=model, editor=editor, settings=special, **COMMON | options)
+
+
+def status(runs, out_dir="results/runs"):
+    """Return a DataFrame of planned runs, each once: run (its id), status, and its parameters.
+
+    status: "finished", "stopped", "begun" (there is a checkpoint) or "missing".
+    """
+    rows = []
+    hashes = {}
+    for run in dict.fromkeys(runs):
+        paths = input_files(run)
         key = (run.model, *paths.items())
-        if key not in hashed:   # many runs, few files
-            hashed[key] = {"the model's files": inputs.model_files_hash(run.model)} | inputs.hashes(paths)
-        folder = Path(out_dir) / inputs.run_id(run, hashed[key])
+        if key not in hashes:      # many runs, few files
+            hashes[key] = input_hashes(run, paths)
+        folder = Path(out_dir) / run_id(run, hashes[key])
         begun = (folder / "checkpoint" / "checkpoint.json").is_file()
-        found.append(Step(folder.name, "done" if status(folder) else "begun" if begun else "missing", run))
-    return found
+        state = results.status(folder) or ("begun" if begun else "missing")
+        rows.append({"run": folder.name, "status": state} | dataclasses.asdict(run))
+    columns = ["run", "status", *(field.name for field in dataclasses.fields(Run))]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def listing(found):
-    """One line a Step: id, state, model, n_edits, order, and the other parameters that are not at their default."""
-    plain, always = Run(), ("model", "n_edits", "order")
-    return "".join(f"{one.id:<32} {one.state:<7} " + " ".join(
-        f"{name}={_said(value)}" for name, value in dataclasses.asdict(one.run).items()
-        if value != getattr(plain, name) or name in always) + "\n" for one in found)
+def _variants(model, choices, *, orders, settings=None, **options):
+    """Return a run for every editor, choice of its settings and order."""
+    runs = []
+    for editor, variants in choices.items():
+        for variant, order in product(variants, orders):
+            editor_settings = (settings or {}).get(editor, {}) | variant
+            run = plan_run(model, editor, order=order, settings={editor: editor_settings},
+                           **options)
+            runs.append(run)
+    return runs
 
 
-def make(found, out_dir="results/runs", workers=1):
-    """Make the runs that are not done, on a free GPU if there are any; the number of runs made.
-
-    A run that another process is making, here or on another machine with the same folder, is waited for, not made
-    twice: one run locks itself, several lock the whole folder. Where an edit fails the rows before it are the result.
-    """
-    todo = [one.run for one in found if one.state != "done"]
-    locks = Path(out_dir) / ".locks"
-    if todo:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(slots.held(locks, ["all"], shared=len(found) == 1))
-            if len(found) == 1:
-                stack.enter_context(slots.held(locks, [found[0].id]))
-            if any(not run.device for run in todo) and (cards := gpus()):
-                use_gpu(stack.enter_context(slots.held(slots.machine_folder(), cards)))
-            study.execute_all(todo, out_dir, workers)
-    return len(todo)
-
-
-def full(path=grid.FILE):
-    """{notebook: its parameters in the full study} of tables [full.<notebook>]; ValueError for another form."""
-    found = grid.tables(path).get("full", {})
-    if strange := [name for name, table in found.items() if not isinstance(table, dict)]:
-        raise ValueError(f"{path}: full.{strange[0]} must be a table, [full.{strange[0]}]")
-    return found
-
-
-def of_notebook(path, parameters):
-    """The Planned runs that a notebook with these parameters (all of them) will ask for, found without running it.
-
-    They are its calls of grid.read and study.make. Runs that it makes up from rows of these come when it runs.
-    ValueError for a call that uses more than parameters.
-    """
-    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    found, known = [], {"grid": grid, "study": study} | parameters
-    for node in _plans(ast.parse("\n".join(cells))):
-        try:
-            value = eval(compile(ast.Expression(node), str(path), "eval"), known | {})
-        except NameError as error:
-            raise ValueError(f"{path}: {ast.unparse(node)[:60]}... cannot be planned: {error}") from error
-        values = value if isinstance(value, list) else [value]
-        values = [one for each in values for one in (each if isinstance(each, list) else [each])]
-        found += [one if isinstance(one, Planned) else Planned(one.editor, one) for one in values]
-    return found
-
-
-def _plans(node):
-    """The outermost calls of grid.read or study.make, or the list comprehensions around them.
-
-    A run of which only the inputs are asked for (inputs.files(study.make(...))) is not wanted.
-    """
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == "inputs.files":
-        return
-    inside = [one for one in ast.walk(node) if isinstance(one, ast.Call) and ast.unparse(one.func) in PLANNING]
-    if inside and (node in inside or isinstance(node, ast.ListComp)):
-        yield node
-    elif inside:
-        for child in ast.iter_child_nodes(node):
-            yield from _plans(child)
-
-
-def _said(value):
-    """A parameter's value as one word."""
-    if isinstance(value, tuple) and value and isinstance(value[0], tuple):     # settings
-        return ",".join(f"{name}:{_said(item)}" for name, item in value)
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).replace(" ", "_")
+def _unpublished(model, editor, settings):
+    """Return the settings that differ from those published for the model, sorted by name."""
+    settings = {"lambda_" if name == "lambda" else name: settings[name] for name in settings}
+    config = configure(editor, settings, model)
+    try:
+        published = configure(editor, {}, model)
+    except ValueError:      # nothing is published for this model
+        return dict(sorted(settings.items()))
+    differs = [name for name in settings if getattr(config, name) != getattr(published, name)]
+    return {name: settings[name] for name in sorted(differs)}

@@ -1,6 +1,12 @@
-"""Folders of runs: a run's rows and what it was made with in, files out; and tables of finished runs out of them."""
+"""Write a run's folder, and read finished runs as tables.
+
+    rows = table(folders)                   # of the folders that `execute_all` returns
+    rows = table("results/runs", editor="rome", order=[0, 1])
+    made = runs(folders)                    # a row per run: its parameters, settings, seconds, ...
+"""
 
 import dataclasses
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -15,36 +21,86 @@ from editcore.study import checkpoint
 from editcore.study.run import Run
 
 COLUMNS = ["run", "model", "editor", "data", "seed", "step", "fact", "metric", "value"]
-JOINED = ["order", "batch_size", "settings"]    # parameters that `table` puts beside the rows
+FROM_RUN = ["order", "batch_size", "settings"]      # what `table` puts beside the rows
 
 
-def runs(out_dir="results/runs", **filters):
-    """One row a finished or stopped run: its parameters, status, seconds, hashes and versions.
+def runs(source="results/runs", **filters):
+    """Return a DataFrame with a row per finished or stopped run.
 
-    filters keep the runs with that value, or one of a list of values, of a column: runs(editor="rome", order=[0, 1]).
+    source: the folder of all runs, or a list of run folders. Columns are the run's parameters,
+    its editor's settings (layer, clamp, ...; NaN where an editor has no such setting), status,
+    edits, seconds, hashes and versions. filters keep the runs with that value of a column, or
+    one of a list of values: runs(editor="rome", order=[0, 1]). ValueError for an unknown column.
     """
-    found = [_flat(read_json(path)) for path in sorted(Path(out_dir).glob("*/run.json"))]
-    frame = pd.DataFrame(found) if found else pd.DataFrame(columns=["run", "status", *_flat({"parameters": {}})])
+    records = [_flat(read_json(path)) for path in _run_files(source)]
+    empty = ["run", "status", *_flat({"parameters": {}})]
+    frame = pd.DataFrame(records) if records else pd.DataFrame(columns=empty)
     for name, wanted in filters.items():
         if name not in frame.columns:
-            raise ValueError(f"runs: there is no {name!r} to choose by, only {', '.join(frame.columns)}")
-        frame = frame[frame[name].isin(wanted if isinstance(wanted, (list, set, tuple)) else [wanted])]
+            raise ValueError(f"runs: no {name!r} to choose by, only "
+                             f"{', '.join(frame.columns)}")
+        values = wanted if isinstance(wanted, (list, set, tuple)) else [wanted]
+        frame = frame[frame[name].isin(values)]
     return frame.reset_index(drop=True)
 
 
-def table(out_dir="results/runs", **filters):
-    """The rows of all finished and stopped runs, chosen as in `runs`, in one long table with some parameters beside."""
-    parts = [_rows(Path(out_dir) / one["run"] / "rows.parquet").assign(
-        **{name: one[name] if name != "settings" else str(one[name]) for name in JOINED})
-        for one in runs(out_dir, **filters).to_dict("records")]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*COLUMNS, *JOINED])
+def table(source="results/runs", **filters):
+    """Return the rows of runs (chosen as in `runs`) in one long DataFrame.
+
+    Columns: run, model, editor, data, seed, order, batch_size, settings (as text, "" where
+    none is given), step (edits so far), fact (case id or parameter name), metric, value.
+    """
+    return _tables("rows.parquet", source, filters)
 
 
-def _rows(path):
+def cases(source="results/runs", **filters):
+    """Return what the model wrote about each edited fact, of runs chosen as in `runs`.
+
+    Columns: those of `table` up to settings; fact, subject, prompt, target_new, target_true,
+    relation, step, answer_before, answer_after, answer_end, forgotten_at (the first re-test
+    step at which the edit failed, NaN if it never did). Runs without such a file are left out.
+    """
+    return _tables("cases.parquet", source, filters)
+
+
+def status(folder):
+    """Return "finished", "stopped" or "" of a run's folder."""
+    done = (folder / "run.json").is_file() and (folder / "rows.parquet").is_file()
+    return read_json(folder / "run.json")["status"] if done else ""
+
+
+def _run_files(source):
+    if isinstance(source, (str, os.PathLike)):
+        return sorted(Path(source).glob("*/run.json"))
+    return [Path(folder) / "run.json" for folder in dict.fromkeys(source)]
+
+
+def _tables(name, source, filters):
+    """Return the files `name` of the runs below each other, each with its run's parameters."""
+    chosen = set(runs(source, **filters)["run"])
+    parts = []
+    for path in _run_files(source):
+        record = _flat(read_json(path))
+        if record["run"] not in chosen or not (path.parent / name).exists() and name != "rows.parquet":
+            continue
+        part = _read(path.parent / name)
+        settings = ", ".join(f"{key}={value}" for key, value in record["settings"])
+        extra = {"order": record["order"], "batch_size": record["batch_size"],
+                 "settings": settings}
+        for column, value in extra.items():
+            part.insert(part.columns.get_loc("seed") + 1 + list(extra).index(column), column, value)
+        parts.append(part)
+    if not parts:
+        return pd.DataFrame(columns=[*COLUMNS[:5], *FROM_RUN, *COLUMNS[5:]])
+    return pd.concat(parts, ignore_index=True)
+
+
+def _read(path):
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: missing or damaged ({error}); remove its folder to make the run again") from error
+        raise ValueError(f"{path}: missing or damaged ({error}); remove its folder to make the "
+                         "run again") from error
 
 
 def write(lab, state, folder, head):
@@ -53,45 +109,50 @@ def write(lab, state, folder, head):
     head: {"stopped": None or why, "hashes", "data", "together": runs that shared their passes}.
     """
     run = lab.run
-    rows = checkpoint.frame(state.rows).assign(run=folder.name, model=short_name(run.model), editor=run.editor,
-                                               data=head["data"], seed=run.seed)
+    rows = checkpoint.frame(state.rows).assign(
+        run=folder.name, model=short_name(run.model), editor=run.editor,
+        data=head["data"], seed=run.seed)
     with atomic(folder / "rows.parquet") as tmp:
         rows[COLUMNS].to_parquet(tmp, index=False)
     device = next(lab.model.parameters()).device
     write_json(folder / "run.json", {
         "run": folder.name, "status": "stopped" if head["stopped"] else "finished", **head,
-        "parameters": dataclasses.asdict(run), "config": dataclasses.asdict(lab.config), "edits": state.step,
-        "seconds": state.elapsed, "seconds_per_edit": sum(state.seconds) / max(1, state.step),
-        "update_seconds": [round(one, 4) for one in state.seconds], "contexts": list(state.contexts),
-        "peak_memory": peak_memory(device) or _resident(), "device": str(device), "threads": torch.get_num_threads(),
-        **_software()})
+        "parameters": dataclasses.asdict(run), "config": dataclasses.asdict(lab.config),
+        "edits": state.step, "seconds": state.elapsed,
+        "seconds_per_edit": sum(state.seconds) / max(1, state.step),
+        "update_seconds": [round(one, 4) for one in state.seconds],
+        "contexts": list(state.contexts),
+        "peak_memory": peak_memory(device) or _resident(), "device": str(device),
+        "threads": torch.get_num_threads(), **_software()})
 
 
 def _software():
-    """{"commit", "versions"} of the code that made a run; the commit is "unknown" outside a git checkout."""
+    """Return the commit (if this is a git checkout) and the versions of the code."""
     try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True,
+        command = ["git", "rev-parse", "HEAD"]
+        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True,
                                 check=False).stdout.strip()
     except OSError:     # no git
         answer = ""
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "pandas")}
-    return {"commit": answer or "unknown", "versions": {"python": platform.python_version(), **versions}}
+    packages = ("torch", "transformers", "numpy", "pandas")
+    versions = {name: metadata.version(name) for name in packages}
+    return {"commit": answer or "unknown",
+            "versions": {"python": platform.python_version(), **versions}}
 
 
 def _resident():
-    """Largest memory held by this process in bytes, 0 where the system does not say."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
-
-
-def status(folder):
-    """"finished", "stopped" or "" of a run's folder."""
-    done = (folder / "run.json").is_file() and (folder / "rows.parquet").is_file()
-    return read_json(folder / "run.json")["status"] if done else ""
+    """Return the largest memory held by this process in bytes, 0 where the system hides it."""
+    status_file = Path("/proc/self/status")
+    lines = status_file.read_text().splitlines() if status_file.is_file() else []
+    peaks = [1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+    return peaks[0] if peaks else 0
 
 
 def _flat(record):
-    """A run.json as one flat dict: the parameters beside the rest."""
-    known = dataclasses.asdict(Run()) | record["parameters"]
-    return {name: value for name, value in record.items() if name not in ("parameters", "update_seconds")} | known
+    """Return a run.json as one flat dict: its editor's settings and its parameters beside it."""
+    parameters = dataclasses.asdict(Run()) | record["parameters"]
+    settings = {name: value for name, value in record.get("config", {}).items()
+                if name not in parameters}
+    hidden = ("parameters", "update_seconds")
+    shown = {name: value for name, value in record.items() if name not in hidden}
+    return shown | settings | parameters

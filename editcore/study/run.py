@@ -208,3 +208,12 @@ def _frozen(value):
     if isinstance(value, dict):
         return tuple((name, _frozen(item)) for name, item in value.items())
     return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+# The new names; the old ones go with their last users.
+make_run, check_run, input_files = make, check, files
+
+
+def input_hashes(run, paths):
+    """{name: SHA-256} of the model's files and of the run's input files."""
+    return {"the model's files": model_files_hash(run.model)} | hashes(paths)
