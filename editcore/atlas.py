@@ -63,7 +63,7 @@ def opened(name="pocket", data="", records=80, tasks=TASKS, seed=0):
     """The Lab of a model and as many test records a task as asked for, or as the smallest task has."""
     every = systems.load_records(name, data, "test")
     if missing := [task for task in tasks if task not in every]:
-        raise FileNotFoundError(f"{systems.folder_of(name, data)}: no {missing[0]}_test.json")
+        raise FileNotFoundError(f"{systems.records_folder(name, data)}: no {missing[0]}_test.json")
     count = min(records, *(len(every[task]) for task in tasks))
     if count < separation.FOLDS:
         raise ValueError(f"atlas: {count} records a task, but {separation.FOLDS} are needed")
@@ -78,7 +78,7 @@ def sources(named, tasks=TASKS):
     """
     made = {one.name: Source(tuple((task, one.system) for task in tasks), one.system.style) for one in named}
     single = {one.system.tasks[0]: one.system for one in named
-              if len(one.system.tasks) == 1 and one.system.style == "none" and one.system.kind == "mend"}
+              if len(one.system.tasks) == 1 and one.system.style == "none" and one.system.editor == "mend"}
     if set(tasks) <= set(single):
         made[SINGLE] = Source(tuple((task, single[task]) for task in tasks), "none")
     return made
@@ -125,7 +125,7 @@ def _raw(lab, source):
 def _asked(source):
     """How a source's edits are asked: descriptions are drawn from those that its first system was trained with."""
     system = source.systems[0][1]
-    return Asked(source.style, seen=system.seen, seed=system.seed, table=system.descriptions)
+    return Asked(source.style, seen=system.n_descriptions, seed=system.seed, table=system.descriptions)
 
 
 def maps(lab, source):

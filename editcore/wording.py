@@ -79,7 +79,7 @@ def _drop(task, metric):
 def trial_of(task, model="pocket", data="", examples=0, settings=()):
     """A System of one task that leaves at least a fifth of its training records, up to 40, to score descriptions on."""
     count = len(systems.load_records(model, data, "train")[task])
-    return systems.make(model=model, data=data, tasks=(task,), examples=examples, settings=settings,
+    return systems.make_config(model=model, data=data, tasks=(task,), examples=examples, settings=settings,
                         counts={task: max(1, count - min(40, max(1, count // 5)))})
 
 
@@ -89,7 +89,7 @@ def held_out(system, task, count=0):
     ValueError if it learns from all of them: give its `counts` fewer.
     """
     every = systems.load_records(system.model, system.data, "train", system.seed)[task]
-    used = {one.case_id for one in systems.chosen(system) if one.task == task}
+    used = {one.case_id for one in systems.training_records(system) if one.task == task}
     left = [one for one in every if one.case_id not in used]
     if not left:
         raise ValueError(f"{task}: all {len(every)} training records are learned from, none is left to score on")

@@ -45,7 +45,7 @@ def world(gpt2, tmp_path_factory):
 
 
 def system(world, **words):
-    return systems.make(model=world[0], examples=2, settings=SMALL, **words)
+    return systems.make_config(model=world[0], examples=2, settings=SMALL, **words)
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ def records(task="recent", number=3):
 
 
 def system(given, **words):
-    return systems.make(model=given.name, examples=4, settings={"layers": (1, 2), "rank": 4}, **words)
+    return systems.make_config(model=given.name, examples=4, settings={"layers": (1, 2), "rank": 4}, **words)
 
 
 def test_each_record_is_scored_after_its_own_edit(given, tmp_path):

@@ -33,7 +33,7 @@ def given(gpt2, tmp_path_factory):
 
 def system(given, **words):
     settings = {"layers": (1, 2), "rank": 4, "every": 4, "accumulate": 2}
-    return systems.make(model=given.name, examples=4, tasks=["counterfact"], settings=settings, **words)
+    return systems.make_config(model=given.name, examples=4, tasks=["counterfact"], settings=settings, **words)
 
 
 def records(count=2):
@@ -83,7 +83,7 @@ def test_claims_are_testable_and_carry_the_papers_sign(given, tmp_path):
 def test_what_is_held_out_is_not_learned_from(given):
     one = wording.trial_of("counterfact", given.name, examples=4, settings={"layers": (1, 2)})
     assert one.counts == (("counterfact", 7),)
-    learned, left = systems.chosen(one), wording.held_out(one, "counterfact")
+    learned, left = systems.training_records(one), wording.held_out(one, "counterfact")
     assert len(left) == 1 and {r.case_id for r in learned} | {r.case_id for r in left} == set(range(8))
     assert len(wording.held_out(replace(one, counts=(("counterfact", 3),)), "counterfact", 2)) == 2
     with pytest.raises(ValueError, match="counterfact: all 8 training records are learned from"):

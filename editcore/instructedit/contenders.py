@@ -18,7 +18,7 @@ from editcore.files import atomic, read_json, sha256_text
 from editcore.instructedit import examples, hypernet, instructions
 from editcore.instructedit import scores as taskscores
 from editcore.instructedit import trained_editors as systems
-from editcore.instructedit.trained_editors import System
+from editcore.instructedit.trained_editors import HypernetworkConfig
 from editcore.model import load, resolve
 from editcore.progress import bar
 from editcore.study.run import model_files_hash
@@ -50,7 +50,7 @@ class Trial:
     """How records are edited and asked."""
 
     editor: str = ""                # a key of EDITORS or PATCHERS; "": no edit, or that of `system`
-    system: System | None = None    # the trained editor, with its instructions
+    system: HypernetworkConfig | None = None    # the trained editor, with its instructions
     settings: tuple = ()            # (field, value) pairs of the editor
     number: int = -1                # the description of all records; -1: drawn for each from those trained with
     style: str = ""                 # of the instruction before the edit; "": the system's, "none" without one
@@ -115,15 +115,15 @@ def identifier(given, case, editors="results/editors"):
     resolved = replace(trial, system=None, settings=(_editor(given, trial, "")[1],))     # with what they leave out
     edited = framed(case.learned or case.records, trial, trial.style)
     parts = FORMAT, given.digest, network, resolved, edited, asked(case), bool(case.learned)
-    return f"{trial.editor or (trial.system and trial.system.kind) or 'base'}-{sha256_text(*parts)[:16]}"
+    return f"{trial.editor or (trial.system and trial.system.editor) or 'base'}-{sha256_text(*parts)[:16]}"
 
 
 def framed(records, trial, style):
     """The records with the trial's instruction in the frame of `style` ("": the trial's own, or none)."""
     system = trial.system
-    table = systems.table(system) if system else instructions.DESCRIPTIONS
+    table = systems.descriptions_of(system) if system else instructions.DESCRIPTIONS
     style = style or trial.style or (system.style if system else "none")
-    seen = system.seen if system else instructions.SEEN
+    seen = system.n_descriptions if system else instructions.SEEN
     return tuple(instructions.instructed(
         one, instructions.drawn(one, trial.seed, seen) if trial.number < 0 else trial.number, style, table)
         for one in records)
@@ -154,7 +154,7 @@ def _editor(given, trial, editors):
             raise ValueError(f"trial: editor {trial.editor!r} and a system; give one of them")
         config, _ = systems.configured(systems.check(trial.system))
         config = replace(config, network=str(systems.train(trial.system, editors))) if editors else config
-        return KNOWN[trial.system.kind], config
+        return KNOWN[trial.system.editor], config
     if not trial.editor:
         return None, None
     return KNOWN.get(trial.editor), configure(trial.editor, dict(trial.settings), given.name, KNOWN)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from editcore import progress
 from editcore.instructedit import instructions
-from editcore.instructedit.trained_editors import TASKS, System, folder_of, make
+from editcore.instructedit.trained_editors import TASKS, HypernetworkConfig, make_config, records_folder
 from editcore.study.grid import tables
 
 FILE = "data/systems.toml"
@@ -18,10 +18,10 @@ FILE = "data/systems.toml"
 
 @dataclass(frozen=True)
 class Named:
-    """A System and what figures call it; several seeds share a name."""
+    """A HypernetworkConfig and what figures call it; several seeds share a name."""
 
     name: str
-    system: System
+    system: HypernetworkConfig
 
 
 def names(path=FILE):
@@ -32,7 +32,7 @@ def names(path=FILE):
 def read(path, grid, **words):
     """The Named systems of a grid of data/systems.toml: every case with every point of its axes, the first slowest.
 
-    words replace parameters of System in all cases; "", None and 0 keep the file's, a list where one value is wanted
+    words replace parameters in all cases; "", None and 0 keep the file's, a list where one value is wanted
     makes an axis. Where some of TASKS have no training records, a case that names one of these is left out, others
     train on the rest, and a case that has become that of another is left out as well; the log says so. ValueError names
     file, grid and case.
@@ -84,7 +84,7 @@ def present(model="pocket", data=""):
     every = tuple(instructions.TITLES)
     if not (isinstance(model, str) and isinstance(data, str)):
         return every
-    folder = folder_of(model, data)
+    folder = records_folder(model, data)
     return tuple(task for task in every if (folder / f"{task}_train.json").is_file()) or every
 
 
@@ -98,7 +98,7 @@ def _points(case, replaced):
     """The Named systems of one case: settings are joined, lists where one value is wanted are axes."""
     case = dict(case) | replaced | {"settings": dict(case.get("settings", {})) | dict(replaced.get("settings", {}))}
     name, axes = case.pop("name"), case.pop("axes", {})
-    fields = {field.name: field for field in dataclasses.fields(System)}
+    fields = {field.name: field for field in dataclasses.fields(HypernetworkConfig)}
     single = [key for key, value in case.items() if isinstance(value, (list, tuple)) and key in fields
               and fields[key].type is not tuple]
     axes, made = {**{key: values for key, values in axes.items() if key not in replaced},
@@ -106,14 +106,14 @@ def _points(case, replaced):
     for point in itertools.product(*axes.values()):
         chosen = case | dict(zip(axes, point))
         try:
-            made.append(Named(name.format(**chosen), make(**chosen)))
+            made.append(Named(name.format(**chosen), make_config(**chosen)))
         except (KeyError, IndexError) as error:
             raise ValueError(f"its name asks for {error}, which is no parameter of it") from error
     return made
 
 
 def _distinct(found, place):
-    """The Named systems, each once; ValueError where two names are the same System or one name stands for two."""
+    """The Named systems, each once; ValueError where two names are the same or one name stands for two."""
     found, called = list(dict.fromkeys(found)), {}
     for one in found:
         if (other := called.setdefault(one.system, one.name)) != one.name:

@@ -9,17 +9,23 @@ that one record is asked is one row: a tree of its prompts and their continuatio
 lead to it. What comes out is what editing, asking and undoing record after record gives, up to rounding.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from editcore import generate
+from editcore import generate, progress
+from editcore.editors import EDITORS, PATCHERS, configure
+from editcore.files import atomic, sha256, sha256_text
+from editcore.instructedit import examples, instructions, trained_editors
 from editcore.instructedit.batched_edits import each_row
+from editcore.instructedit.trained_editors import HypernetworkConfig
 from editcore.likelihood import LOGITS
 from editcore.metrics import entropy
-from editcore.model import max_length
+from editcore.model import load, max_length
+from editcore.study.run import model_files_hash
 from editcore.suffix import fused
 from editcore.tokens import batches, check_lengths, encode, pad, target_ids
 
@@ -264,3 +270,179 @@ def _per_pair(sheet):
 def _all(sheet, values):
     """(n,) 1.0 where the values of all tokens of a pair are true."""
     return np.minimum.reduceat(values.astype(float), sheet.starts)
+
+
+# Editors on test records ---------------------------------------------------------------------
+
+FORMAT = 1          # raise it when the same case no longer gives the same scores
+TOKEN_METRICS = ("Loc", "Port")     # which the paper counts by token; whole targets elsewhere
+AT_ONCE = 64        # records whose edits are held at a time
+KNOWN = EDITORS | PATCHERS
+
+
+@dataclass(frozen=True)
+class Case:
+    """An editor tried on records: each is edited alone, asked its questions, and undone."""
+
+    editor: str                     # its name in tables
+    records: tuple                  # EditRecords without instruction
+    network: HypernetworkConfig | None = None   # a trained editor, which brings its instructions
+    key: str = ""                   # else a key of EDITORS; "": no edit
+    settings: tuple = ()            # (field, value) pairs of that editor
+    style: str = ""                 # of the instruction before the edit; "": the network's, or none
+    question_style: str = ""        # of that before the questions; "": as before the edit
+    description: int = -1           # its number; -1: drawn for each from those trained with
+    seed: int = 0                   # of drawn descriptions, ConvSent's taught reply, sampled text
+    fluency: int = 0                # tokens sampled after each prompt; 0: none
+    together: tuple = ()            # records that a single edit teaches, in place of one edit each
+
+
+def cases(editors, tests, **words):
+    """The Cases of (name, HypernetworkConfig) pairs on the records of every task."""
+    return [Case(name, tuple(records), network=config, seed=config.seed, **words)
+            for name, config in editors for records in tests.values()]
+
+
+def main_cases(editors, tests, *, fluency=48, settings=None):
+    """The Cases of the main table: trained `editors`, the base model, FT-L, CaliNet, GRACE.
+
+    tests: {task: records}; settings: {key: {field: value}}. CaliNet learns all records of the
+    trained tasks at once, the others each record alone. As published, FT-L, CaliNet and GRACE are
+    asked about a task that nobody was trained on (zsRE) after learning the other tasks; under the
+    name "... (fair)" they learn its records.
+    "Base model (instructed)" is a control: what the words of InstructEdit do without an edit.
+    """
+    trained = {task for _, config in editors for task in config.tasks}
+    learned = tuple(record for task in tests if task in trained for record in tests[task])
+    seeds = [config.seed for name, config in editors if name == "InstructEdit"]
+    made = cases(editors, tests)
+    for task, records in tests.items():
+        records = tuple(records)
+        made += [Case("Base model", records)]
+        made += [Case("Base model (instructed)", records, style="full", seed=seed)
+                 for seed in seeds]
+        for key, name, joint in (("ft", "FT-L", False), ("calinet", "CaliNet", True),
+                                 ("grace", "GRACE", False)):
+            chosen = tuple((settings or {}).get(key, {}).items())
+            case = Case(name, records, key=key, settings=chosen)
+            fair = replace(case, together=records if joint else ())
+            published = replace(case, together=learned) if joint or task not in trained else case
+            made += [published]
+            if task not in trained:
+                made += [replace(fair, editor=f"{name} (fair)")]
+    return [replace(case, fluency=fluency if case.records[0].topic else 0) for case in made]
+
+
+def evaluate(cases, model="pocket", *, out_dir="results/scores", editors="results/editors"):
+    """Score Cases on a model: a DataFrame with one row per record, editor and metric.
+
+    Columns: editor, seed (-1 where nothing is drawn or trained), task, case_id, metric, exact, token,
+    value. exact and token are means over the record's questions; value is the one that the paper shows:
+    token for Loc and Port, else exact. See `score` for the metrics. Hypernetworks that are not there are
+    trained. Every case is cached as out_dir/<id>.parquet, whose id tells model, editor and records.
+    """
+    cases = list(cases)
+    paths = [Path(out_dir) / f"{identifier(case, model, editors)}.parquet" for case in cases]
+    missing = [index for index, path in enumerate(paths) if not path.is_file()]
+    # cases with equal questions one after another, so that the unedited model answers them once
+    missing.sort(key=lambda index: sha256_text(*_questions(cases[index])))
+    net, tok = load(model) if missing else (None, None)
+    joint, asked, sheets = {}, None, []
+    for index in progress.bar(missing, "scores"):
+        case = cases[index]
+        if _questions(case) != asked:
+            asked = _questions(case)
+            sheets = [prepare(net, tok, asked[start:start + AT_ONCE])
+                      for start in range(0, len(asked), AT_ONCE)]
+            sheets = [(sheet, read(net, sheet)) for sheet in sheets]
+        rows = _score_case(net, tok, case, sheets, joint, (model, editors))
+        with atomic(paths[index]) as tmp:
+            rows.to_parquet(tmp, index=False)
+    seeds = [case.seed if case.network or case.style else -1 for case in cases]
+    tables = [pd.read_parquet(path).assign(editor=case.editor, seed=seed)
+              for path, case, seed in zip(paths, cases, seeds)]
+    rows = pd.concat(tables, ignore_index=True)
+    return rows[["editor", "seed", "task", "case_id", "metric", "exact", "token", "value"]]
+
+
+def identifier(case, model="pocket", editors="results/editors"):
+    """Give equal models, editors, records and instructions the same id, whatever their names are."""
+    if not case.records:
+        raise ValueError(f"{case.editor}: there are no records")
+    network = sha256(trained_editors.train(case.network, editors)) if case.network else ""
+    settings = _editor(case, model, "")[1]
+    edited = _instructed(case, case.together or case.records, case.style)
+    plain = replace(case, editor="", records=(), network=None, settings=(), together=())
+    parts = (FORMAT, model_files_hash(model), network, settings, edited, _questions(case), plain,
+             bool(case.together))
+    name = case.network.editor if case.network else case.key or "base"
+    return f"{name}-{sha256_text(*parts)[:16]}"
+
+
+def edits_of(model, tok, case, records, model_name="pocket", editors="results/editors"):
+    """One Delta or Patch per record, each made alone on the model; None where the case has no editor."""
+    editor, config = _editor(case, model_name, editors)
+    if editor is None:
+        return [None] * len(records)
+    facts = [examples.asked(record, str, case.seed)
+             for record in _instructed(case, records, case.style)]
+    return editor.each(model, tok, facts, config, editor.prepare(model, tok, config, None))
+
+
+def _joint_edit(model, tok, case, model_name, editors):
+    """The edit that teaches all records of case.together at once."""
+    editor, config = _editor(case, model_name, editors)
+    facts = [examples.asked(record, str, case.seed)
+             for record in _instructed(case, case.together, case.style)]
+    return editor.edit(model, tok, facts, config, editor.prepare(model, tok, config, None))
+
+
+def _score_case(model, tok, case, sheets, joint, names):
+    """Rows of one Case: task, case_id, metric, exact, token, value; joint keeps edits for later ones."""
+    tables = []
+    key = (case.key, case.network, case.settings, case.style, case.seed, case.together)
+    if case.together and key not in joint:
+        joint[key] = _joint_edit(model, tok, case, *names)
+    for number, (sheet, before) in enumerate(sheets):
+        records = case.records[number * AT_ONCE:(number + 1) * AT_ONCE]
+        edits = [joint[key]] * len(records) if case.together else \
+            edits_of(model, tok, case, records, *names)
+        unedited = all(edit is None for edit in edits)
+        tables.append(score(sheet, before, before if unedited else read(model, sheet, edits)))
+        if case.fluency:
+            tables.append(fluency(model, tok, sheet.records, edits, case.seed, case.fluency))
+    rows = pd.concat(tables).rename(columns={"value_exact": "exact", "value_token": "token"})
+    rows = rows.groupby(["task", "case_id", "metric"], sort=False)[["exact", "token"]].mean()
+    rows = rows.reset_index()
+    return rows.assign(value=rows["token"].where(rows["metric"].isin(TOKEN_METRICS), rows["exact"]))
+
+
+def _editor(case, model_name, editors):
+    """(Editor, its settings) of a case, (None, None) without one; editors "": before its training."""
+    if case.network is None:
+        if not case.key:
+            return None, None
+        return KNOWN.get(case.key), configure(case.key, dict(case.settings), model_name, KNOWN)
+    if case.key:
+        raise ValueError(f"{case.editor}: key {case.key!r} and a network; give one of them")
+    config, _ = trained_editors.configured(trained_editors.check(case.network))
+    if editors:
+        config = replace(config, network=str(trained_editors.train(case.network, editors)))
+    return KNOWN[case.network.editor], config
+
+
+def _questions(case):
+    """The records of a Case as they are asked."""
+    return _instructed(case, case.records, case.question_style or case.style)
+
+
+def _instructed(case, records, style):
+    """Records behind the case's instruction in the frame of `style` ("": its network's own, or none)."""
+    network = case.network
+    style = style or (network.style if network else "none")
+    texts = trained_editors.descriptions_of(network) if network else instructions.DESCRIPTIONS
+    n_seen = network.n_descriptions if network else instructions.SEEN
+    numbers = [instructions.drawn(record, case.seed, n_seen) if case.description < 0
+               else case.description for record in records]
+    return tuple(instructions.instructed(record, number, style, texts)
+                 for record, number in zip(records, numbers))

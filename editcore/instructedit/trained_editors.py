@@ -1,241 +1,380 @@
-"""Which tasks, instructions and examples a hypernetwork learns from in; its file, trained once and kept, out.
+"""Train the hypernetworks of a study: which tasks, instructions and examples each learns from.
 
-    system = make(tasks=["recent", "counterfact"], style="full")        # InstructEdit; style "none": multi-task MEND
-    path = train(system)                                                # results/editors/<id>/network.safetensors
+    config = make_config(tasks=["recent", "counterfact"])   # InstructEdit; style="none": MEND
+    path = train(config)                            # results/editors/<id>/network.safetensors
+    editors = main_editors("pocket", seeds=[0, 1])  # [(name, config)]; other lists: see LISTS
+    train_all([config for _, config in editors])
 """
 
 import dataclasses
+import itertools
 import json
 import random
 import resource
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+import pandas as pd
 import torch
+from filelock import FileLock
 
 from editcore import progress
 from editcore.editors import configure, published
-from editcore.files import sha256, sha256_text, write_json
+from editcore.files import read_json, sha256, sha256_text, write_json
 from editcore.instructedit import examples, instructions, ke, mend
 from editcore.instructedit import training as hyper
 from editcore.instructedit.records import read_records
 from editcore.instructedit.training import Training
 from editcore.model import default_device, load, peak_memory, resolve
 from editcore.study.run import model_files_hash
-from editcore.study.slots import held
 
-PAIRS = ("counts", "shares", "settings", "descriptions")    # fields of a System that may be given as a dict
-FORMAT = 1      # raise it when the same System no longer gives the same network
-TASKS = ("recent", "counterfact", "convsent")   # of the training unless told; zsRE is held out
-# kind -> ((model, config) -> the untrained Network, (model, tok, facts) -> ids that it reads beside each's gradients).
-KINDS = {"mend": (mend.start, lambda model, tok, facts: [()] * len(facts)), "ke": (ke.start, ke.conditions)}
+FORMAT = 2      # raise it when the same config no longer gives the same network
+TASKS = ("recent", "counterfact", "convsent")   # trained on by default; zsRE is held out
+# kind -> (untrained network, ids that it reads beside each edit's gradients)
+KINDS = {"mend": (mend.start, lambda model, tok, facts: [()] * len(facts)),
+         "ke": (ke.start, ke.conditions)}
 
-# How a hypernetwork is trained where System.settings say nothing: published for the large models; for the pocket model
-# what learns within half a minute there.
-POCKET = {"examples": 600, "lr": 1e-4, "edit_weight": 1.0, "accumulate": 4, "warmup": 60, "unlikely": "reply",
-          "every": 200, "keep": True}
+# Settings of the training: published for the large models; for pocket what learns in half a minute.
+POCKET = {"examples": 600, "lr": 1e-4, "edit_weight": 1.0, "accumulate": 4, "warmup": 60,
+          "unlikely": "reply", "every": 200, "keep": True}
 PAPER = {
-    "mend": {"gpt2-xl": {"examples": 30_000}, "llama-2-7b": {"examples": 100_000}, "pocket": POCKET},
-    "ke": {"gpt2-xl": {"examples": 30_000, "lr": 1e-5}, "llama-2-7b": {"examples": 100_000, "lr": 1e-5},
+    "mend": {"gpt2-xl": {"examples": 30_000}, "llama-2-7b": {"examples": 100_000},
+             "pocket": POCKET},
+    "ke": {"gpt2-xl": {"examples": 30_000, "lr": 1e-5},
+           "llama-2-7b": {"examples": 100_000, "lr": 1e-5},
            "pocket": POCKET | {"lr": 3e-3, "warmup": 0}},
 }
 
 
 @dataclass(frozen=True)
-class System:
-    """One trained editor: what it learned from, and how."""
+class HypernetworkConfig:
+    """What one trained editor learns from, and how."""
 
     tasks: tuple = TASKS            # whose training records are mixed
     style: str = "full"             # a key of instructions.STYLES; "none": multi-task MEND
-    seen: int = 9                   # descriptions 0 to seen - 1 are trained with
-    counts: tuple = ()              # (task, most records) pairs; tasks not named give all they have
-    shares: tuple = ()              # (task, share) pairs: as many records as there are in this proportion
-    kind: str = "mend"              # "mend" or "ke"
-    after: str = "edit"             # what must be likely after an edit: the "edit" itself, or its "rephrase"
-    replies: int = 2                # ConvSent: most replies of either sentiment, and of the other topic, an example
-    examples: int = 0               # edits learned from in all; 0 = as published for the model
-    seed: int = 0                   # of order, descriptions, replies, first weights and ConvSent's sentiments
-    model: str = "pocket"           # "pocket", a model folder, or a Hugging Face name
-    data: str = ""                  # folder of {task}_{split}.json; "" = editing/ beside the model
-    descriptions: tuple = ()        # (task, ten texts) pairs that replace instructions.DESCRIPTIONS
-    settings: tuple = ()            # (field, value) pairs of Mend or Ke and of hyper.Training
+    n_descriptions: int = 9         # descriptions 0 to n - 1 are trained with
+    counts: tuple = ()              # (task, most records) pairs; other tasks give all they have
+    shares: tuple = ()              # (task, share) pairs: the most records in this proportion
+    editor: str = "mend"            # "mend" or "ke"
+    loss_on: str = "edit"           # what must be likely after an edit: "edit" or its "rephrase"
+    replies: int = 2                # ConvSent: most replies per sentiment and of the other topic
+    examples: int = 0               # edits learned from in all; 0: as published for the model
+    seed: int = 0                   # of order, descriptions, replies, weights and sentiments
+    model: str = "pocket"           # short name, folder or Hugging Face name
+    data: str = ""                  # folder of {task}_{split}.json; "": editing/ beside the model
+    descriptions: tuple = ()        # (task, ten texts) pairs that replace those of the study
+    settings: tuple = ()            # (field, value) pairs of the editor and of its Training
 
 
-def make(**words):
-    """A System of keyword words; ValueError names an unknown, mistyped or impossible value before any work."""
-    fields = {field.name: type(field.default) for field in dataclasses.fields(System)}
+def make_config(**words):
+    """Make a checked HypernetworkConfig; ValueError names an unknown or impossible value."""
+    defaults = {field.name: field.default for field in dataclasses.fields(HypernetworkConfig)}
     for name, value in words.items():
-        if name not in fields:
-            raise ValueError(f"system: unknown parameter {name!r}; known are {', '.join(fields)}")
-        pairs = name in PAIRS
-        wanted = (tuple, list, *([dict] if pairs else [])) if fields[name] is tuple else fields[name]
-        if isinstance(value, bool) or not isinstance(value, wanted):
-            raise ValueError(f"system: {name} must be {fields[name].__name__}, found {value!r}")
-    system = check(System(**{name: _frozen(value) for name, value in words.items()}))
-    return dataclasses.replace(system, shares=tuple((task, float(share)) for task, share in system.shares))
+        if name not in defaults:
+            raise ValueError(f"config: unknown parameter {name!r}; known are {', '.join(defaults)}")
+        kind = type(defaults[name])
+        allowed = (tuple, list, dict) if kind is tuple else kind
+        if isinstance(value, bool) or not isinstance(value, allowed):
+            raise ValueError(f"config: {name} must be {kind.__name__}, found {value!r}")
+    config = HypernetworkConfig(**{name: _frozen(value) for name, value in words.items()})
+    return check(config)
 
 
-def check(system):
-    """The System itself if it can be trained; ValueError names what is wrong."""
-    tasks = instructions.TITLES
-    if not system.tasks or len(set(system.tasks)) < len(system.tasks) or set(system.tasks) - set(tasks):
-        raise ValueError(f"system: tasks is {system.tasks!r}, but must name some of {', '.join(tasks)}, each once")
-    for name, known in (("style", instructions.STYLES), ("kind", KINDS), ("after", examples.AFTER)):
-        if getattr(system, name) not in known:
-            raise ValueError(f"system: {name} is {getattr(system, name)!r}, but must be one of {', '.join(known)}")
-    if not 1 <= system.seen <= instructions.SEEN:
-        raise ValueError(f"system: seen is {system.seen}, but must be 1 to {instructions.SEEN}")
-    if system.examples < 0 or system.replies < 1:
-        raise ValueError(f"system: examples is {system.examples} and replies {system.replies}, too few")
-    for task, count in system.counts:
-        if task not in system.tasks or not isinstance(count, int) or count < 1:
-            raise ValueError(f"system: counts asks for {count!r} records of {task!r}; it needs 1 or more of "
-                             f"{', '.join(system.tasks)}")
-    for task, share in system.shares:
-        number = isinstance(share, (int, float)) and share > 0
-        if not number or task not in system.tasks or task in dict(system.counts):
-            raise ValueError(f"system: shares asks for {share!r} parts of {task!r}; it needs a positive number for one "
-                             f"of {', '.join(system.tasks)} that counts does not name")
-    for task, texts in system.descriptions:
-        if task not in instructions.TITLES:
-            raise ValueError(f"system: descriptions of {task!r}, which is no task")
+def check(config):
+    """Return the config if it can be trained; ValueError names what is wrong."""
+    known = instructions.TITLES
+    tasks = config.tasks
+    if not tasks or len(set(tasks)) < len(tasks) or set(tasks) - set(known):
+        raise ValueError(f"config: tasks is {tasks!r}, but must name some of {', '.join(known)}")
+    choices = {"style": instructions.STYLES, "editor": KINDS, "loss_on": examples.AFTER}
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"config: {name} is {getattr(config, name)!r}, but must be one of "
+                             f"{', '.join(allowed)}")
+    if not 1 <= config.n_descriptions <= instructions.SEEN:
+        raise ValueError(f"config: n_descriptions must be 1 to {instructions.SEEN}, "
+                         f"not {config.n_descriptions}")
+    if config.examples < 0 or config.replies < 1:
+        raise ValueError(f"config: examples {config.examples} or replies {config.replies} too few")
+    limits = [*config.counts, *config.shares]
+    for task, number in limits:
+        if task not in tasks or [name for name, _ in limits].count(task) > 1 or not number > 0:
+            raise ValueError(f"config: counts and shares ask for {number!r} of {task!r}; each "
+                             f"needs a positive number for one of {', '.join(tasks)}, once")
+    for task, texts in config.descriptions:
+        if task not in known:
+            raise ValueError(f"config: descriptions of {task!r}, which is no task")
         instructions.checked(task, texts)
-    configured(system)
-    return system
+    configured(config)
+    return config
 
 
-def configured(system):
-    """(settings of the editor, Training) of a System; ValueError names a setting that neither has."""
-    trained = {field.name: field for field in dataclasses.fields(Training)}
-    paper = PAPER[system.kind]
-    values = dict(paper.get(published(system.model, paper), {}))
-    given = dict(system.settings)
-    values |= {name: given.pop(name) for name in list(given) if name in trained}
-    if {"seed", "examples"} & set(dict(system.settings)):
-        raise ValueError("system: seed and examples are parameters of the system, not settings")
-    values |= {"seed": system.seed} | ({"examples": system.examples} if system.examples else {})
-    if "examples" not in values:
-        raise ValueError(f"system: nothing is published for model {system.model!r}: give examples")
-    config = configure(system.kind, {**given, "network": mend.UNTRAINED, "seed": system.seed}, system.model)
-    return config, Training(**values)
+def configured(config):
+    """(settings of the editor, Training) of a config; ValueError names an unknown setting."""
+    settings = dict(config.settings)
+    if {"seed", "examples"} & set(settings):
+        raise ValueError("config: seed and examples are parameters of the config, not settings")
+    paper = PAPER[config.editor]
+    training = dict(paper.get(published(config.model, paper), {}))
+    fields = [field.name for field in dataclasses.fields(Training)]
+    training |= {name: settings.pop(name) for name in fields if name in settings}
+    if config.examples:
+        training["examples"] = config.examples
+    if "examples" not in training:
+        raise ValueError(f"config: nothing is published for model {config.model!r}: give examples")
+    settings |= {"network": mend.UNTRAINED, "seed": config.seed}
+    editor = configure(config.editor, settings, config.model)
+    return editor, Training(**training, seed=config.seed)
 
 
-def table(system):
-    """{task: ten descriptions} that the System is trained and tested with."""
-    return instructions.DESCRIPTIONS | dict(system.descriptions)
+# Lists of editors: what each notebook compares -----------------------------------------------
+
+def main_editors(model="pocket", **options):
+    """InstructEdit, multi-task MEND and KE, trained on all tasks but zsRE (notebook 30).
+
+    options, here and below: seeds, or parameters of HypernetworkConfig for all of the editors. A
+    case that names a task without training records is left out, others learn from what there is.
+    """
+    return _editors(model, options, {"InstructEdit": {}, "MEND": {"style": "none"},
+                                     "KE": {"editor": "ke", "style": "none"}})
 
 
-def folder_of(model="pocket", data=""):
-    """The folder of a System's records."""
+def single_task(model="pocket", tasks=TASKS, **options):
+    """One MEND per task, without instructions (notebooks 30 and 31)."""
+    return _editors(model, options, {f"MEND on {instructions.TITLES[task]}":
+                                     {"tasks": (task,), "style": "none"} for task in tasks})
+
+
+def transfer(model="pocket", **options):
+    """The editors of the table of transfer, one of them trained on zsRE (notebook 30)."""
+    return single_task(model, ("recent", "counterfact", "zsre"), **options)
+
+
+def subsets(model="pocket", **options):
+    """All subsets of the three training tasks, with and without instructions (notebook 33)."""
+    cases = {}
+    for size in range(1, len(TASKS) + 1):
+        for tasks in itertools.combinations(TASKS, size):
+            title = " + ".join(instructions.TITLES[task] for task in tasks)
+            cases |= {f"{title} ({style})": {"tasks": tasks, "style": style}
+                      for style in ("full", "none")}
+    return _editors(model, options, cases)
+
+
+def styles(model="pocket", **options):
+    """What stands before a prompt: one editor per style (notebook 32)."""
+    names = ("none", "constant", "random", "task", "description", "full")
+    return _editors(model, options, {style: {"style": style} for style in names})
+
+
+def descriptions(model="pocket", **options):
+    """InstructEdit trained with one, three or nine descriptions per task (notebook 32)."""
+    return _editors(model, options, {f"{n} of 9": {"n_descriptions": n} for n in (1, 3, 9)})
+
+
+def balance(model="pocket", counts=(25, 50, 100), **options):
+    """How many ConvSent records are in the mixture: none, some, all (notebook 33)."""
+    some = {f"ConvSent {count}": {"counts": {"convsent": count}} for count in counts}
+    return _editors(model, options, {"ConvSent 0": {"tasks": ("recent", "counterfact")}, **some,
+                                     "ConvSent all": {}})
+
+
+def direction_editors(model="pocket", **options):
+    """The editors of the paper's figure of gradient directions, and a control (notebook 31).
+
+    The shares are how many times more ConvSent than Recent records the published data have, and
+    their balanced version.
+    """
+    mixed = ("recent", "convsent")
+    singles = {name: {"tasks": config.tasks, "style": "none"}
+               for name, config in transfer(model, **options)}
+    return _editors(model, options, {
+        "InstructEdit": {}, "MEND": {"style": "none"}, **singles,
+        "on Recent": {"tasks": ("recent",)},
+        "on Recent + CounterFact": {"tasks": ("recent", "counterfact")},
+        "on Recent + 25 × ConvSent": {"tasks": mixed, "shares": {"recent": 1, "convsent": 25}},
+        "on Recent + 2.5 × ConvSent": {"tasks": mixed, "shares": {"recent": 1, "convsent": 2.5}},
+        "random words": {"style": "random"},
+    })
+
+
+LISTS = {"main": main_editors, "single": single_task, "transfer": transfer, "subsets": subsets,
+         "styles": styles, "descriptions": descriptions, "balance": balance,
+         "directions": direction_editors}
+
+
+def _editors(model, options, cases):
+    """[(name, config)] of {name: parameters}, seed after seed of a case; see main_editors."""
+    options = dict(options)
+    seeds = options.pop("seeds", (0,))
+    folder = records_folder(model, options.get("data", ""))
+    tasks = [task for task in instructions.TITLES if (folder / f"{task}_train.json").is_file()]
+    editors = []
+    for name, words in cases.items():
+        words = {"tasks": tuple(task for task in TASKS if task in tasks)} | words | options
+        missing = {*words["tasks"], *dict(words.get("counts", ()))} - set(tasks)
+        configs = [make_config(model=model, seed=seed, **words) for seed in seeds if not missing]
+        if missing or set(configs) & {config for _, config in editors}:
+            progress.log.info("%s: left out: %s", name, "no training records of "
+                              + ", ".join(sorted(missing)) if missing else "the same as another")
+            continue
+        editors += [(name, config) for config in configs]
+    if not editors:
+        raise ValueError(f"{folder}: there are training records for none of {', '.join(cases)}")
+    return editors
+
+
+# Records and examples ------------------------------------------------------------------------
+
+def descriptions_of(config):
+    """{task: ten descriptions} that the config is trained and tested with."""
+    return instructions.DESCRIPTIONS | dict(config.descriptions)
+
+
+def records_folder(model="pocket", data=""):
+    """The folder of the editing tasks' records: `data`, or editing/ beside the model."""
     return Path(data) if data else Path(resolve(model)) / "editing"
 
 
 def load_records(model="pocket", data="", split="train", seed=0):
-    """{task: [EditRecord]} of every {task}_{split}.json in the folder; FileNotFoundError if there is none.
+    """{task: [EditRecord]} of every {task}_{split}.json; FileNotFoundError if there is none.
 
     seed draws the sentiment that each ConvSent record wants.
     """
-    paths = {task: folder_of(model, data) / f"{task}_{split}.json" for task in instructions.TITLES}
-    found = {task: read_records(path, task, seed=seed) for task, path in paths.items() if path.is_file()}
-    if not found:
-        raise FileNotFoundError(f"{folder_of(model, data)}: no records of an editing task for the split {split!r}")
-    return found
+    folder = records_folder(model, data)
+    paths = {task: folder / f"{task}_{split}.json" for task in instructions.TITLES}
+    records = {task: read_records(path, task, seed=seed)
+               for task, path in paths.items() if path.is_file()}
+    if not records:
+        raise FileNotFoundError(f"{folder}: no records of an editing task for the split {split!r}")
+    return records
 
 
-def chosen(system):
-    """The training records of a System, task after task: the first of a random order where fewer are asked for."""
-    every, made = load_records(system.model, system.data, "train", system.seed), []
-    for task in system.tasks:
-        if task not in every:
-            raise FileNotFoundError(f"{folder_of(system.model, system.data)}: no {task}_train.json")
-    whole = min((len(every[task]) / share for task, share in system.shares), default=0)
-    limits = dict(system.counts) | {task: max(1, round(whole * share)) for task, share in system.shares}
-    for task in system.tasks:
-        shuffled = random.Random(f"{system.seed} records {task}").sample(every[task], len(every[task]))
-        made += shuffled[:limits.get(task, len(shuffled))]
-    return made
+def training_records(config):
+    """The records that a config learns from, task after task, each task's in a random order."""
+    records = load_records(config.model, config.data, "train", config.seed)
+    if missing := [task for task in config.tasks if task not in records]:
+        raise FileNotFoundError(f"{records_folder(config.model, config.data)}: "
+                                f"no {missing[0]}_train.json")
+    whole = min((len(records[task]) / share for task, share in config.shares), default=0)
+    limits = {task: max(1, round(whole * share)) for task, share in config.shares}
+    limits |= dict(config.counts)
+    chosen = []
+    for task in config.tasks:
+        draw = random.Random(f"{config.seed} records {task}")
+        chosen += draw.sample(records[task], len(records[task]))[:limits.get(task)]
+    return chosen
 
 
-def examples_of(system, model, tok, records, number=None):
-    """The Examples of records with the System's instructions; each description is drawn once, unless it is given."""
-    puts, made = [], []
-    for one in records:
-        which = instructions.drawn(one, system.seed, system.seen) if number is None else number
-        puts.append(instructions.prefix(one, which, system.style, table(system)))
-        made.append(examples.of(tok, one, puts[-1], system.after, system.replies, system.seed))
-    facts = [examples.asked(one, put, system.seed) for one, put in zip(records, puts)]
-    read = KINDS[system.kind][1](model, tok, facts)
-    return [dataclasses.replace(example, condition=tuple(ids)) for example, ids in zip(made, read, strict=True)]
+def training_examples(config, model, tok, records, number=None):
+    """The Examples of records behind instructions, a description drawn for each unless given."""
+    prefixes = []
+    for record in records:
+        drawn = instructions.drawn(record, config.seed, config.n_descriptions)
+        prefixes.append(instructions.prefix(record, drawn if number is None else number,
+                                            config.style, descriptions_of(config)))
+    facts = [examples.asked(record, prefix, config.seed)
+             for record, prefix in zip(records, prefixes)]
+    conditions = KINDS[config.editor][1](model, tok, facts)
+    return [dataclasses.replace(
+        examples.of(tok, record, prefix, config.loss_on, config.replies, config.seed),
+        condition=tuple(ids)) for record, prefix, ids in zip(records, prefixes, conditions)]
 
 
-def identifier(system):
-    """"<kind>-<parameters>-<contents>": equal Systems of equal models and records give the same id on every machine."""
-    known = {name: value for name, value in dataclasses.asdict(system).items()
-             if name not in ("model", "data") and (name != "shares" or value)}      # ids are older than shares
-    texts = {task: table(system)[task] for task in system.tasks}
-    parameters = sha256_text(json.dumps([FORMAT, known, texts]), *configured(system))
-    paths = [folder_of(system.model, system.data) / f"{task}_train.json" for task in system.tasks]
+# Training ------------------------------------------------------------------------------------
+
+def identifier(config):
+    """"<editor>-<parameters>-<contents>": equal configs, models and records give the same id."""
+    parameters = dataclasses.asdict(config)
+    texts = {task: descriptions_of(config)[task] for task in config.tasks}
+    for place in ("model", "data"):
+        parameters.pop(place)
+    parameters = sha256_text(json.dumps([FORMAT, parameters, texts]), *configured(config))
+    folder = records_folder(config.model, config.data)
+    paths = [folder / f"{task}_train.json" for task in config.tasks]
     if missing := [path for path in paths if not path.is_file()]:
         raise FileNotFoundError(f"{missing[0]}: no such file")
-    contents = sha256_text(model_files_hash(system.model), *map(sha256, paths))
-    return f"{system.kind}-{parameters[:8]}-{contents[:8]}"
+    contents = sha256_text(model_files_hash(config.model), *map(sha256, paths))
+    return f"{config.editor}-{parameters[:8]}-{contents[:8]}"
 
 
-def train(system, out_dir="results/editors"):
-    """Path of the System's network.safetensors; trained, or trained on from a checkpoint, if it is not there.
+def train(config, out_dir="results/editors"):
+    """Train a config unless it is trained; return the path of its network.safetensors.
 
-    Beside it lie losses.jsonl and train.json (the System, seconds, peak memory in MB, examples, parameters). Another
-    process that trains the same System is waited for. Bad input is one ValueError before any work.
+    A stopped training goes on from its checkpoint; another process with the same is waited for.
+    Beside the network lie losses.jsonl and train.json (parameters, seconds, peak memory in MB).
     """
-    place = Path(out_dir) / identifier(check(system))
-    path, about = place / hyper.RESULT, place / "train.json"
+    folder = Path(out_dir) / identifier(check(config))
+    path = folder / hyper.RESULT
+    about = folder / "train.json"
     if path.is_file() and about.is_file():
         return path
-    with held(Path(out_dir) / ".locks", [place.name]):
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
         if not (path.is_file() and about.is_file()):
-            write_json(about, _trained(system, place))
+            write_json(about, _train(config, folder))
     return path
 
 
-def _trained(system, place):
-    """Train a System into its folder; what train.json says."""
-    began, (config, training) = time.monotonic(), configured(system)
-    records = chosen(system)
-    model, tok = load(system.model, default_device())
-    network = KINDS[system.kind][0](model, config)
-    laid = examples_of(system, model, tok, records)
-    network = hyper.train(model, network, laid, training, place)
-    words = dataclasses.asdict(system) | {"model": Path(system.model).name, "data": Path(system.data).name}
-    return {"system": words, "records": len(records), "examples": training.examples,
-            "seconds": round(time.monotonic() - began, 2), "peak_mb": round(_peak(model)),
+def _train(config, folder):
+    """Train a config into its folder; return what train.json says."""
+    began = time.monotonic()
+    settings, training = configured(config)
+    records = training_records(config)
+    model, tok = load(config.model, default_device())
+    network = KINDS[config.editor][0](model, settings)
+    network = hyper.train(model, network, training_examples(config, model, tok, records), training,
+                          folder)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = peak_memory(default_device()) or resident
+    parameters = dataclasses.asdict(config)
+    parameters |= {"model": Path(config.model).name, "data": Path(config.data).name}
+    return {"config": parameters, "records": len(records), "examples": training.examples,
+            "seconds": round(time.monotonic() - began, 2), "peak_mb": round(memory / 2 ** 20),
             "parameters": sum(weight.numel() for weight in network.weights.values())}
 
 
-def _peak(model):
-    """Largest memory held so far in MB: the GPU's, else the process's."""
-    device = next(model.parameters()).device
-    return (peak_memory(device) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2 ** 20
-
-
-def train_all(systems, out_dir="results/editors", workers=1):
-    """[path] of many Systems in their order; `workers` processes at a time, each with its share of the threads."""
-    several = [one for one in dict.fromkeys(systems) if identifier(check(one))]
-    if workers <= 1 or len(several) <= 1:
-        found = {one: train(one, out_dir) for one in progress.bar(several, "editors", len(several))}
+def train_all(configs, out_dir="results/editors", workers=1):
+    """Train configs, `workers` processes at a time with a share of the threads; return paths."""
+    unique = list(dict.fromkeys(configs))
+    if workers <= 1 or len(unique) <= 1:
+        paths = [train(config, out_dir) for config in progress.bar(unique, "editors")]
     else:
         threads = max(1, torch.get_num_threads() // workers)
-        with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
-            waiting = {pool.submit(train, one, out_dir): one for one in several}
-            found = {waiting[done]: done.result() for done in progress.bar(as_completed(waiting), "editors",
-                                                                           len(waiting))}
-    return [found[one] for one in systems]
+        with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads,
+                                 (threads,)) as pool:
+            results = pool.map(train, unique, itertools.repeat(out_dir))
+            paths = list(progress.bar(results, "editors", len(unique)))
+    path_of = dict(zip(unique, paths))
+    return [path_of[config] for config in configs]
+
+
+def table(editors, out_dir="results/editors"):
+    """DataFrame of (name, config) pairs, trained if need be: one row per editor and seed.
+
+    Columns: editor, tasks (titles joined by " + "), n_tasks, style, n_descriptions, seed, records,
+    examples, seconds, peak_mb, parameters, network (the id of its folder).
+    """
+    costs = ("records", "examples", "seconds", "peak_mb", "parameters")
+    rows = []
+    for name, config in editors:
+        path = train(config, out_dir)
+        about = read_json(path.parent / "train.json")
+        rows.append({
+            "editor": name, "tasks": " + ".join(instructions.TITLES[task] for task in config.tasks),
+            "n_tasks": len(config.tasks), "style": config.style,
+            "n_descriptions": config.n_descriptions, "seed": config.seed,
+            **{key: about[key] for key in costs}, "network": path.parent.name})
+    return pd.DataFrame(rows)
 
 
 def _frozen(value):
-    """Lists and dicts as tuples, so that a System can be hashed and compared."""
+    """Turn lists and dicts into tuples, so that a config can be hashed and compared."""
     if isinstance(value, dict):
         return tuple((name, _frozen(item)) for name, item in sorted(value.items()))
-    return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(item) for item in value)
+    return value
