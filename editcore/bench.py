@@ -103,10 +103,10 @@ def random_gpt2(layers=12, width=768, heads=12, vocabulary=50257, seed=0):
     return model, PreTrainedTokenizerFast(tokenizer_object=tok, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
 
 
-def prepared(model, tok, config):
+def prepared(model, tok, name, config):
     """Context templates (21 for ROME, 6 for MEMIT) and second moments of a few words, made definite by a ridge; None
     for an editor that needs neither."""
-    if not hasattr(config, "context_groups"):
+    if not EDITORS[name].needs_moments:
         return None
     draw = random.Random(0)
     texts = [" ".join(draw.choices(WORDS.split(), k=40)) for _ in range(50)]
@@ -123,11 +123,11 @@ def prepared(model, tok, config):
 def _editor(name, given, repeats):
     """Rows of one editor."""
     model, tok, facts, config = given
-    editor, needed, joint = EDITORS[name], prepared(model, tok, config), hasattr(config, "layers")
-    for module in needed.stats.moments if needed else ():
-        needed.stats.factor(module)     # once a run, not a part of an edit
+    editor, needed, joint = EDITORS[name], prepared(model, tok, name, config), hasattr(config, "layers")
+    for module in needed.moments.moments if needed else ():
+        needed.moments.factor(module)     # once a run, not a part of an edit
     ways = {"together": lambda: [editor.edit(model, tok, facts, config, needed)] if joint
-            else editor.each(model, tok, facts, config, needed)}
+            else editor.edit_each(model, tok, facts, config, needed)}
     if not joint:
         ways["one by one"] = lambda: [editor.edit(model, tok, [fact], config, needed) for fact in facts]
     if name not in serial.WAYS:
@@ -144,7 +144,7 @@ def shared(model, tok, facts, configs, runs=5, repeats=2):
     """DataFrame with a row an editor: seconds an edit of `runs` runs apart and in one pass, and the gain.
 
     Each run makes one-fact updates, one after another, of its own part of the facts: apart, on a model that carries its
-    edits; together, all runs' facts of an update in one pass (`Editor.grouped`). What studies measure besides is not
+    edits; together, all runs' facts of an update in one pass (`Editor.edit_groups`). What is measured besides is not
     timed. Both take turns, `repeats` times on one thread, and the least time of each counts. difference:
     largest ‖total − total apart‖ / ‖total apart‖ over runs and weights.
     """
@@ -154,7 +154,7 @@ def shared(model, tok, facts, configs, runs=5, repeats=2):
     orders = [facts[run * size:(run + 1) * size] for run in range(runs)]
     with with_threads(1):
         for name, config in configs.items():
-            given = (model, tok, config, EDITORS[name], [prepared(model, tok, config)] * runs)
+            given = (model, tok, config, EDITORS[name], [prepared(model, tok, name, config)] * runs)
             _together(given, [order[:1] for order in orders])       # what is computed once a run is computed here
             ways = {"apart": lambda given=given: [_apart(given, order) for order in orders],
                     "together": lambda given=given: _together(given, orders)}
@@ -206,7 +206,7 @@ def _together(given, orders):
     model, tok, config, editor, needed = given
     totals = [Delta({}) for _ in orders]
     for group in zip(*orders):
-        new = editor.grouped(model, tok, [[fact] for fact in group], config, (needed, totals))
+        new = editor.edit_groups(model, tok, [[fact] for fact in group], config, prepared=needed, current=totals)
         totals = [(total + one).dense() for total, one in zip(totals, new)]
     return totals
 

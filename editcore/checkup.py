@@ -81,7 +81,7 @@ def recall(model, tok, asked):
 def single_edits(model, tok, facts, tries, sources):
     """Rows number, editor, layer, fact, metric (ES, PS, NS …), value of facts edited one by one, each alone.
 
-    tries: (name of an editor, its settings) pairs, numbered from 0; sources: `editors.Sources` for all of them. The
+    tries: (name of an editor, its settings) pairs, numbered from 0; sources: EditorInputs for all of them. The
     layer is the edited one, or the last of several.
     """
     rows = []
@@ -89,7 +89,7 @@ def single_edits(model, tok, facts, tries, sources):
         layer = getattr(config, "layer", None)
         head = {"number": number, "editor": name, "layer": config.layers[-1] if layer is None else layer}
         prepared = EDITORS[name].prepare(model, tok, config, sources)
-        for fact, delta in zip(facts, EDITORS[name].each(model, tok, facts, config, prepared)):
+        for fact, delta in zip(facts, EDITORS[name].edit_each(model, tok, facts, config, prepared)):
             with delta.applied(model):
                 rows += [head | row for row in metrics.measure(model, tok, [fact])]
     return pd.DataFrame(rows)

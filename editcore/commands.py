@@ -13,7 +13,7 @@ from editcore import data, progress, runners
 from editcore import templates as contexts
 from editcore.delta import Delta
 from editcore.delta import load as load_delta
-from editcore.editors import EDITORS, Sources, configure
+from editcore.editors import EDITORS, EditorInputs, configure
 from editcore.facts import read_facts
 from editcore.files import atomic, sha256
 from editcore.metrics import measure, score
@@ -27,9 +27,11 @@ def edit(given):
     """Facts into a delta file: the total change of every edited parameter, and how it was made."""
     facts, config = read_facts(given.facts), configure(given.editor, pairs(given.set), given.model)
     size = given.batch_size if given.batch_size is not None else 1 if given.sequential else len(facts)
+    if EDITORS[given.editor].makes_patch:
+        raise ValueError(f"{given.editor} edits beside the weights, a delta file holds weights only")
     if size < 1:
         raise ValueError(f"--batch-size must be at least 1, found {size}")
-    sources = _sources(given, config)
+    sources = _sources(given)
     model, tok = _load(given.model, given)
     prepared = EDITORS[given.editor].prepare(model, tok, config, sources)
     began = time.monotonic()
@@ -54,7 +56,7 @@ def _edited(given, bench, facts, size):
     groups = [facts[i:i + (GROUP if alone else size)] for i in range(0, len(facts), GROUP if alone else size)]
     for group in progress.bar(groups, f"{given.editor} edits"):
         if alone:
-            updates = EDITORS[given.editor].each(model, tok, group, config, prepared)
+            updates = EDITORS[given.editor].edit_each(model, tok, group, config, prepared)
         else:
             with (total if given.sequential else Delta({})).applied(model):
                 updates = [EDITORS[given.editor].edit(model, tok, group, config, prepared)]
@@ -65,18 +67,18 @@ def _edited(given, bench, facts, size):
     return total
 
 
-def _sources(given, config):
+def _sources(given):
     """Where the editor takes contexts and second moments from; ValueError if it needs moments and none is given."""
     beside = Path(resolve(given.model)) / inputs.BESIDE["texts"]
     texts = given.texts or (str(beside) if beside.is_file() and not given.stats else None)
-    if hasattr(config, "n_tokens") and not texts and not given.stats:   # a setting of how moments are counted
+    if EDITORS[given.editor].needs_moments and not texts and not given.stats:
         raise ValueError(f"{given.editor} needs second moments of {given.model}'s keys: give --texts FILE.txt to "
                          "compute them from, or --stats FILE.safetensors")
     for path in (given.texts, given.stats):
         if path and not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such file")
     templates = contexts.read(given.contexts) if given.contexts else ()
-    return Sources(tuple(inputs.read_lines(texts)) if texts else (), given.stats, templates, given.seed)
+    return EditorInputs(tuple(inputs.read_lines(texts)) if texts else (), given.stats, templates, given.seed)
 
 
 def apply(given):

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, DynamicCache, PreTrainedTokenizerFast
 
 from editcore import facts as records
 from editcore import templates
-from editcore.editors import EDITORS, Sources, configure
+from editcore.editors import EDITORS, EditorInputs, configure, rome
 from editcore.files import read_json, write_json
 from editcore.hooks import Stop, capture
 from editcore.likelihood import states
@@ -82,7 +82,7 @@ def denominators(model, tok, facts, config, prepared, first=None):
     parts = []
     for begin in bar(range(0, len(facts), PORTION), "denominators"):
         plain, mean = keys(model, tok, facts[begin:begin + PORTION], config.layer, prepared.contexts)
-        u, own = (torch.nn.functional.normalize(prepared.stats.solve(name, some.T).T) for some in (mean, plain))
+        u, own = (torch.nn.functional.normalize(prepared.moments.solve(name, some.T).T) for some in (mean, plain))
         values = {"denominator": (u * plain).sum(1), "denominator_r": (u * mean).sum(1),
                   "denominator_p": (own * plain).sum(1), "plain_norm": plain.norm(dim=1),
                   "mean_norm": mean.norm(dim=1), "cosine": torch.nn.functional.cosine_similarity(plain, mean)}
@@ -150,11 +150,11 @@ def tabulated(run, facts, cache=None):
     cache: folder that keeps second moments. ValueError if the run's editor is none of ROME's family.
     """
     paths, config = inputs.files(run), configure(run.editor, dict(run.settings), run.model)
-    if not hasattr(config, "convention"):
+    if not isinstance(config, rome.Settings):
         raise ValueError(f"{run.editor} divides by no denominator; choose one of {', '.join(OWN)}")
-    inputs.check_moments(run, config, paths)
+    inputs.check_editor(run, EDITORS[run.editor], paths)
     model, tok = load(run.model, run.device or default_device(), inputs.dtype_of(run.dtype))
-    given = Sources(tuple(inputs.read_lines(paths["texts"])) if "texts" in paths else (), paths.get("stats"),
+    given = EditorInputs(tuple(inputs.read_lines(paths["texts"])) if "texts" in paths else (), paths.get("stats"),
                     templates.read(paths["contexts"]) if "contexts" in paths else (), run.seed,
                     str(cache) if cache else None, tuple(facts))
     return denominators(model, tok, facts, config, EDITORS[run.editor].prepare(model, tok, config, given))

@@ -37,7 +37,7 @@ def scoring(model, tok, records, threads=1):
     records = [instructions.instructed(one, instructions.drawn(one)) for one in records]
     config = configure("mend", {"network": "untrained", "rank": 8, "alpha": 1e-3})
     editor, facts = EDITORS["mend"], [examples.asked(one) for one in records]
-    edits = editor.each(model, tok, facts, config, editor.prepare(model, tok, config, None))
+    edits = editor.edit_each(model, tok, facts, config, editor.prepare(model, tok, config, None))
     sheet = taskscores.prepare(model, tok, records)
     pairs = [[(*encode(tok, [prompt]), target_ids(tok, answer)) for *_, prompt, answers in taskscores.texts_of(one)
               for answer in answers] for one in records]

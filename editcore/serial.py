@@ -68,7 +68,7 @@ def rome(model, tok, fact, config, prepared):
     """{weight name: ΔW} of one ROME edit (the published convention) in the stored orientation."""
     name = name_of(model, "mlp_out", config.layer)
     keys = look(model, tok, fact, prepared.contexts, ("mlp_out", config.layer), "input")
-    right = prepared.stats.solve(name, keys.mean(0))
+    right = prepared.moments.solve(name, keys.mean(0))
     delta, _, _ = value(model, tok, fact, prepared.contexts, ("mlp_out", config.layer), config)
     plain = look(model, tok, fact, ("{}",), ("mlp_out", config.layer), "input")[0]
     right = right / right.norm()
@@ -90,7 +90,7 @@ def memit(model, tok, facts, config, prepared):
         keys = torch.stack([(one[0] + one[1:].mean(0)) / 2 for one in keys], 1)
         now = torch.stack([look(model, tok, fact, ("{}",), ("block", last), "output")[0] for fact in facts], 1)
         residual = (torch.stack(z, 1) - now).double() / (len(config.layers) - index)
-        moment = config.lambda_ * prepared.stats.moments[name].double().to(keys.device)
+        moment = config.lambda_ * prepared.moments.moments[name].double().to(keys.device)
         matrix = residual @ torch.linalg.solve(moment + keys @ keys.T, keys).T
         weight = model.get_parameter(name + ".weight")
         kept[name], changes[name + ".weight"] = weight.clone(), _stored(model, layer, matrix)

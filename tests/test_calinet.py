@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make
 
-from editcore.editors import PATCHERS, configure
+from editcore.editors import EDITORS, configure
 from editcore.editors.calinet import begin, fresh, losses, wordings
 from editcore.editors.teacher_forcing import forced
 from editcore.likelihood import plan, read
@@ -15,11 +15,11 @@ from editcore.patch import Beside, Patch
 from editcore.tokens import encode, target_ids
 
 SETTINGS = {"layers": (3,), "slots": 16, "steps": 40, "lr": 0.02, "rows": 8}
-CALINET = PATCHERS["calinet"]
+CALINET = EDITORS["calinet"]
 
 
 def settings(**changes):
-    return configure("calinet", SETTINGS | changes, table=PATCHERS)
+    return configure("calinet", SETTINGS | changes)
 
 
 def noisy(patch):
@@ -86,8 +86,8 @@ def test_a_further_edit_starts_from_the_patched_model_and_adds_its_slots(gpt2, f
     model, tok = gpt2
     config = settings(steps=10)
     first = CALINET.edit(model, tok, facts[:2], config)
-    (second,) = CALINET.grouped(model, tok, [facts[2:4]], config, ([None], [first]))
-    (alone,) = CALINET.each(model, tok, facts[2:3], config)
+    (second,) = CALINET.edit_groups(model, tok, [facts[2:4]], config, prepared=[None], current=[first])
+    (alone,) = CALINET.edit_each(model, tok, facts[2:3], config)
     assert second.info["nll"] != alone.info["nll"]
     (part,) = (first + second).parts.values()
     assert part.keys.shape == (32, 32)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from editcore import causal, checkup, metrics
-from editcore.editors import EDITORS, Sources, configure
+from editcore.editors import EDITORS, EditorInputs, configure
 
 
 def test_verdicts_keep_the_bounds():
@@ -30,7 +30,7 @@ def test_recall_is_exact_match(gpt2, facts):
 
 def test_single_edits_measure_each_delta_alone(gpt2, facts):
     model, tok = gpt2
-    config, sources = configure("ft", {"layer": 0, "epsilon": 0.05, "steps": 3}), Sources()
+    config, sources = configure("ft", {"layer": 0, "epsilon": 0.05, "steps": 3}), EditorInputs()
     rows = checkup.single_edits(model, tok, facts[:2], [("ft", config)], sources)
     method = EDITORS["ft"]
     delta = method.edit(model, tok, facts[1:2], config, method.prepare(model, tok, config, sources))

@@ -1,7 +1,6 @@
 """Command lines in; files, standard output, exit codes and one-line errors compared with what the package computes."""
 
 import contextlib
-import dataclasses
 import json
 import re
 import subprocess
@@ -19,7 +18,7 @@ from editcore import commands, delta
 from editcore import moments as stats
 from editcore.__main__ import main, parser
 from editcore.delta import Delta
-from editcore.editors import EDITORS, Sources, configure
+from editcore.editors import EDITORS, EditorInputs, configure, ft
 from editcore.facts import read_facts
 from editcore.metrics import means, measure
 from editcore.model import content_hash, load
@@ -79,7 +78,7 @@ def by_hand(editor, settings, groups, sequential=False):
     model, tok = load("model", "cpu", torch.float32)
     config, facts, total = configure(editor, settings), read_facts("facts.json"), Delta({})
     texts = Path("texts.txt").read_text().splitlines()
-    sources = Sources(tuple(texts), None, ("{}", "You said. {}", "I know. {}"))
+    sources = EditorInputs(tuple(texts), None, ("{}", "You said. {}", "I know. {}"))
     prepared = EDITORS[editor].prepare(model, tok, config, sources)
     for group in groups:
         with (total if sequential else Delta({})).applied(model):
@@ -210,8 +209,7 @@ def test_malformed_facts_are_one_line(at, capsys, change, message):
 
 
 def test_an_update_that_is_not_finite(at, capsys, monkeypatch):
-    broken = dataclasses.replace(EDITORS["ft"], grouped=lambda *_: [Delta({"x": torch.tensor([float("nan")])})])
-    monkeypatch.setitem(EDITORS, "ft", broken)
+    monkeypatch.setattr(ft, "edit", lambda *_: Delta({"x": torch.tensor([float("nan")])}))
     err = error_of(capsys, "edit model facts.json --editor ft --set epsilon=0.1 -o d.safetensors")
     assert "record 0" in err and "not finite" in err and not Path("d.safetensors").exists()
 

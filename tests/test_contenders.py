@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from conftest import make
 
+from editcore.editors import EDITORS
 from editcore.files import write_json
-from editcore.instructedit import contenders
 from editcore.instructedit import trained_editors as systems
 from editcore.instructedit.contenders import (
     NAMES,
@@ -107,7 +107,7 @@ def test_an_id_tells_the_settings_that_a_trial_leaves_out(given, monkeypatch):
     short = replace(written, trial=replace(FT, settings=tuple(one for one in FT.settings if one[0] != "steps")))
     before = identifier(given, short)
     assert before != identifier(given, written)
-    monkeypatch.setitem(contenders.KNOWN, "ft", replace(contenders.KNOWN["ft"], variant={"steps": 12}))
+    monkeypatch.setitem(EDITORS, "ft", replace(EDITORS["ft"], variant={"steps": 12}))
     assert identifier(given, short) == identifier(given, written) != before, "what they come to, not where it is from"
 
 

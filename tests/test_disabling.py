@@ -12,8 +12,8 @@ from conftest import corpus, make
 from editcore import disabling
 from editcore.__main__ import main
 from editcore.delta import dense
-from editcore.editors import EDITORS, Sources, configure
-from editcore.editors.target_value import Site, optimise, problems
+from editcore.editors import EDITORS, EditorInputs, configure
+from editcore.editors.target_value import EditSite, encode_facts, optimise
 from editcore.facts import Fact, one_per_subject, order, read_facts
 from editcore.hooks import capture, run
 from editcore.model import module_of, name_of
@@ -32,7 +32,7 @@ SETTINGS = {"layer": 1, "steps": 6, "lr": 0.3, "clamp": 2}
 def prepared(model, tok, config):
     moments = second_moments(model, tok, corpus() * 4, [config.layer], CountSettings(length=32))
     ridge = {name: moment + 0.01 * torch.eye(len(moment)) for name, moment in moments.moments.items()}
-    return EDITORS["rome"].prepare(model, tok, config, Sources(stats=replace(moments, moments=ridge),
+    return EDITORS["rome"].prepare(model, tok, config, EditorInputs(moments=replace(moments, moments=ridge),
                                                                contexts=CONTEXTS))
 
 
@@ -95,7 +95,7 @@ def test_denominators_are_those_of_plain_passes(family, request, more, monkeypat
                 run(model, input_ids=torch.tensor([ids]))
             seen.append(kept[name][0, lookup].double())
         plain, mean = seen[0], torch.stack(seen).mean(0)
-        u = torch.linalg.solve(given.stats.moments[name].double(), torch.stack([mean, plain], 1))
+        u = torch.linalg.solve(given.moments.moments[name].double(), torch.stack([mean, plain], 1))
         u = u / u.norm(dim=0)
         expected = {"denominator": u[:, 0] @ plain, "denominator_r": u[:, 0] @ mean, "denominator_p": u[:, 1] @ plain,
                     "relative": (u[:, 0] @ plain) / (u[:, 0] @ mean), "plain_norm": plain.norm(),
@@ -114,10 +114,11 @@ def test_an_update_is_as_long_as_its_denominator_says(editor, gpt2, facts):
     config = configure(editor, SETTINGS)
     given = prepared(model, tok, config)
     table = disabling.denominators(model, tok, facts, config, given)
-    values = optimise(model, problems(model, tok, [facts], [given.contexts], config), Site(1, "mlp_out", 1), config)
+    made = encode_facts(model, tok, [facts], [given.contexts], config)
+    values = optimise(model, made, EditSite(1, "mlp_out", 1), config)
     written = values.delta if editor != "r-rome" else values.delta + values.h0 - values.mean
-    by = {one.name: norm for one, norm in zip(values.problems, written.norm(dim=1).tolist())}
-    for one, delta, denominator in zip(facts, EDITORS[editor].each(model, tok, facts, config, given),
+    by = {one.name: norm for one, norm in zip(values.facts, written.norm(dim=1).tolist())}
+    for one, delta, denominator in zip(facts, EDITORS[editor].edit_each(model, tok, facts, config, given),
                                        table[disabling.OWN[editor]], strict=True):
         (change,) = delta.changes.values()
         assert dense(change).norm().item() == pytest.approx(by[one.case_id] / abs(denominator), rel=1e-9)

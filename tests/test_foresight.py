@@ -11,9 +11,9 @@ from sklearn.metrics import roc_auc_score
 
 from editcore import foresight
 from editcore.delta import dense
-from editcore.editors import EDITORS, Sources, configure
+from editcore.editors import EDITORS, EditorInputs, configure
 from editcore.editors.memit import mixed
-from editcore.editors.target_value import Site, problems, unchanged
+from editcore.editors.target_value import EditSite, encode_facts, unedited_values
 from editcore.facts import Fact
 from editcore.study import loop as study
 from editcore.study import run as inputs
@@ -156,11 +156,11 @@ def test_directions_are_those_that_the_editor_writes_along(editor, place, gpt2, 
     config = configure(editor, SETTINGS[editor])
     given = inputs_of(place, run, tmp_path)
     prepared = EDITORS[editor].prepare(model, tok, config, given)
-    made = problems(model, tok, [facts[:4]], [prepared.contexts], config)
-    values = unchanged(model, made, Site(1, "mlp_out", 1))
+    made = encode_facts(model, tok, [facts[:4]], [prepared.contexts], config)
+    values = unedited_values(model, made, EditSite(1, "mlp_out", 1))
     np.testing.assert_allclose(reads, values.keys[:, 0].double(), rtol=1e-4, atol=1e-5)
-    deltas = EDITORS[editor].each(model, tok, facts[:4], config, prepared)
-    moment = prepared.stats.moments["transformer.h.1.mlp.c_proj"].double().numpy()
+    deltas = EDITORS[editor].edit_each(model, tok, facts[:4], config, prepared)
+    moment = prepared.moments.moments["transformer.h.1.mlp.c_proj"].double().numpy()
     for row, delta in enumerate(deltas):
         change = dense(delta.changes["transformer.h.1.mlp.c_proj.weight"]).double().numpy().T      # (d, m)
         size = np.linalg.norm(change)
@@ -178,7 +178,7 @@ def test_directions_are_those_that_the_editor_writes_along(editor, place, gpt2, 
 
 def inputs_of(place, run, tmp_path):
     """What the run gives its editor to prepare from."""
-    return Sources(tuple(inputs.read_lines(place / "texts.txt")), None, (), run.seed, str(tmp_path / "moments"))
+    return EditorInputs(tuple(inputs.read_lines(place / "texts.txt")), None, (), run.seed, str(tmp_path / "moments"))
 
 
 def test_foretell_joins_runs_of_several_orders(place, tmp_path):

@@ -28,7 +28,7 @@ def test_equals_training_in_place(family, dtype, last, request, facts):
     tok, config = request.getfixturevalue(family)[1], configure("ft", SETTINGS | {"last_position": last})
     model = make(family, len(tok), dtype=dtype)
     before = content_hash(model)
-    deltas = EDITORS["ft"].each(model, tok, facts[:6], config, None)
+    deltas = EDITORS["ft"].edit_each(model, tok, facts[:6], config, None)
     for fact, delta in zip(facts, deltas):
         expected = serial.ft(model, tok, fact, config)
         assert set(delta.changes) == set(expected) and len(expected) == (2 if family == "gpt2" else 1)
@@ -40,7 +40,7 @@ def test_equals_training_in_place(family, dtype, last, request, facts):
 def test_some_stop_earlier_and_nothing_leaves_the_clamp(gpt2, facts):
     model, tok = gpt2
     config = configure("ft", SETTINGS | {"stop_loss": 5.0, "steps": 12})
-    deltas = EDITORS["ft"].each(model, tok, facts, config, None)
+    deltas = EDITORS["ft"].edit_each(model, tok, facts, config, None)
     sizes = set()
     for fact, delta in zip(facts, deltas, strict=True):
         for name, change in serial.ft(model, tok, fact, config).items():
@@ -68,7 +68,7 @@ def test_a_batch_lowers_the_mean_loss(gpt2, facts):
     with delta.applied(model):
         assert loss() < before - 0.5
     one = EDITORS["ft"].edit(model, tok, facts[:1], config, None)
-    (same,) = EDITORS["ft"].each(model, tok, facts[:1], config, None)
+    (same,) = EDITORS["ft"].edit_each(model, tok, facts[:1], config, None)
     assert all(torch.equal(one.changes[name], same.changes[name]) for name in one.changes)
 
 
@@ -79,8 +79,8 @@ def test_errors(gpt2, facts):
     with pytest.raises(ValueError, match="layer 4: the model has layers 0 to 3"):
         EDITORS["ft"].prepare(model, tok, replace(config, layer=4), None)
     with pytest.raises(ValueError, match="record 3: the loss is not finite at step 2"):
-        EDITORS["ft"].each(model, tok, facts[3:5], replace(config, lr=float("nan")), None)
+        EDITORS["ft"].edit_each(model, tok, facts[3:5], replace(config, lr=float("nan")), None)
     long = replace(facts[1], case_id=77, prompt="The river " * 40 + "{} is")
     with pytest.raises(ValueError, match="record 77: .* tokens, but the model takes at most 64"):
-        EDITORS["ft"].each(model, tok, [facts[0], long], config, None)
+        EDITORS["ft"].edit_each(model, tok, [facts[0], long], config, None)
     assert content_hash(model) == before

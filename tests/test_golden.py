@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from editcore import model as models
 from editcore import moments as stats
 from editcore.delta import dense
-from editcore.editors import EDITORS, Sources, configure
-from editcore.editors.target_value import Site, optimise, problem, problems
+from editcore.editors import EDITORS, EditorInputs, configure
+from editcore.editors.target_value import EditSite, encode_fact, encode_facts, optimise
 from editcore.facts import read_facts
 from editcore.tokens import pad
 
@@ -63,10 +63,10 @@ def settings():
 def values(model, requests, contexts, settings):
     """δ of the five ROME requests and the sixteen MEMIT ones."""
     def solved(name, count, site):
-        made = problems(*model, [requests[:count]], [contexts[name]], settings[name])
+        made = encode_facts(*model, [requests[:count]], [contexts[name]], settings[name])
         return optimise(model[0], made, site, settings[name])
 
-    return {"rome": solved("rome", 5, Site(1, "mlp_out", 1)), "memit": solved("memit", 16, Site(2, "block", 0))}
+    return {"rome": solved("rome", 5, EditSite(1, "mlp_out", 1)), "memit": solved("memit", 16, EditSite(2, "block", 0))}
 
 
 def test_second_moment(moments, results):
@@ -78,7 +78,7 @@ def test_second_moment(moments, results):
 
 @pytest.mark.parametrize("number", range(5))
 def test_rome_rows(model, requests, contexts, settings, results, number):
-    one = problem(model[1], requests[number], contexts["rome"], settings["rome"])
+    one = encode_fact(model[1], requests[number], contexts["rome"], settings["rome"])
     ids, mask = pad(one.rows)
     expected = {name: results[f"rome/edit{number}/{name}"] for name in
                 ("input_ids", "attention_mask", "lookup_idxs", "target_ids")}
@@ -101,8 +101,9 @@ def test_rome_values(values, results, number):
 
 
 def test_rome_updates(model, requests, contexts, moments, settings, results):
-    prepared = EDITORS["rome"].prepare(*model, settings["rome"], Sources(stats=moments, contexts=contexts["rome"]))
-    deltas = EDITORS["rome"].each(*model, requests[:5], settings["rome"], prepared)
+    inputs = EditorInputs(moments=moments, contexts=contexts["rome"])
+    prepared = EDITORS["rome"].prepare(*model, settings["rome"], inputs)
+    deltas = EDITORS["rome"].edit_each(*model, requests[:5], settings["rome"], prepared)
     for number, delta in enumerate(deltas):
         u, v = results[f"rome/edit{number}/u"], results[f"rome/edit{number}/v"]
         assert apart(dense(delta.changes[WEIGHT.format(1)]), torch.outer(u, v)) < 1e-5
@@ -115,12 +116,13 @@ def test_memit_values(values, results, model, requests, contexts, settings, numb
     assert len(found.losses[number]) == len(expected["traj_loss"])
     assert (torch.tensor(found.losses[number]) - expected["traj_loss"]).abs().max() < 1e-5
     assert apart(found.h0[number] + found.delta[number], expected["z"]) < 5e-6
-    one = problem(model[1], requests[number], contexts["memit"], settings["memit"])
+    one = encode_fact(model[1], requests[number], contexts["memit"], settings["memit"])
     assert list(one.lookups) == expected["lookup_idxs"].tolist() and list(one.target) == expected["target_ids"].tolist()
 
 
 def test_memit_updates(model, requests, contexts, moments, settings, results):
-    prepared = EDITORS["memit"].prepare(*model, settings["memit"], Sources(stats=moments, contexts=contexts["memit"]))
+    inputs = EditorInputs(moments=moments, contexts=contexts["memit"])
+    prepared = EDITORS["memit"].prepare(*model, settings["memit"], inputs)
     delta = EDITORS["memit"].edit(*model, requests[:16], settings["memit"], prepared)
     assert set(delta.changes) == {WEIGHT.format(layer) for layer in (0, 1, 2)}
     for name, change in delta.changes.items():
@@ -129,7 +131,7 @@ def test_memit_updates(model, requests, contexts, moments, settings, results):
 
 
 def test_ft_updates(model, requests, settings, results):
-    deltas = EDITORS["ft"].each(*model, requests[:3], settings["ft"], None)
+    deltas = EDITORS["ft"].edit_each(*model, requests[:3], settings["ft"], None)
     for number, delta in enumerate(deltas):
         for name, change in delta.changes.items():
             if f"ft/edit{number}/delta/{name}" in results:
@@ -144,14 +146,14 @@ def test_what_the_copies_leave_out(model, requests, moments, settings, values):
     for name, moment in moments.moments.items():
         assert apart(moment, whole[f"C/{name}"]) < 1e-6
     whole = load_file(SHARED / "ft_single3.safetensors")
-    for number, delta in enumerate(EDITORS["ft"].each(*model, requests[:3], settings["ft"], None)):
+    for number, delta in enumerate(EDITORS["ft"].edit_each(*model, requests[:3], settings["ft"], None)):
         for name, change in delta.changes.items():
             assert apart(change, whole[f"edit{number}/delta/{name}"]) < 1e-5
 
 
 def test_the_statistics_file_can_be_given(contexts, settings, model, moments, tmp_path):
     moments.save(tmp_path / "C.safetensors")
-    given = Sources(stats=tmp_path / "C.safetensors", contexts=contexts["rome"])
+    given = EditorInputs(moments=tmp_path / "C.safetensors", contexts=contexts["rome"])
     prepared = EDITORS["rome"].prepare(*model, settings["rome"], given)
-    assert torch.equal(prepared.stats.moments["transformer.h.1.mlp.c_proj"],
+    assert torch.equal(prepared.moments.moments["transformer.h.1.mlp.c_proj"],
                        moments.moments["transformer.h.1.mlp.c_proj"])

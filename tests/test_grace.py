@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make
 
-from editcore.editors import PATCHERS, configure
+from editcore.editors import EDITORS, configure
 from editcore.editors.grace import trained
 from editcore.editors.teacher_forcing import forced
 from editcore.hooks import capture, replaced, run
@@ -16,11 +16,11 @@ from editcore.patch import Patch, prompt_ends
 from editcore.tokens import encode, target_ids
 
 SETTINGS = {"layer": 2, "part": "mlp_in", "steps": 25, "radius": 0.01}
-GRACE = PATCHERS["grace"]
+GRACE = EDITORS["grace"]
 
 
 def settings(**changes):
-    return configure("grace", SETTINGS | changes, table=PATCHERS)
+    return configure("grace", SETTINGS | changes)
 
 
 def plainly(model, tok, fact, config):
@@ -64,7 +64,7 @@ def test_edited_prompts_say_the_target_and_others_what_they_said(family, part, r
     others = [(prompt, target_ids(tok, "Rome")) for prompt in encode(tok, [p for f in facts for p in f.paraphrases])]
     pairs = [(encode(tok, [fact.text])[0], target_ids(tok, fact.target_new)) for fact in facts[:6]]
     total = Patch({})
-    for patch in GRACE.each(model, tok, facts[:6], config):
+    for patch in GRACE.edit_each(model, tok, facts[:6], config):
         total = total + patch
     edited, rest = plan(model, pairs), plan(model, others)
     base, unedited = read(model, rest), read(model, edited)
@@ -88,7 +88,7 @@ def test_sequential_edits_are_one_codebook(gpt2, facts):
     model, tok = gpt2
     config, total = settings(), Patch({})
     for fact in (facts[0], facts[1], replace(facts[0], target_new="Cairo")):
-        (new,) = GRACE.grouped(model, tok, [[fact]], config, ([None], [total]))
+        (new,) = GRACE.edit_groups(model, tok, [[fact]], config, prepared=[None], current=[total])
         total = total + new
     (book,) = total.parts.values()
     assert book.labels == ("Cairo", "Paris") and book.radii.tolist() == pytest.approx([0.01] * 2)

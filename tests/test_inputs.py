@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from editcore.editors import configure
+from editcore.editors import EDITORS
 from editcore.facts import order
 from editcore.model import resolve, short_name
 from editcore.study import run as inputs
@@ -47,11 +47,13 @@ def test_the_pocket_model_is_found_from_anywhere(monkeypatch, tmp_path):
 
 
 def test_second_moments_must_come_from_somewhere(folder):
-    run, rome = inputs.make(model="m"), configure("rome", {"layer": 0})
+    run, rome = inputs.make(model="m"), EDITORS["rome"]
     with pytest.raises(ValueError, match="rome needs second moments of the keys of m: give texts .* or stats"):
-        inputs.check_moments(run, rome, {"facts": folder})
-    inputs.check_moments(run, rome, {"stats": folder})
-    inputs.check_moments(run, configure("ft", {"epsilon": 0.1}), {})    # it needs none
+        inputs.check_editor(run, rome, {"facts": folder})
+    inputs.check_editor(run, rome, {"stats": folder})
+    inputs.check_editor(run, EDITORS["ft"], {})    # it needs none
+    with pytest.raises(ValueError, match="rome edits beside the weights"):
+        inputs.check_editor(run, EDITORS["grace"], {})
 
 
 def test_lines_of_a_text(folder, tmp_path):

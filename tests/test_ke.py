@@ -123,7 +123,7 @@ def test_nearly_nothing_at_the_start_and_exact_restore(gpt2, facts):
     assert content_hash(model) == before and torch.equal(run(model, input_ids=ids).logits, plain)
     assert not any(m._forward_hooks for m in model.modules())
     assert all(weight.grad is None and not weight.requires_grad for weight in model.parameters())
-    singles = sum(EDITORS["ke"].each(model, tok, facts[:3], CONFIG, prepared), Delta({}))
+    singles = sum(EDITORS["ke"].edit_each(model, tok, facts[:3], CONFIG, prepared), Delta({}))
     for name in delta.changes:
         torch.testing.assert_close(dense(singles.changes[name]), dense(delta.changes[name]), rtol=1e-4, atol=1e-9)
 

@@ -8,9 +8,9 @@ from conftest import corpus, make
 
 from editcore import serial
 from editcore.delta import dense
-from editcore.editors import EDITORS, Sources, configure, memit
+from editcore.editors import EDITORS, EditorInputs, configure, memit
 from editcore.editors import closed_form as solve
-from editcore.editors.target_value import optimise, problems
+from editcore.editors.target_value import encode_facts, optimise
 from editcore.model import content_hash, name_of
 from editcore.moments import CountSettings, Moments, second_moments
 
@@ -28,7 +28,7 @@ def apart(a, b):
 def prepared(model, tok, config):
     moments = second_moments(model, tok, corpus() * 4, config.layers, CountSettings(length=32))
     ridge = {name: moment + 0.01 * torch.eye(len(moment)) for name, moment in moments.moments.items()}
-    given = Sources(stats=replace(moments, moments=ridge), contexts=CONTEXTS)
+    given = EditorInputs(moments=replace(moments, moments=ridge), contexts=CONTEXTS)
     return EDITORS["memit"].prepare(model, tok, config, given)
 
 
@@ -56,7 +56,7 @@ def test_single_edits_together_equal_edits_of_one(family, request, facts):
     model, tok = request.getfixturevalue(family)
     config = configure("memit", SETTINGS)
     given = prepared(model, tok, config)
-    together = EDITORS["memit"].each(model, tok, facts, config, given)
+    together = EDITORS["memit"].edit_each(model, tok, facts, config, given)
     for fact, delta in zip(facts, together, strict=True):
         alone = EDITORS["memit"].edit(model, tok, [fact], config, given)
         assert set(delta.changes) == set(alone.changes)
@@ -80,9 +80,9 @@ def test_update_is_the_bracket_of_the_paper():
 def test_one_fact_is_the_rank_one_formula(setup, facts):
     model, tok, config, given = setup
     config = replace(config, layers=(0,))
-    values = optimise(model, problems(model, tok, [facts[:1]], [CONTEXTS], config), memit._site(config), config)
+    values = optimise(model, encode_facts(model, tok, [facts[:1]], [CONTEXTS], config), memit._site(config), config)
     key = memit.mixed(values.keys)[0]
-    solved = given.stats.solve(name_of(model, "mlp_out", 0), key)
+    solved = given.moments.solve(name_of(model, "mlp_out", 0), key)
     expected = torch.outer(solved, values.delta[0].double()) / (config.lambda_ + key @ solved)
     (change,) = EDITORS["memit"].edit(model, tok, facts[:1], config, given).changes.values()
     assert apart(dense(change), expected) < 1e-6
@@ -113,10 +113,10 @@ def test_errors_name_what_is_wrong_and_leave_the_model(setup, facts):
         EDITORS["memit"].edit(model, tok, [facts[0], long], config, given)
     for layers in ((), (2, 0), (1, 1)):
         with pytest.raises(ValueError, match="must ascend"):
-            EDITORS["memit"].prepare(model, tok, replace(config, layers=layers), Sources(texts=tuple(corpus())))
+            EDITORS["memit"].prepare(model, tok, replace(config, layers=layers), EditorInputs(texts=tuple(corpus())))
     with pytest.raises(ValueError, match="layer 4: the model has layers 0 to 3"):
-        EDITORS["memit"].prepare(model, tok, replace(config, layers=(0, 4)), Sources(texts=tuple(corpus())))
-    only = Moments({name: c for name, c in given.stats.moments.items() if ".0." in name}, 9)
+        EDITORS["memit"].prepare(model, tok, replace(config, layers=(0, 4)), EditorInputs(texts=tuple(corpus())))
+    only = Moments({name: c for name, c in given.moments.moments.items() if ".0." in name}, 9)
     with pytest.raises(ValueError, match="no second moment of transformer.h.2.mlp.c_proj"):
-        EDITORS["memit"].prepare(model, tok, config, Sources(stats=only, contexts=CONTEXTS))
+        EDITORS["memit"].prepare(model, tok, config, EditorInputs(moments=only, contexts=CONTEXTS))
     assert content_hash(model) == before

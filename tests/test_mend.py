@@ -154,13 +154,14 @@ def test_facts_of_a_group_add_up_and_groups_see_their_own_model(gpt2, facts):
     model, tok = gpt2[0], gpt2[1]
     config = configure("mend", SETTINGS)
     network = random_network(model, config, dtype=torch.float32)
-    alone = EDITORS["mend"].each(model, tok, facts, config, network)
+    alone = EDITORS["mend"].edit_each(model, tok, facts, config, network)
     together = EDITORS["mend"].edit(model, tok, facts, config, network)
     for name, change in together.changes.items():
         expected = sum(one.changes[name].dense() for one in alone)
         assert torch.allclose(change.dense(), expected, rtol=1e-3, atol=1e-5)
     carried = [alone[0], alone[1]]
-    several = EDITORS["mend"].grouped(model, tok, [[facts[2]], [facts[2]]], config, ([network] * 2, carried))
+    several = EDITORS["mend"].edit_groups(model, tok, [[facts[2]], [facts[2]]], config, prepared=[network] * 2,
+                                          current=carried)
     for total, one in zip(carried, several):
         with total.applied(model):
             expected = EDITORS["mend"].edit(model, tok, [facts[2]], config, network)

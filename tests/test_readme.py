@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from editcore import __main__ as cli
-from editcore.editors import Editor, simple
+from editcore.editors import EDITORS, Editor, configure
 from editcore.metrics import means, measure
 
 README = Path(__file__).parents[1] / "README.md"
@@ -20,17 +20,18 @@ def test_readmes_commands_are_understood(command):
     assert cli.parser().parse_args(shlex.split(command)).command == command.split()[0]
 
 
-def test_readmes_editor_edits(gpt2, facts):
+def test_readmes_editor_edits(gpt2, facts, tmp_path, monkeypatch):
     (block,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
-    names = {"__name__": "nudge"}
-    exec(compile(block, str(README), "exec", dont_inherit=True), names)
     (line,) = re.findall(r'`"nudge": (Editor\(.*\)),`', README.read_text(encoding="utf-8"))
-    assert line == "Editor(nudge.Nudge, {}, nudge.prepare, simple(nudge.edit))"
-    nudge = Editor(names["Nudge"], {}, names["prepare"], simple(names["edit"]))
+    assert line == 'Editor("editcore.editors.nudge")'
+    (tmp_path / "nudge.py").write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    nudge = Editor("nudge")
+    monkeypatch.setitem(EDITORS, "nudge", nudge)
     model, tok = gpt2
-    config = nudge.config()
+    config = configure("nudge")
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    deltas = nudge.each(model, tok, facts, config, nudge.prepare(model, tok, config, None))
+    deltas = nudge.edit_each(model, tok, facts, config, nudge.prepare(model, tok, config))
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
     plain, edited = [], []
     for fact, delta in zip(facts, deltas, strict=True):

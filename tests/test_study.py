@@ -16,7 +16,7 @@ import torch
 
 from editcore import metrics
 from editcore.delta import Delta
-from editcore.editors import EDITORS, Editor, Sources, configure, simple
+from editcore.editors import EDITORS, Editor, EditorInputs, configure
 from editcore.facts import read_facts
 from editcore.model import content_hash, load, weight_of
 from editcore.study import loop as study
@@ -48,12 +48,14 @@ class Kept:
     contexts: tuple
 
 
+def prepare(model, tok, config, inputs):
+    return Kept(inputs.contexts or ("{}", f"{time.time_ns()}. {{}}"))
+
+
 @pytest.fixture(autouse=True)
 def noise_editor(monkeypatch):
     """The table of editors with "noise" in it; its templates differ at every start unless they are handed over."""
-    def prepare(model, tok, config, given):
-        return Kept(given.contexts or ("{}", f"{time.time_ns()}. {{}}"))
-    monkeypatch.setitem(EDITORS, "noise", Editor(Noise, {}, prepare, simple(noise)))
+    monkeypatch.setitem(EDITORS, "noise", Editor(__name__, names={"Settings": "Noise", "edit": "noise"}))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +103,7 @@ def test_rows_are_those_of_a_plain_loop(place, run, tmp_path, texts):
     df = rows_of(study.execute(run, tmp_path)).set_index(["step", "fact", "metric"])["value"]
     model, tok = load(place, "cpu", torch.float32)
     config = configure("rome", dict(run.settings))
-    prepared = EDITORS["rome"].prepare(model, tok, config, Sources(texts=tuple(texts), seed=run.seed))
+    prepared = EDITORS["rome"].prepare(model, tok, config, EditorInputs(texts=tuple(texts), seed=run.seed))
     edited, _ = inputs.schedule(run, place / "facts.json")
     name, weight = weight_of(model, "mlp_out", 1)
     unedited, total = weight.clone(), Delta({})

@@ -7,7 +7,7 @@ from conftest import make
 
 from editcore import generate
 from editcore.delta import Delta, oriented
-from editcore.editors import PATCHERS, configure
+from editcore.editors import EDITORS, configure
 from editcore.instructedit.instructions import instructed
 from editcore.instructedit.records import Ask, EditRecord, as_fact
 from editcore.instructedit.scores import fluency, prepare, read, score, sentiment, texts_of, tree
@@ -105,13 +105,13 @@ def test_log_probabilities_agree_behind_long_instructions(gpt2):
 
 def test_no_edit_leaves_everything_and_codebooks_answer_the_prompts_end(gpt2):
     model, tok = gpt2
-    asks, config = records(), configure("grace", {"layer": 2, "part": "mlp_in", "steps": 30}, table=PATCHERS)
+    asks, config = records(), configure("grace", {"layer": 2, "part": "mlp_in", "steps": 30})
     sheet = prepare(model, tok, asks)
     before = read(model, sheet)
     base = score(sheet, before, before)
     assert (base[base["metric"] == "Loc"][["value_exact", "value_token"]] == 1).all(axis=None)
     assert (base[base["metric"] == "z_topic"]["value_exact"] == 1).all()
-    patches = PATCHERS["grace"].each(model, tok, [as_fact(one) for one in asks[:3]], config)
+    patches = EDITORS["grace"].edit_each(model, tok, [as_fact(one) for one in asks[:3]], config)
     after = read(model, sheet, [*patches, None, None])
     for index in range(3):
         first = sheet.starts[next(one.first for one in sheet.questions if one.record == index)]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import corpus
 
-from editcore.editors import EDITORS, Editor, simple
+from editcore.editors import EDITORS, Editor, memit
 from editcore.model import content_hash
 from editcore.study import loop as study
 from editcore.study import measure as lab
@@ -98,18 +98,18 @@ def test_a_run_that_remembers_keys_is_taken_up_exactly(monkeypatch, place, tmp_p
 
 
 def test_one_that_fails_leaves_the_others(monkeypatch, place, tmp_path):
-    several, real = runs_of(place, "memit"), EDITORS["memit"]
+    several, real = runs_of(place, "memit"), memit.edit_groups
     whole = study.execute_together(several, tmp_path / "whole")
     first = rows_of(whole[1]).query("metric == 'ES' and step == 3")["fact"].item()
 
-    def grouped(model, tok, groups, config, given):
-        if any(str(fact.case_id) == first for group in groups for fact in group) and len(given[0][0].contexts) == 6:
+    def edit_groups(model, tok, groups, config, *, prepared, current=None):
+        if any(str(fact.case_id) == first for group in groups for fact in group) and len(prepared[0].contexts) == 6:
             failing.append(1)
             raise ValueError(f"record {first}: made to fail")
-        return real.grouped(model, tok, groups, config, given)
+        return real(model, tok, groups, config, prepared=prepared, current=current)
 
     failing = []
-    monkeypatch.setitem(EDITORS, "memit", dataclasses.replace(real, grouped=grouped))
+    monkeypatch.setattr(memit, "edit_groups", edit_groups)
     folders = study.execute_together(several, tmp_path / "failing", keep_going=True)
     records = [json.loads((folder / "run.json").read_text()) for folder in folders]
     assert records[1]["status"] == "stopped" and records[1]["edits"] == 2 and "made to fail" in records[1]["stopped"]
@@ -128,7 +128,7 @@ def test_groups_share_what_can_be_shared(place, monkeypatch):
     assert study.groups(rome, workers=2) == [rome[:2], rome[2:]]
     other = dataclasses.replace(rome[0], n_edits=4)
     assert study.groups([rome[0], other]) == [[rome[0]], [other]]
-    monkeypatch.setitem(EDITORS, "own", Editor(EDITORS["rome"].config, {}, None, simple(None)))
+    monkeypatch.setitem(EDITORS, "own", Editor("editcore.editors.rome"))
     own = [dataclasses.replace(run, editor="own") for run in rome]
     assert study.groups(own) == [[run] for run in own]      # it may draw random numbers
     with pytest.raises(ValueError, match="may differ in order, seed, leave_out only"):

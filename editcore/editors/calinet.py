@@ -12,7 +12,7 @@ from editcore.suffix import fused, head, resume, start
 
 
 @dataclass(frozen=True)
-class Calinet:
+class Settings:
     """Settings of CaliNet. The last layers and 64 to a few hundred slots are published; other numbers chosen here."""
 
     layers: tuple = (-1,)       # whose MLP gets slots beside it; negative ones count from the last
@@ -37,21 +37,13 @@ def prepare(model, tok, config, given):
     counted(model, config.layers)
 
 
-def grouped(model, tok, groups, config, several):
-    """A Patch a group of facts: one set of slots for all of the group, trained on their prompts and paraphrases.
+def edit(model, tok, facts, config, prepared):
+    """A Patch: one set of slots for all facts, trained on their prompts and paraphrases.
 
-    several = (ignored, the Patch that each group's model already carries, or None for the model as it is). ValueError
-    names a record too long or with a broken loss.
+    ValueError names a record too long or with a broken loss.
     """
-    made = []
-    for index, group in enumerate(groups):
-        carried = several[1][index] if several[1] else Patch({})
-        with carried.applied(model), fused(model):
-            made.append(_trained(model, tok, wordings(group, config.wordings), config))
-    return made
-
-
-grouped.alone = True    # draws random numbers, from its own seed
+    with fused(model):
+        return _trained(model, tok, wordings(facts, config.wordings), config)
 
 
 def wordings(facts, most):

@@ -2,30 +2,30 @@
 
 import zlib
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from editcore.delta import Delta, oriented
 from editcore.editors import prepare as sources
 from editcore.editors import rome
-from editcore.editors.target_value import Site, problems, unchanged
+from editcore.editors.target_value import EditSite, encode_facts, unedited_values
 from editcore.model import module_of, name_of
 
 
 @dataclass(frozen=True)
-class Random:
+class Settings:
     """Settings of the control; layer and norms have no default."""
 
     layer: int                          # the layer whose MLP output projection is changed
     norms: tuple = ()                   # (case id, ‖ΔW‖_F) of each fact, e.g. those of a finished run of ROME
-    direction: str = "both"             # "v": u is ROME's, v random; "both": u random too
+    direction: Literal["v", "both"] = "both"     # "v": u is ROME's, v random; "both": u random too
     seed: int = 0                       # of the directions; each fact draws its own
     kl_prompt: str = "{} is a"          # as in ROME's settings: the prompts are ROME's
-    kl_position: str = "subject"        # as in ROME's settings
-    context_groups: tuple = rome.Rome.context_groups    # as in ROME's settings
+    kl_position: Literal["subject", "last"] = "subject"     # as in ROME's settings
+    context_groups: tuple = rome.Settings.context_groups    # as in ROME's settings
     n_tokens: int = 0                   # as in ROME's settings
     length: int = 512                   # as in ROME's settings
-    choices = {"direction": ("v", "both"), "kl_position": ("subject", "last")}
 
 
 PAPER = {model: {"layer": values["layer"]} for model, values in rome.PAPER.items()}
@@ -36,18 +36,15 @@ def prepare(model, tok, config, given):
     return sources.prepare(model, tok, (config.layer,), given, config)
 
 
-def grouped(model, tok, groups, config, several):
-    """A Delta a group: the sum over its facts of ‖ΔW‖ v uᵀ with unit v and u. ValueError if a fact has no norm.
-
-    Keys at the edited layer do not depend on its weights, so the model's own changes (several[1]) do not matter here.
-    """
-    prepared, norms = several[0], {str(case): norm for case, norm in config.norms}
-    if missing := [fact.case_id for group in groups for fact in group if str(fact.case_id) not in norms]:
+def edit(model, tok, facts, config, prepared):
+    """The sum over the facts of ‖ΔW‖ v uᵀ with unit v and u. ValueError if a fact has no norm."""
+    norms = {str(case): norm for case, norm in config.norms}
+    if missing := [fact.case_id for fact in facts if str(fact.case_id) not in norms]:
         raise ValueError(f"record {missing[0]}: norms has no entry for it")
-    made = problems(model, tok, groups, [one.contexts for one in prepared], config)
+    made = encode_facts(model, tok, [facts], [prepared.contexts], config)
     name, module = name_of(model, "mlp_out", config.layer), module_of(model, "mlp_out", config.layer)
-    values = unchanged(model, made, Site(config.layer, "mlp_out", config.layer))
-    right, left = prepared[0].stats.solve(name, values.keys.mean(1).T).T, torch.empty_like(values.h0).double()
+    values = unedited_values(model, made, EditSite(config.layer, "mlp_out", config.layer))
+    right, left = prepared.moments.solve(name, values.keys.mean(1).T).T, torch.empty_like(values.h0).double()
     for row, one in enumerate(made):
         draw = torch.Generator().manual_seed(zlib.crc32(f"{config.seed} {one.name}".encode()))
         left[row] = torch.randn(left.shape[1], generator=draw, dtype=torch.float64)
@@ -56,6 +53,4 @@ def grouped(model, tok, groups, config, several):
         left[row] *= norms[str(one.name)] / left[row].norm()
     right = right / right.norm(dim=1, keepdim=True)
     dtype = torch.promote_types(module.weight.dtype, torch.float32)
-    return [Delta({name + ".weight": oriented(left[mine].T.to(dtype), right[mine].to(dtype), module)},
-                  {"editor": "random"})
-            for mine in ([row for row, one in enumerate(made) if one.owner == index] for index in range(len(groups)))]
+    return Delta({name + ".weight": oriented(left.T.to(dtype), right.to(dtype), module)}, {"editor": "random"})

@@ -5,17 +5,15 @@ from dataclasses import dataclass
 import torch
 
 from editcore.delta import Delta
-from editcore.editors.rowwise import rows as versioned
-from editcore.editors.rowwise import versions
 from editcore.editors.target_value import adam
 from editcore.hooks import capture
-from editcore.model import batch_tokens, is_input_first, max_length, module_of, name_of
+from editcore.model import is_input_first, max_length, module_of, name_of
 from editcore.suffix import fused, head, resume, start
 from editcore.tokens import check_lengths, encode, pad, target_ids
 
 
 @dataclass(frozen=True)
-class Ft:
+class Settings:
     """Settings of FT-L; epsilon has no default, the rest is as published."""
 
     epsilon: float                  # every weight stays within ± epsilon of its value at the start of the edit
@@ -54,20 +52,9 @@ def prepare(model, tok, config, given):
     name_of(model, "mlp_out", config.layer)
 
 
-def grouped(model, tok, groups, config, several):
-    """A Delta a group of facts that lowers the group's mean loss, each an edit of its own version of the model.
-
-    several = (ignored, the Delta that each group's model already carries, or None for the model as it is); as many
-    groups together as suit the device.
-    """
-    weight, deltas = module_of(model, "mlp_out", config.layer).weight, []
-    own = None if several[1] is None else versions(model, several[1])
-    at_once = max(1, min(50_000_000 // weight.numel(), batch_tokens(weight.device) // 16))
-    for first in range(0, len(groups), at_once):
-        part = groups[first:first + at_once]
-        rows = rows_of(model, tok, part, config.last_position)
-        deltas += _tuned(model, rows, part, config, own and own[first:first + at_once])
-    return deltas
+def edit(model, tok, facts, config, prepared):
+    """The Delta that lowers the mean loss of the facts."""
+    return _tuned(model, rows_of(model, tok, [facts], config.last_position), [facts], config)[0]
 
 
 def rows_of(model, tok, groups, last_position):
@@ -89,13 +76,13 @@ def rows_of(model, tok, groups, last_position):
                 torch.tensor(wanted, device=device), owner)
 
 
-def _tuned(model, rows, groups, config, own):
-    """A Delta a group, of Adam on D = ΔW and e = Δb; own: the groups' versions of the model, or None.
+def _tuned(model, rows, groups, config):
+    """A Delta a group, of Adam on D = ΔW and e = Δb.
 
     The layer's output is its state plus k D + e with k the layer's keys, so only the blocks above it run again.
     """
     name, module = name_of(model, "mlp_out", config.layer), module_of(model, "mlp_out", config.layer)
-    with versioned(model, own, rows.owner.tolist()), capture(model, [name], "input", stop=False) as inputs:
+    with capture(model, [name], "input", stop=False) as inputs:
         state = start(model, rows.ids, rows.mask, torch.zeros_like(rows.ids[:, 0]), config.layer, rows.wanted)
     wide, d = torch.promote_types(module.weight.dtype, torch.float32), state.hidden.shape[-1]
     shapes = [(inputs[name].shape[-1], d)] + [(d,)] * (module.bias is not None)

@@ -7,6 +7,7 @@ output there, trained until the target follows. Keys do not depend on what a cod
 
 import zlib
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -20,17 +21,16 @@ from editcore.tokens import batches
 
 
 @dataclass(frozen=True)
-class Grace:
+class Settings:
     """Settings of GRACE; layer and part have no default."""
 
     layer: int                  # the layer with the codebook
-    part: str                   # its linear map: "mlp_in" or "mlp_out"
+    part: Literal["mlp_in", "mlp_out"]     # its linear map: "mlp_in" or "mlp_out"
     radius: float = 1.0         # ε of a new entry that stands alone, in units of the map's input
     lr: float = 1.0             # of Adam on the value
     steps: int = 100            # of Adam, all of them taken
-    begin: str = "own"          # the value before training: "own": the map's output; "random": uniform in [0, 1)
+    begin: Literal["own", "random"] = "own"     # value before training: the map's output, or in [0, 1)
     seed: int = 0               # of random values; each fact draws its own
-    choices = {"part": ("mlp_in", "mlp_out"), "begin": ("own", "random")}
 
 
 PAPER = {   # published settings by model
@@ -45,18 +45,20 @@ def prepare(model, tok, config, given):
     name_of(model, config.part, config.layer)
 
 
-def grouped(model, tok, groups, config, several):
-    """A Patch a group of facts, inserted in their order; ValueError names a record too long or with a broken loss.
+def edit(model, tok, facts, config, prepared):
+    """A Patch of all facts, inserted in their order; ValueError names a record too long or with a broken loss."""
+    return edit_groups(model, tok, [facts], config, prepared=[None])[0]
 
-    several = (ignored, the Patch that each group's model already carries, or None for the model as it is): without one
-    the values of all facts are trained together.
-    """
-    if several[1] is not None:
-        made = []
-        for group, total in zip(groups, several[1], strict=True):
+
+def edit_groups(model, tok, groups, config, *, prepared, current=None):
+    """One Patch per group of facts, each of its own model; without `current` (what each model carries already) the
+    values of all facts are trained together."""
+    if current is not None:
+        patches = []
+        for group, total in zip(groups, current, strict=True):
             with total.applied(model):
-                made += grouped(model, tok, [group], config, (None, None))
-        return made
+                patches.append(edit(model, tok, group, config, None))
+        return patches
     facts = [fact for group in groups for fact in group]
     rows, entries = forced(model, tok, facts), [None] * len(facts)
     with fused(model):

@@ -6,6 +6,7 @@ one formula behind them): `EDITORS` names them and their published settings stan
 
 import contextlib
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
@@ -14,7 +15,7 @@ from editcore.editors import closed_form as solve
 from editcore.editors import prepare as sources
 from editcore.editors import restrain
 from editcore.editors.rowwise import added_rows, rows, versions
-from editcore.editors.target_value import Site, optimise, problems
+from editcore.editors.target_value import EditSite, encode_facts, optimise
 from editcore.hooks import capture, run
 from editcore.model import module_of, name_of
 from editcore.templates import TemplateGroup
@@ -24,7 +25,7 @@ STARTS = ("The", "Therefore", "Because", "I", "You")
 
 
 @dataclass(frozen=True)
-class Memit:
+class Settings:
     """Settings of MEMIT; layers and lambda_ have no default, the rest is as published."""
 
     layers: tuple                       # edited layers, ascending; δ is optimised at the output of the last
@@ -37,9 +38,9 @@ class Memit:
     weight_decay: float = 0.5           # weight of ‖δ‖ / ‖h0‖²
     clamp: float = 0.75                 # ‖δ‖ is kept at or below clamp · ‖h0‖
     kl_prompt: str = "{} is a"          # prompt of the KL term
-    kl_position: str = "subject"        # read there at the last "subject" token (published code) or the "last" token
-    site: str = "block"                 # where δ enters: the last "block"'s output, or one layer's "mlp_out" (EMMET)
-    keys: str = "mixed"                 # half "plain" prompt, half other contexts; or the "plain" or the "mean" key
+    kl_position: Literal["subject", "last"] = "subject"  # token at which it is read there (published: "subject")
+    site: Literal["block", "mlp_out"] = "block"     # output that δ is added to (EMMET: "mlp_out", one layer)
+    keys: Literal["mixed", "plain", "mean"] = "mixed"     # half plain prompt, half contexts; or one
     exact: bool = False                 # a fact alone is inserted exactly: λ counts only in batches (EMMET)
     memory: bool = False                # keys of earlier updates are preserved too: λC + Σ K_p K_pᵀ
     ridge: float = 0.0                  # λ_n of λ_n·I beside λC (ENCORE)
@@ -50,7 +51,6 @@ class Memit:
     context_groups: tuple = (TemplateGroup(10, 1, STARTS),)     # sampled context templates
     n_tokens: int = 0                   # tokens of the second moments; 0: all of the texts
     length: int = 512                   # their sequence length
-    choices = {"kl_position": ("subject", "last"), "site": ("block", "mlp_out"), "keys": ("mixed", "plain", "mean")}
 
 
 PAPER = {   # published settings by model
@@ -93,19 +93,23 @@ def prepare(model, tok, config, given):
         _bracket(prepared, name_of(model, "mlp_out", layer), config)
     if not config.anchor:
         return prepared
-    made = problems(model, tok, [sources.pilot(given, config)], [prepared.contexts], config)
+    made = encode_facts(model, tok, [sources.pilot(given, config)], [prepared.contexts], config)
     return replace(prepared, anchor=sources.mean_norm(optimise(model, made, _site(config), config)))
 
 
-def grouped(model, tok, groups, config, several):
-    """A Delta a group of facts, each one update of its own Prepared version of the model, all in the same passes.
+def edit(model, tok, facts, config, prepared):
+    """One Delta with all facts, as one update."""
+    return edit_groups(model, tok, [facts], config, prepared=[prepared])[0]
 
-    several = (one Prepared a group, the Delta that each group's model already carries, or None for the model as it is).
+
+def edit_groups(model, tok, groups, config, *, prepared, current=None):
+    """One Delta per group of facts, each one update of its own copy of the model, all in the same passes.
+
+    prepared: one per group; current: the Delta that each group's model carries already, None if none does.
     A Delta carries its keys if they are to be remembered. ValueError names the group's record if it is not finite.
     """
-    prepared, carried = several
-    own = None if carried is None else versions(model, carried)
-    made = problems(model, tok, groups, [one.contexts for one in prepared], config)
+    own = None if current is None else versions(model, current)
+    made = encode_facts(model, tok, groups, [one.contexts for one in prepared], config)
     values = optimise(model, made, _site(config), config, own)
     if config.anchor:
         values = restrain.anchored(values, torch.tensor([prepared[one.owner].anchor for one in made]))
@@ -141,13 +145,13 @@ def finish(total, weights, config):
 
 def _site(config):
     """δ enters at the last layer; keys are those of the first."""
-    return Site(config.layers[-1], config.site, config.layers[0])
+    return EditSite(config.layers[-1], config.site, config.layers[0])
 
 
 def _bracket(prepared, name, config):
     """The Bracket of a module, computed once a run."""
     if name not in prepared.brackets:
-        prepared.brackets[name] = solve.bracket(prepared.stats, name, config.ridge / config.lambda_
+        prepared.brackets[name] = solve.bracket(prepared.moments, name, config.ridge / config.lambda_
                                                 if config.ridge else 0.0, config.null_space)
     return prepared.brackets[name]
 

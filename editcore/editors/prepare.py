@@ -6,11 +6,11 @@ from editcore import moments, templates
 
 
 @dataclass(frozen=True)
-class Sources:
+class EditorInputs:
     """Where an editor takes its context templates and second moments from."""
 
-    texts: tuple = ()           # texts for the second moments, used if `stats` is None
-    stats: object = None        # a Moments, or the path of its file
+    texts: tuple = ()           # texts for the second moments, used if `moments` is None
+    moments: object = None      # second moments, or the path of their file
     contexts: tuple = ()        # context templates; empty: sampled from the model
     seed: int = 0               # of that sampling
     cache: str | None = None    # folder that keeps second moments by content; None: computed anew
@@ -22,7 +22,7 @@ class Prepared:
     """Taken from the unedited model once, used for every edit of a run."""
 
     contexts: tuple             # "{}" first
-    stats: object               # Moments of every layer that is edited
+    moments: object             # second moments of every layer that is edited
     memory: dict = field(default_factory=dict)          # module name -> solve.Memory of earlier updates' keys
     anchor: float = 0.0         # norm that every v* is rescaled to; 0: none
     brackets: dict = field(default_factory=dict, repr=False, compare=False)     # module name -> solve.Bracket
@@ -52,15 +52,15 @@ def pilot(given, config):
 
 
 def mean_norm(values):
-    """Mean ‖v*‖ of Values, v* = h0 + δ."""
+    """Mean ‖v*‖ of TargetValues, v* = h0 + δ."""
     return (values.h0 + values.delta).norm(dim=1).mean().item()
 
 
 def _stats(model, tok, layers, sources, config):
-    if isinstance(sources.stats, moments.Moments):
-        return sources.stats
-    if sources.stats is not None:
-        return moments.load(sources.stats)
+    if isinstance(sources.moments, moments.Moments):
+        return sources.moments
+    if sources.moments is not None:
+        return moments.load(sources.moments)
     if not sources.texts:
         raise ValueError("second moments: give texts to compute them from, or a statistics file")
     how = moments.CountSettings(tokens=config.n_tokens, length=config.length)

@@ -35,7 +35,7 @@ def prune(change, weight, base):
 
 
 def anchored(values, norm):
-    """The Values with every v* = h0 + δ rescaled to `norm`, (n,) or a float: its direction kept (NAS)."""
+    """The TargetValues with every v* = h0 + δ rescaled to `norm`, (n,) or a float: its direction kept (NAS)."""
     target = values.h0 + values.delta
     norm = torch.as_tensor(norm, dtype=target.dtype, device=target.device).expand(len(target))
     return replace(values, delta=target * (norm / target.norm(dim=1))[:, None] - values.h0)

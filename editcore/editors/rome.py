@@ -1,6 +1,7 @@
 """Facts in; ROME's rank-one changes of one MLP output projection out (Meng et al. 2022, arXiv:2202.05262)."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
@@ -8,13 +9,13 @@ from editcore.delta import Delta, oriented
 from editcore.editors import prepare as sources
 from editcore.editors.restrain import anchored
 from editcore.editors.rowwise import versions
-from editcore.editors.target_value import Site, optimise, problems
+from editcore.editors.target_value import EditSite, encode_facts, optimise
 from editcore.model import module_of, name_of
 from editcore.templates import TemplateGroup
 
 
 @dataclass(frozen=True)
-class Rome:
+class Settings:
     """Settings of ROME; without a layer there is no default, the rest is as published."""
 
     layer: int                          # the edited layer
@@ -26,13 +27,12 @@ class Rome:
     weight_decay: float = 0.5           # weight of ‖δ‖ / ‖h0‖²
     clamp: float = 4.0                  # ‖δ‖ is kept at or below clamp · ‖h0‖
     kl_prompt: str = "{} is a"          # prompt of the KL term
-    kl_position: str = "subject"        # read there at the last "subject" token (published code) or the "last" token
-    convention: str = "rome"            # keys of the update: "rome" (published code, mixed), "r-rome" or "p-rome"
+    kl_position: Literal["subject", "last"] = "subject"  # token at which it is read there (published: "subject")
+    convention: Literal["rome", "r-rome", "p-rome"] = "rome"     # keys of the update (see `update`)
     anchor: int = 0                     # pilot edits to whose mean ‖v*‖ every v* is rescaled; 0: off
     context_groups: tuple = (TemplateGroup(5, 10), TemplateGroup(10, 10))   # sampled context templates
     n_tokens: int = 0                   # tokens of the second moment; 0: all of the texts
     length: int = 512                   # its sequence length
-    choices = {"kl_position": ("subject", "last"), "convention": ("rome", "r-rome", "p-rome")}
 
 
 PAPER = {   # published settings by model
@@ -51,34 +51,38 @@ def prepare(model, tok, config, given):
     if not config.anchor:
         return prepared
     pilot = sources.pilot(given, config)
-    made = problems(model, tok, [pilot], [prepared.contexts], config)
+    made = encode_facts(model, tok, [pilot], [prepared.contexts], config)
     return replace(prepared, anchor=sources.mean_norm(optimise(model, made, _site(config), config)))
 
 
-def grouped(model, tok, groups, config, several):
-    """A Delta a group of facts, each edited into its own Prepared version of the model, all in the same passes.
+def edit(model, tok, facts, config, prepared):
+    """One Delta with all facts, as one update."""
+    return edit_groups(model, tok, [facts], config, prepared=[prepared])[0]
 
-    several = (one Prepared a group, the Delta that each group's model already carries, or None for the model as it is).
+
+def edit_groups(model, tok, groups, config, *, prepared, current=None):
+    """One Delta per group of facts, each an edit of its own copy of the model, all in the same passes.
+
+    prepared: one per group; current: the Delta that each group's model carries already, None if none does.
     The facts of a group are solved each on top of those before it, as the published code goes through a batch.
     """
-    prepared, carried = several
     totals = [Delta({}) for _ in groups]
     for turn in range(max(map(len, groups))):
         live = [index for index, group in enumerate(groups) if turn < len(group)]
-        now = [totals[i] if carried is None else carried[i] + totals[i] for i in live]
-        made = problems(model, tok, [[groups[i][turn]] for i in live], [prepared[i].contexts for i in live], config)
-        own = versions(model, now) if carried is not None or turn else None
+        now = [totals[i] if current is None else current[i] + totals[i] for i in live]
+        made = encode_facts(model, tok, [[groups[i][turn]] for i in live], [prepared[i].contexts for i in live], config)
+        own = versions(model, now) if current is not None or turn else None
         values = optimise(model, made, _site(config), config, own)
         if config.anchor:
             values = anchored(values, torch.tensor([prepared[i].anchor for i in live]))
-        deltas = _deltas(model, values, prepared[live[0]].stats, config)
+        deltas = _deltas(model, values, prepared[live[0]].moments, config)
         for index, delta in zip(live, deltas):
             totals[index] = Delta((totals[index] + delta).changes, _joined(totals[index].info, delta.info))
     return totals
 
 
 def _site(config):
-    return Site(config.layer, "mlp_out", config.layer)
+    return EditSite(config.layer, "mlp_out", config.layer)
 
 
 def _deltas(model, values, stats, config):
@@ -87,13 +91,13 @@ def _deltas(model, values, stats, config):
     left, right = update(values, stats, name, config.convention)
     dtype = torch.promote_types(module.weight.dtype, torch.float32)
     deltas = []
-    for row, problem in enumerate(values.problems):
+    for row, fact in enumerate(values.facts):
         change = oriented(left[row, :, None].to(dtype), right[row, None].to(dtype), module)
         deltas.append(Delta({name + ".weight": change}, {
             "editor": "rome", "losses": [values.losses[row][-1]], "evaluations": [len(values.losses[row])],
             "value_norm": [(values.h0 + values.delta)[row].norm().item()]}))
         if not deltas[-1].is_finite():
-            raise ValueError(f"record {problem.name}: the update is not finite (its key may be zero)")
+            raise ValueError(f"record {fact.name}: the update is not finite (its key may be zero)")
     return deltas
 
 

@@ -16,7 +16,7 @@ from editcore.tokens import check_lengths, pad, target_ids, with_subject
 
 
 @dataclass(frozen=True)
-class Site:
+class EditSite:
     """Where δ enters and which keys to note on the way."""
 
     layer: int          # δ is added to this block's output, at the last subject token
@@ -25,7 +25,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Problem:
+class EncodedFact:
     """One fact as token rows: one a context, and a last one for the KL term."""
 
     rows: tuple         # id lists, prompt and all target tokens but the last
@@ -38,7 +38,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Values:
+class TargetValues:
     """Results for n facts."""
 
     delta: torch.Tensor     # (n, d) optimised change
@@ -46,11 +46,11 @@ class Values:
     mean: torch.Tensor      # (n, d) the same, mean over the contexts
     keys: torch.Tensor      # (n, c, m) key at the lookup position in each context; context 0 is the plain prompt
     losses: tuple           # for each fact the loss at each evaluation
-    problems: tuple         # the facts as token rows
+    facts: tuple         # the facts as token rows
 
 
 @dataclass(frozen=True)
-class Aim:
+class LossPositions:
     """Flat lists of the positions whose predictions the loss reads, for the facts still active."""
 
     rows: torch.Tensor      # (M + n,) row; the last n are the KL rows
@@ -60,23 +60,23 @@ class Aim:
     weights: torch.Tensor   # (M,) its weight: 1 / (contexts * target tokens)
 
 
-def problem(tok, fact, contexts, config):
-    """The Problem of a Fact under context templates; `config` has kl_prompt and kl_position."""
+def encode_fact(tok, fact, contexts, config):
+    """The EncodedFact of a Fact under context templates; `config` has kl_prompt and kl_position."""
     target = target_ids(tok, fact.target_new)
     coded = [with_subject(tok, context.replace("{}", fact.prompt), fact.subject) for context in contexts]
     kl_ids, kl_lookup = with_subject(tok, config.kl_prompt, fact.subject)
     kl_at = {"subject": kl_lookup, "last": len(kl_ids) - 1}[config.kl_position]
-    return Problem(rows=(*(ids + target[:-1] for ids, _ in coded), kl_ids),
+    return EncodedFact(rows=(*(ids + target[:-1] for ids, _ in coded), kl_ids),
                    lookups=(*(lookup for _, lookup in coded), kl_lookup), target=tuple(target),
                    first=tuple(len(ids) - 1 for ids, _ in coded), kl_at=kl_at)
 
 
-def problems(model, tok, groups, contexts, config):
-    """The Problems of all facts of all groups; contexts: templates of each group, equally many; owner = its index.
+def encode_facts(model, tok, groups, contexts, config):
+    """The EncodedFacts of all facts of all groups; contexts: templates of each group, equally many; owner = its index.
 
     ValueError names the first record that is too long for the model.
     """
-    made = [replace(problem(tok, fact, templates, config), name=fact.case_id, owner=owner)
+    made = [replace(encode_fact(tok, fact, templates, config), name=fact.case_id, owner=owner)
             for owner, (group, templates) in enumerate(zip(groups, contexts, strict=True)) for fact in group]
     for one in made:
         check_lengths(one.rows, [f"record {one.name}"] * len(one.rows), max_length(model))
@@ -84,31 +84,31 @@ def problems(model, tok, groups, contexts, config):
 
 
 def width(one):
-    """Tokens of a Problem's suffix: from the lookup position to the last position that is read."""
+    """Tokens of a EncodedFact's suffix: from the lookup position to the last position that is read."""
     ends = [first + len(one.target) - 1 for first in one.first] + [one.kl_at]
     return max(end - lookup for end, lookup in zip(ends, one.lookups, strict=True)) + 1
 
 
 def optimise(model, made, site, config, versions=None):
-    """Values of all Problems, each optimised on its own (batched, as many as suit the device).
+    """Values of all EncodedFacts, each optimised on its own (batched, as many as suit the device).
 
     config: steps, lr, stop_loss, early_stop, kl_factor, weight_decay, clamp. versions: what `versions.versions` gives;
-    a Problem is then solved on its owner's version of the model, of which only maps up to the site's layer may differ.
+    a fact is then solved on its owner's version of the model, of which only maps up to the site's layer may differ.
     Nothing of the model changes. ValueError names the record whose loss is not finite, and the step.
     """
     return _batched(made, model, lambda part: _optimise(part, model, site, config, versions))
 
 
-def unchanged(model, made, site, versions=None):
-    """Values with δ = 0 and no losses: h0 and keys alone, from one pass."""
+def unedited_values(model, made, site, versions=None):
+    """TargetValues with δ = 0 and no losses: h0 and keys alone, from one pass."""
     def look(part):
         _, h0, mean, keys = _begin(part, model, site, versions)
-        return Values(torch.zeros_like(h0), h0, mean, keys, ((),) * len(part), tuple(part))
+        return TargetValues(torch.zeros_like(h0), h0, mean, keys, ((),) * len(part), tuple(part))
     return _batched(made, model, look)
 
 
 def _batched(made, model, solve):
-    """The Values of all Problems in their order, solved in chunks."""
+    """The Values of all EncodedFacts in their order, solved in chunks."""
     parts, order = [], []
     with fused(model):
         for batch in _chunks(made, batch_tokens(next(model.parameters()).device)):
@@ -117,11 +117,11 @@ def _batched(made, model, solve):
     back = torch.tensor(order).argsort().tolist()
     losses = [loss for part in parts for loss in part.losses]
     tensors = (torch.cat([getattr(part, name) for part in parts])[back] for name in ("delta", "h0", "mean", "keys"))
-    return Values(*tensors, tuple(losses[i] for i in back), tuple(made))
+    return TargetValues(*tensors, tuple(losses[i] for i in back), tuple(made))
 
 
 def _chunks(made, max_tokens):
-    """Index lists of Problems, at most max_tokens suffix tokens each; beyond 64 tokens, with little padding."""
+    """Index lists of EncodedFacts, at most max_tokens suffix tokens each; beyond 64 tokens, with little padding."""
     chunk, widths = [], [width(one) for one in made]
     for index in sorted(range(len(made)), key=lambda i: (widths[i], i)):
         per = len(made[index].rows)
@@ -136,7 +136,7 @@ def _chunks(made, max_tokens):
 
 
 def _optimise(made, model, site, config, versions):
-    """Values of a chunk of Problems."""
+    """Values of a chunk of EncodedFacts."""
     state, h0, mean_value, keys = _begin(made, model, site, versions)
     aim, reference = _aim(made, state.hidden.device), None
     delta, mean, square = (torch.zeros_like(h0) for _ in range(3))
@@ -161,7 +161,7 @@ def _optimise(made, model, site, config, versions):
         adam(delta, mean, square, active, (gradient, step + 1, config.lr))
         norm = delta[active].norm(dim=1)
         delta[active] *= (limit[active] / norm).clamp(max=1)[:, None]
-    return Values(delta, h0, mean_value, keys, tuple(map(tuple, losses)), tuple(made))
+    return TargetValues(delta, h0, mean_value, keys, tuple(map(tuple, losses)), tuple(made))
 
 
 def _begin(made, model, site, versions):
@@ -180,7 +180,7 @@ def _begin(made, model, site, versions):
 
 
 def _aim(made, device):
-    """The Aim of a chunk."""
+    """The LossPositions of a chunk."""
     per, entries = len(made[0].rows), []
     for index, one in enumerate(made):
         for row in range(len(one.first)):
@@ -190,7 +190,7 @@ def _aim(made, device):
     rows += tuple((index + 1) * per - 1 for index in range(len(made)))
     columns += (0,) * len(made)
     integers = (torch.tensor(values, device=device) for values in (rows, columns, facts, ids))
-    return Aim(*integers, torch.tensor(weights, dtype=torch.float64, device=device))
+    return LossPositions(*integers, torch.tensor(weights, dtype=torch.float64, device=device))
 
 
 def _wanted(made):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from editcore.editors import EDITORS, PATCHERS, configure
+from editcore.editors import EDITORS, configure
 from editcore.files import atomic, read_json, sha256_text
 from editcore.instructedit import examples, hypernet, instructions
 from editcore.instructedit import scores as taskscores
@@ -26,7 +26,6 @@ from editcore.study.run import model_files_hash
 FORMAT = 2          # raise it when the same input no longer gives the same scores
 UNSEEDED = -1       # in place of a training seed, where nothing was trained
 AT_ONCE = 64        # records whose edits are held at a time
-KNOWN = EDITORS | PATCHERS
 # What is compared, in the order of tables: key -> name.
 NAMES = {"base": "Base model", "ft": "FT-L", "calinet": "CaliNet", "ke": "KE", "mend": "MEND, multi-task",
          "grace": "GRACE", "instructedit": "InstructEdit"}
@@ -49,7 +48,7 @@ class Loaded:
 class Trial:
     """How records are edited and asked."""
 
-    editor: str = ""                # a key of EDITORS or PATCHERS; "": no edit, or that of `system`
+    editor: str = ""                # a key of EDITORS; "": no edit, or that of `system`
     system: HypernetworkConfig | None = None    # the trained editor, with its instructions
     settings: tuple = ()            # (field, value) pairs of the editor
     number: int = -1                # the description of all records; -1: drawn for each from those trained with
@@ -143,7 +142,7 @@ def edits_of(given, trial, records, editors="results/editors", together=False):
     prepared = editor.prepare(given.model, given.tok, config, None)
     if together:
         return editor.edit(given.model, given.tok, facts, config, prepared)
-    return editor.each(given.model, given.tok, facts, config, prepared)
+    return editor.edit_each(given.model, given.tok, facts, config, prepared)
 
 
 def _editor(given, trial, editors):
@@ -154,10 +153,10 @@ def _editor(given, trial, editors):
             raise ValueError(f"trial: editor {trial.editor!r} and a system; give one of them")
         config, _ = systems.configured(systems.check(trial.system))
         config = replace(config, network=str(systems.train(trial.system, editors))) if editors else config
-        return KNOWN[trial.system.editor], config
+        return EDITORS[trial.system.editor], config
     if not trial.editor:
         return None, None
-    return KNOWN.get(trial.editor), configure(trial.editor, dict(trial.settings), given.name, KNOWN)
+    return EDITORS.get(trial.editor), configure(trial.editor, dict(trial.settings), given.name)
 
 
 def _tried(given, case, editors, memory):

@@ -13,6 +13,7 @@ published code adds instead and starts at 1e-4; alpha = -1e-4 is that start.)
 
 import contextlib
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -36,13 +37,12 @@ class Mend:
 
     network: str = ""               # file of the trained hypernetwork; "untrained": the start of training
     layers: tuple = (-3, -2, -1)    # edited blocks; negative ones count from the last
-    parts: str = "all"              # their edited maps: "all" of the MLP, or "mlp_in", "mlp_out"
+    parts: Literal["all", "mlp_in", "mlp_out"] = "all"     # their edited maps: "all" of the MLP, or "mlp_in", "mlp_out"
     rank: int = 1920                # of the hypernetwork's layers, at most d_in + d_out
     depth: int = 2                  # residual low-rank layers
     alpha: float = 1e-4             # step at the start of training, learned from there
-    norm: str = "shape"             # whose running mean and std: "shape": of all maps of one shape; "map"; "none"
+    norm: Literal["shape", "map", "none"] = "shape"  # maps that share their running mean and std
     seed: int = 0                   # of the hypernetwork's first weights
-    choices = {"parts": ("all", "mlp_in", "mlp_out"), "norm": ("shape", "map", "none")}
 
 
 PAPER = {   # published by model, but for alpha, which starts at -1e-4 there; pocket: what learns in seconds
@@ -236,14 +236,19 @@ def change(model, network, made):
     return Delta(changes, {"editor": "mend"})
 
 
-def grouped(model, tok, groups, config, several):
-    """A Delta a group of facts, each of its own version of the model: the sum of its facts' changes.
+def edit(model, tok, facts, config, prepared):
+    """One Delta with all facts, as one update."""
+    return edit_groups(model, tok, [facts], config, prepared=[prepared])[0]
 
-    several = (Network of each group, the Delta that each group's model already carries, or None). Every fact's factors
-    come from the model before the edit, as if it were alone: that is what a hypernetwork is trained on.
+
+def edit_groups(model, tok, groups, config, *, prepared, current=None):
+    """One Delta per group of facts, each of its own copy of the model: the sum of its facts' changes.
+
+    prepared: the Network of each group; current: the Delta that each group's model carries already, None if none does.
+    Every fact's factors come from the model before the edit, as if it were alone: so a hypernetwork is trained.
     """
     return [change(model, network, _joined([made for _, made in parts]))
-            for network, parts in zip(several[0], directions(model, tok, groups, config, several))]
+            for network, parts in zip(prepared, directions(model, tok, groups, config, (prepared, current)))]
 
 
 def directions(model, tok, groups, config, several):

@@ -92,7 +92,7 @@ def groups(several, workers=1, most=8):
     """The runs in groups that `execute_together` takes: at most `most` each, and as many groups as `workers` need."""
     alike = {}
     for run in dict.fromkeys(several):
-        key = _shared(run) if run.editor in EDITORS and EDITORS[run.editor].together else run
+        key = _shared(run) if run.editor in EDITORS and EDITORS[run.editor].shares_passes else run
         alike.setdefault(key, []).append(run)
     size = min(most, max(1, -(-len(dict.fromkeys(several)) // max(1, workers))))
     return [part[i:i + size] for part in alike.values() for i in range(0, len(part), size)]
@@ -106,7 +106,8 @@ def _open(run, out_dir, keep_going):
     """The Going of a run that has something to do, else its folder; everything that needs no model is checked."""
     inputs.check(run)
     paths = inputs.files(run)
-    inputs.check_moments(run, configure(run.editor, dict(run.settings), run.model), paths)
+    configure(run.editor, dict(run.settings), run.model)
+    inputs.check_editor(run, EDITORS[run.editor], paths)
     identity = inputs.input_hashes(run, paths)
     folder = out_dir / inputs.run_id(run, identity)
     if results.status(folder) in (("finished", "stopped") if keep_going else ("finished",)):

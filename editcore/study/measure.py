@@ -9,7 +9,7 @@ from editcore import fewshot as downstream
 from editcore import metrics
 from editcore import templates as contexts
 from editcore.delta import added
-from editcore.editors import EDITORS, Sources, configure
+from editcore.editors import EDITORS, EditorInputs, configure
 from editcore.model import content_hash, default_device, load, max_length
 from editcore.study import run as inputs
 from editcore.study.run import Run
@@ -58,7 +58,7 @@ def set_up(run, paths, templates, cache, shared=None):
               "again": metrics.prepare(model, tok, facts, ("ES",)),
               "untouched": metrics.prepare(model, tok, mirrored, ("ES",))}
     tasks = downstream.prepare(model, tok, items, run.shots, run.seed)
-    given = Sources(texts, paths.get("stats"), tuple(templates), run.seed, str(cache), tuple(facts))
+    given = EditorInputs(texts, paths.get("stats"), tuple(templates), run.seed, str(cache), tuple(facts))
     prepared = EDITORS[run.editor].prepare(model, tok, config, given)
     prefixes = _prefixes(model, tok, facts, run, getattr(prepared, "contexts", ()))
     return Lab(run, model, tok, config, prepared, facts, **probes, tasks=tasks, held_out=held_out, prefixes=prefixes,
@@ -203,7 +203,8 @@ def update_together(labs, groups, totals):
     groups: the facts of each run's update; totals: the sum of each run's updates so far.
     """
     one, prepared = labs[0], [each.prepared for each in labs]
-    return EDITORS[one.run.editor].grouped(one.model, one.tok, groups, one.config, (prepared, totals))
+    editor = EDITORS[one.run.editor]
+    return editor.edit_groups(one.model, one.tok, groups, one.config, prepared=prepared, current=totals)
 
 
 def checked(new):

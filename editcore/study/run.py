@@ -108,9 +108,11 @@ def files(run):
     return found
 
 
-def check_moments(run, config, paths):
-    """ValueError if the editor's settings ask for second moments and there is nothing to take them from."""
-    if hasattr(config, "n_tokens") and not {"texts", "stats"} & set(paths):     # a setting of how they are counted
+def check_editor(run, editor, paths):
+    """ValueError if the Editor changes no weights, or needs second moments and there is nothing to take them from."""
+    if editor.makes_patch:
+        raise ValueError(f"run: {run.editor} edits beside the weights, but runs of many edits know weights only")
+    if editor.needs_moments and not {"texts", "stats"} & set(paths):
         raise ValueError(f"run: {run.editor} needs second moments of the keys of {run.model}: give texts (a text file "
                          "to compute them from) or stats (a file of them)")
 
