@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from editcore import generate, progress
-from editcore.editors import EDITORS, PATCHERS, configure
+from editcore.editors import EDITORS, configure
 from editcore.files import atomic, sha256, sha256_text
 from editcore.instructedit import examples, instructions, trained_editors
 from editcore.instructedit.batched_edits import each_row
@@ -277,7 +277,6 @@ def _all(sheet, values):
 FORMAT = 1          # raise it when the same case no longer gives the same scores
 TOKEN_METRICS = ("Loc", "Port")     # which the paper counts by token; whole targets elsewhere
 AT_ONCE = 64        # records whose edits are held at a time
-KNOWN = EDITORS | PATCHERS
 
 
 @dataclass(frozen=True)
@@ -386,7 +385,7 @@ def edits_of(model, tok, case, records, model_name="pocket", editors="results/ed
         return [None] * len(records)
     facts = [examples.asked(record, str, case.seed)
              for record in _instructed(case, records, case.style)]
-    return editor.each(model, tok, facts, config, editor.prepare(model, tok, config, None))
+    return editor.edit_each(model, tok, facts, config, editor.prepare(model, tok, config, None))
 
 
 def _joint_edit(model, tok, case, model_name, editors):
@@ -422,13 +421,13 @@ def _editor(case, model_name, editors):
     if case.network is None:
         if not case.key:
             return None, None
-        return KNOWN.get(case.key), configure(case.key, dict(case.settings), model_name, KNOWN)
+        return EDITORS.get(case.key), configure(case.key, dict(case.settings), model_name)
     if case.key:
         raise ValueError(f"{case.editor}: key {case.key!r} and a network; give one of them")
     config, _ = trained_editors.configured(trained_editors.check(case.network))
     if editors:
         config = replace(config, network=str(trained_editors.train(case.network, editors)))
-    return KNOWN[case.network.editor], config
+    return EDITORS[case.network.editor], config
 
 
 def _questions(case):
