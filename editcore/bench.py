@@ -81,7 +81,8 @@ def invented(n, seed=0):
     draw = random.Random(seed)
     def name():
         return " ".join("".join(draw.sample(SYLLABLES.split(), draw.choice((1, 2)))).title() for _ in range(2))
-    return [Fact(i, name(), PROMPTS[i % len(PROMPTS)], name().split()[0]) for i in range(n)]
+    return [Fact(case_id=i, subject=name(), prompt=PROMPTS[i % len(PROMPTS)],
+                 target_new=name().split()[0]) for i in range(n)]
 
 
 def random_gpt2(layers=12, width=768, heads=12, vocabulary=50257, seed=0):

@@ -1,16 +1,24 @@
-"""Changes of parameters in; sums, norms, files and a model with the change applied (and exactly undone) out."""
+"""What an edit gives back: a Delta of the model's weights, or a Patch that works beside them.
+
+    with delta.applied(model):          # undone on exit, bit for bit
+        model(input_ids=ids)
+
+Both have `applied`, `check`, `+`, `norm`, `is_finite`, `save` and `info`; `load` reads either.
+"""
 
 import contextlib
-import json
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+import importlib
+from dataclasses import dataclass, field, fields, replace
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from editcore.files import atomic
+from editcore.files import load_tensors, save_tensors
+from editcore.hooks import hooked
 from editcore.model import is_input_first
+
+# What a Patch's parts are called in files, and their classes (imported when a file is read: they
+# stand with their editors). A part has `kind`, tensors, `output(x, y, positions)`, `+` and `fits`.
+PARTS = {"codebook": "editcore.patch:Codebook", "beside": "editcore.patch:Beside"}
 
 
 @dataclass(frozen=True)
@@ -44,97 +52,202 @@ def dense(change):
 
 @dataclass(frozen=True)
 class Delta:
-    """What an edit changes: parameter name -> tensor or LowRank of the parameter's own shape and orientation."""
+    """Changes of parameters, each of the parameter's own shape and orientation."""
 
-    changes: dict
+    changes: dict                               # parameter name -> tensor or LowRank
     info: dict = field(default_factory=dict)    # settings, timings: strings, numbers, lists
-    keys: dict = field(default_factory=dict)    # module name -> (n, m) keys, of an editor that remembers them
+    keys: dict = field(default_factory=dict)    # module name -> (n, m) keys to remember
 
     def __add__(self, other):
-        names, keys = self.changes | other.changes, self.keys | other.keys
-        return Delta({name: _sum(self.changes.get(name), other.changes.get(name)) for name in names}, dict(self.info),
-                     {name: torch.cat([one.keys[name] for one in (self, other) if name in one.keys]) for name in keys})
+        changes = {name: _sum(self.changes.get(name), other.changes.get(name))
+                   for name in self.changes | other.changes}
+        keys = self.keys | other.keys
+        for name in self.keys.keys() & other.keys.keys():
+            keys[name] = torch.cat([self.keys[name], other.keys[name]])
+        return Delta(changes, dict(self.info), keys)
 
     def __mul__(self, factor):
-        changes = {name: LowRank(c.left * factor, c.right) if isinstance(c, LowRank) else c * factor
-                   for name, c in self.changes.items()}
+        changes = {name: LowRank(change.left * factor, change.right)
+                   if isinstance(change, LowRank) else change * factor
+                   for name, change in self.changes.items()}
         return replace(self, changes=changes)
 
     def dense(self):
         """The same Delta with every change a tensor."""
-        return replace(self, changes={name: dense(change) for name, change in self.changes.items()})
+        changes = {name: dense(change) for name, change in self.changes.items()}
+        return replace(self, changes=changes)
 
     def norm(self, name=None):
-        """Frobenius norm of one change, or of all together, a float computed in float64."""
-        if name is not None:
-            return _squared_norm(self.changes[name]) ** 0.5
-        return sum(_squared_norm(change) for change in self.changes.values()) ** 0.5
+        """Frobenius norm of one change, or of all together, computed in float64."""
+        changes = self.changes.values() if name is None else [self.changes[name]]
+        return sum(map(_squared_norm, changes)) ** 0.5
 
     def is_finite(self):
         """False if any entry is NaN or infinite."""
-        parts = [t for c in self.changes.values() for t in ((c.left, c.right) if isinstance(c, LowRank) else (c,))]
-        return all(bool(torch.isfinite(part).all()) for part in parts)
+        tensors = []
+        for change in self.changes.values():
+            low = isinstance(change, LowRank)
+            tensors += [change.left, change.right] if low else [change]
+        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
     @contextlib.contextmanager
     def applied(self, model):
-        """In the block the model's parameters carry the change; on exit they are bit for bit what they were.
+        """In the block the model's parameters carry the change; on exit they are what they were.
 
-        The sum is taken in float32 or better and cast once. ValueError names a parameter the model lacks or whose
-        shape differs, before anything is changed.
+        The sum is taken in float32 or better and cast once. ValueError names a parameter that the
+        model lacks or whose shape differs, before anything is changed.
         """
         self.check(model)
-        kept = {name: model.get_parameter(name).detach().clone() for name in self.changes}
+        weights = {name: model.get_parameter(name).detach().clone() for name in self.changes}
         try:
             with torch.no_grad():
                 for name, change in self.changes.items():
-                    model.get_parameter(name).copy_(added(kept[name], change))
+                    model.get_parameter(name).copy_(added(weights[name], change))
             yield model
         finally:
             with torch.no_grad():
-                for name, weight in kept.items():
+                for name, weight in weights.items():
                     model.get_parameter(name).copy_(weight)
 
     def check(self, model):
         """ValueError if the model lacks a changed parameter or has it in another shape."""
         shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
         for name, change in self.changes.items():
+            shape = tuple(change.shape)
             if name not in shapes:
                 raise ValueError(f"delta: the model has no parameter {name}")
-            if shapes[name] != tuple(change.shape):
-                raise ValueError(f"delta: {name} is {tuple(change.shape)}, the model's is {shapes[name]}")
+            if shapes[name] != shape:
+                raise ValueError(f"delta: {name} is {shape}, the model's is {shapes[name]}")
 
     def save(self, path):
-        """Write a safetensors file: dense changes under their parameter's name, info as JSON in the metadata."""
-        tensors = {name: change.detach().cpu().contiguous().clone() for name, change in self.dense().changes.items()}
-        with atomic(path) as tmp:
-            save_file(tensors, tmp, metadata={"format": "editcore-delta-1", "info": json.dumps(self.info)})
+        """Write a safetensors file: dense changes by parameter, info as JSON in the metadata."""
+        metadata = {"format": "editcore-delta-1", "info": dict(self.info)}
+        save_tensors(path, self.dense().changes, metadata)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Parts that work beside the weights: each changes the output of one module."""
+
+    parts: dict                                 # module name -> a part (see PARTS)
+    info: dict = field(default_factory=dict)    # settings, timings: strings, numbers, lists
+
+    def __add__(self, other):
+        """Both, module by module. ValueError if a module has parts of two kinds."""
+        parts = self.parts | other.parts
+        for name in self.parts.keys() & other.parts.keys():
+            if self.parts[name].kind != other.parts[name].kind:
+                raise ValueError(f"patch: {name} has a part of another kind already")
+            parts[name] = self.parts[name] + other.parts[name]
+        return Patch(parts, dict(self.info or other.info))
+
+    def norm(self, name=None):
+        """Frobenius norm of the values of one part, or of all together, computed in float64."""
+        parts = self.parts.values() if name is None else [self.parts[name]]
+        return sum(_squared_norm(part.values.detach()) for part in parts) ** 0.5
+
+    def is_finite(self):
+        """False if any entry is NaN or infinite."""
+        tensors = [value for part in self.parts.values() for value in vars(part).values()
+                   if torch.is_tensor(value)]
+        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+    @contextlib.contextmanager
+    def applied(self, model, positions=None):
+        """In the block the model works with the patch; on exit its hooks are gone.
+
+        positions: for each pass in the block a (B, T) bool mask of where a codebook is looked up,
+        read from the right where a pass has more tokens (see `likelihood.prompt_ends`). None: at
+        every position of every pass; what is added then depends on the tokens up to it alone, so
+        that padded rows, cached generation and continuations scored together agree. ValueError
+        names a module that the model lacks or that does not fit.
+        """
+        self.check(model)
+        hooks = {name: part_hook(part, positions) for name, part in self.parts.items()}
+        with hooked(model, hooks):
+            yield model
+
+    def check(self, model):
+        """ValueError if the model lacks a module or its widths differ."""
+        modules = dict(model.named_modules())
+        for name, part in self.parts.items():
+            if name not in modules:
+                raise ValueError(f"patch: the model has no module {name}")
+            if not part.fits(modules[name], model.config.hidden_size):
+                raise ValueError(f"patch: {name} has other widths than {tuple(part.keys.shape)} "
+                                 f"keys and {tuple(part.values.shape)} values fit")
+
+    def save(self, path):
+        """Write a safetensors file: tensors by module/field, everything else in the metadata."""
+        tensors = {}
+        others = {}
+        for name, part in self.parts.items():
+            others[name] = {"kind": part.kind}
+            for key, value in vars(part).items():
+                if torch.is_tensor(value):
+                    tensors[f"{name}/{key}"] = value
+                else:
+                    others[name][key] = value
+        metadata = {"format": "editcore-patch-1", "info": dict(self.info), "parts": others}
+        save_tensors(path, tensors, metadata)
 
 
 def load(path, device="cpu"):
-    """The Delta of a safetensors file; FileNotFoundError or ValueError names the file."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    """Read the Delta or Patch of a file; FileNotFoundError or ValueError names the file."""
+    tensors, metadata = load_tensors(path, device)
     try:
-        with safe_open(path, "pt", device=str(device)) as file:
-            info = json.loads((file.metadata() or {}).get("info", "{}"))
-            return Delta({name: file.get_tensor(name) for name in file.keys()}, info)  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a delta file, or damaged ({error})") from error
+        info = dict(metadata.get("info", {}))
+        kind = metadata.get("format", "editcore-delta-1")
+        if kind == "editcore-delta-1":
+            return Delta(tensors, info)
+        if kind != "editcore-patch-1":
+            raise ValueError(f"its format is {kind}")
+        parts = {name: _part(name, others, tensors) for name, others in metadata["parts"].items()}
+        return Patch(parts, info)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: not a file of an edit, or damaged ({error})") from error
 
 
 def added(weight, change):
-    """weight + change in the wider of float32 and their dtypes, cast back to the weight's dtype and device."""
+    """weight + change, summed in float32 or better, in the weight's dtype and on its device."""
     change = dense(change)
     wide = torch.promote_types(torch.promote_types(weight.dtype, change.dtype), torch.float32)
     return (weight.to(wide) + change.to(weight.device, wide)).to(weight.dtype)
 
 
 def oriented(left, right, module):
-    """LowRank of W += left @ right in maths orientation (d, m), in the orientation in which `module` stores W.
-
-    left (d, r), right (r, m).
-    """
+    """LowRank of W += left @ right (left (d, r), right (r, m)) as `module` stores its weight."""
     return LowRank(right.T, left.T) if is_input_first(module) else LowRank(left, right)
+
+
+def part_hook(part, positions=None):
+    """A forward hook with a part's output; each pass uses up one of the masks `positions`."""
+    masks = None if positions is None else iter(list(positions))
+
+    def hook(_, args, output):
+        x = args[0]
+        y = output[0] if isinstance(output, tuple) else output
+        mask = None
+        if masks is not None:
+            mask = next(masks, None)
+            if mask is None:
+                raise ValueError("patch: the model was run more often than `positions` has masks")
+            mask = torch.nn.functional.pad(mask, (x.shape[1] - mask.shape[1], 0))
+        y = part.output(x, y, mask)
+        return (y, *output[1:]) if isinstance(output, tuple) else y
+
+    return hook
+
+
+def _part(name, others, tensors):
+    """The part of one module from its metadata and the file's tensors."""
+    module, _, kind = PARTS[others["kind"]].partition(":")
+    kind = getattr(importlib.import_module(module), kind)
+    values = {key: tuple(value) for key, value in others.items() if key != "kind"}
+    for part_field in fields(kind):
+        if part_field.name not in values:
+            values[part_field.name] = tensors[f"{name}/{part_field.name}"]
+    return kind(**values)
 
 
 def _sum(a, b):
@@ -149,5 +262,6 @@ def _sum(a, b):
 def _squared_norm(change):
     if not isinstance(change, LowRank):
         return change.double().square().sum().item()
-    left, right = change.left.double(), change.right.double()
+    left = change.left.double()
+    right = change.right.double()
     return max(0.0, ((left.T @ left) * (right @ right.T)).sum().item())

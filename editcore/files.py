@@ -1,4 +1,4 @@
-"""Read and write files whole or not at all: JSON, tensors, hashes, and the folder of cached results."""
+"""Read and write files, whole or not at all: JSON, tensors, hashes, the folder of caches."""
 
 import contextlib
 import hashlib
@@ -55,7 +55,7 @@ def save_tensors(path, tensors, metadata):
 
 
 def load_tensors(path, device="cpu"):
-    """Read (tensors, metadata) of a safetensors file, in which metadata that reads as JSON is decoded.
+    """Read (tensors, metadata) of a safetensors file; metadata that reads as JSON is decoded.
 
     FileNotFoundError or ValueError names the file.
     """
@@ -82,7 +82,7 @@ def sha256_text(*parts):
 
 
 def cache_folder():
-    """The folder of cached results: $EDITCORE_CACHE, else editcore in $XDG_CACHE_HOME or ~/.cache."""
+    """Where caches lie: $EDITCORE_CACHE, else editcore in $XDG_CACHE_HOME or ~/.cache."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("EDITCORE_CACHE") or Path(home) / "editcore")
 

@@ -1,32 +1,37 @@
-"""Prompts in, their greedy or sampled continuations out, batched, from a generator of random numbers."""
+"""Let a model write: greedy or sampled continuations, and texts of its own to take moments from."""
 
 import copy
+from pathlib import Path
 
 import torch
 
-from editcore.tokens import batches, common, encode, pad_id
+from editcore.files import cache_folder, read_json, sha256_text, write_json
+from editcore.model import content_hash, in_out, max_length, module_of
+from editcore.progress import bar
+from editcore.tokens import batches, common, encode, pad_id, text_start
 
 
 def continuations(model, tok, prompts, n_new, top_k=0, generator=None):
     """The n_new token ids that follow each prompt: (len(prompts), n_new) int64 on the CPU.
 
-    top_k 0 is greedy; else tokens are drawn from the top_k most likely with `generator` (on the CPU, so that a seed
-    means the same on every device); a model whose logits are not numbers draws evenly. Prompts of any lengths go
-    together, left-padded and masked, and what they all begin with is run once; ValueError if prompt and continuation
-    are longer than the model.
+    top_k 0 is greedy; else tokens are drawn from the top_k most likely with `generator` (on the
+    CPU, so that a seed means the same on every device); a model whose logits are not numbers draws
+    evenly. Prompts of any lengths go together, left-padded and masked, and what they all begin with
+    is run once. ValueError if prompt and continuation are longer than the model.
     """
     rows = encode(tok, prompts)
-    limit = model.config.max_position_embeddings
+    limit = max_length(model)
     for text, row in zip(prompts, rows, strict=True):
         if len(row) + n_new > limit:
-            raise ValueError(f"prompt {text[:60]!r}: {len(row)} + {n_new} new tokens exceed the model's {limit}")
-    out = torch.empty(len(rows), n_new, dtype=torch.long)
+            raise ValueError(f"prompt {text[:60]!r}: {len(row)} + {n_new} new tokens exceed the "
+                             f"model's {limit}")
+    ids = torch.empty(len(rows), n_new, dtype=torch.long)
     skip = common(rows, min((len(row) - 1 for row in rows), default=0))
-    past = _cache(model, rows[0][:skip]) if skip else None
+    cache = _cache(model, rows[0][:skip]) if skip else None
     for batch in batches([len(row) - skip + n_new for row in rows]):
-        made = _continue(model, [rows[i][skip:] for i in batch], (skip, past), pad_id(tok), n_new, (top_k, generator))
-        out[batch] = made
-    return out
+        ids[batch] = _continue(model, [rows[i][skip:] for i in batch], n_new, skip=skip,
+                               cache=cache, fill=pad_id(tok), top_k=top_k, generator=generator)
+    return ids
 
 
 def texts(model, tok, prompts, n_new, top_k=0, generator=None):
@@ -34,34 +39,76 @@ def texts(model, tok, prompts, n_new, top_k=0, generator=None):
     return tok.batch_decode(continuations(model, tok, prompts, n_new, top_k, generator))
 
 
+def own_texts(model, tok, n_tokens=0, seed=0, folder=None):
+    """Texts of at least n_tokens tokens that the model writes from the start of a text, sampled.
+
+    They stand in for a corpus when second moments are counted and there is none. n_tokens 0 takes
+    4 m (m: MLP width), and 20,000 at least. Kept in `folder` (default: `files.cache_folder()`) by
+    weights, tokenizer, n_tokens and seed.
+    """
+    inputs, _ = in_out(module_of(model, "mlp_out", 0))
+    n_tokens = n_tokens or max(4 * inputs, 20_000)
+    key = sha256_text(content_hash(model), tok.backend_tokenizer.to_str(), n_tokens, seed)
+    path = Path(folder or cache_folder()) / f"texts-{key[:24]}.json"
+    if not path.is_file():
+        write_json(path, _sampled_texts(model, tok, n_tokens, seed))
+    return read_json(path)
+
+
+def _sampled_texts(model, tok, n_tokens, seed):
+    length = min(256, max_length(model) - 1)
+    number = 8192 // length
+    generator = torch.Generator().manual_seed(seed)
+    prompts = [text_start(tok)] * number
+    separator = tok.eos_token or tok.bos_token
+
+    def rounds():
+        written = 0
+        while written < n_tokens:
+            rows = texts(model, tok, prompts, length, model.config.vocab_size, generator)
+            documents = [text for text in separator.join(rows).split(separator) if text.strip()]
+            if not documents:
+                raise ValueError("the model writes no text to take second moments from")
+            written += sum(map(len, encode(tok, documents)))
+            yield documents
+
+    expected = -(-n_tokens // (number * length))
+    return [text for documents in bar(rounds(), "writing texts", expected) for text in documents]
+
+
 @torch.no_grad()
 def _cache(model, ids):
     """Keys and values of one row of ids."""
-    embedded = model.get_input_embeddings()(torch.tensor([ids], device=model.device))   # ids may look like padding
+    # Given ids without a mask, some models search them for padding and warn.
+    embedded = model.get_input_embeddings()(torch.tensor([ids], device=model.device))
     return model.base_model(inputs_embeds=embedded, use_cache=True).past_key_values
 
 
 @torch.no_grad()
-def _continue(model, rows, before, fill, n_new, draw):
-    """(B, n_new) ids after each row; left padding keeps the newest token in the last column of every row.
+def _continue(model, rows, n_new, *, skip, cache, fill, top_k, generator):
+    """(B, n_new) ids after each row, which goes on from `skip` tokens in a cache of one row.
 
-    before: (number of tokens, their cache of one row or None) that every row goes on from.
+    Left padding keeps the newest token in the last column of every row.
     """
     width = max(len(row) for row in rows)
     device = next(model.parameters()).device
-    ids = torch.tensor([[fill] * (width - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[1] * before[0] + [0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    cache, made = copy.deepcopy(before[1]), []
+    ids = [[fill] * (width - len(row)) + row for row in rows]
+    mask = [[1] * skip + [0] * (width - len(row)) + [1] * len(row) for row in rows]
+    ids = torch.tensor(ids, dtype=torch.long, device=device)
+    mask = torch.tensor(mask, dtype=torch.long, device=device)
+    cache = copy.deepcopy(cache)
     if cache is not None:
         cache.batch_repeat_interleave(len(rows))
+    columns = []
     for _ in range(n_new):
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1]:]
-        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                       use_cache=True, logits_to_keep=1)
-        cache, ids = output.past_key_values, _choose(output.logits[:, -1], *draw)
-        made.append(ids.cpu())
+        output = model(input_ids=ids, attention_mask=mask, position_ids=positions,
+                       past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = output.past_key_values
+        ids = _choose(output.logits[:, -1], top_k, generator)
+        columns.append(ids.cpu())
         mask = torch.cat([mask, torch.ones_like(ids)], 1)
-    return torch.cat(made, 1)
+    return torch.cat(columns, 1)
 
 
 def _choose(logits, top_k, generator):
@@ -69,5 +116,6 @@ def _choose(logits, top_k, generator):
     if not top_k:
         return logits.argmax(-1, keepdim=True)
     best = logits.float().nan_to_num().topk(min(top_k, logits.shape[-1]))
-    column = torch.multinomial(best.values.softmax(-1).cpu(), 1, generator=generator).to(logits.device)
+    chances = best.values.softmax(-1).cpu()
+    column = torch.multinomial(chances, 1, generator=generator).to(logits.device)
     return best.indices.gather(1, column)

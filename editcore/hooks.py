@@ -1,6 +1,7 @@
 """See or change what goes into or out of a model's modules during a forward pass."""
 
 import contextlib
+import inspect
 from functools import partial
 
 import torch
@@ -36,8 +37,8 @@ def capture(model, names, what="output", stop=True):
             run(model, input_ids=ids, attention_mask=mask)
         keys = inputs["transformer.h.3.mlp.c_proj"]     # (B, T, m)
 
-    stop=True ends the pass as soon as the last named module has run. A tuple is reduced to its first
-    item (some blocks return a tensor, some a tuple).
+    stop=True ends the pass as soon as the last named module has run. A tuple is reduced to its
+    first item (some blocks return a tensor, some a tuple).
     """
     tensors = {}
 
@@ -65,6 +66,13 @@ def replaced(model, name, change):
 
     with hooked(model, {name: hook}):
         yield
+
+
+def bound_arguments(calls, module, args, kwargs):
+    """A pre-hook, once `calls` is bound: append a module's arguments by name, in order."""
+    arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    extra = arguments.pop("kwargs", {})
+    calls.append({**arguments, **extra})
 
 
 def run(model, **inputs):

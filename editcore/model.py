@@ -1,5 +1,6 @@
-"""The name or folder of a causal language model in; the model, its tokenizer and where its MLP weights are out."""
+"""Load causal language models and know where each family keeps the parts that editing touches."""
 
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -7,11 +8,12 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where one architecture keeps the parts that editing touches (module paths; {} is the layer)."""
+    """Where one architecture keeps its parts (module paths; {} is the layer)."""
 
     block: str      # a transformer block
     mlp: str        # its MLP
@@ -23,27 +25,38 @@ class Layout:
     mlp_gate: str = ""      # the linear map of the MLP's gate, d -> m; "" where it has none
 
 
-LLAMA = Layout(block="model.layers.{}", mlp="model.layers.{}.mlp", mlp_in="model.layers.{}.mlp.up_proj",
-               mlp_out="model.layers.{}.mlp.down_proj", attn="model.layers.{}.self_attn",
-               embed="model.embed_tokens", norm="model.norm", mlp_gate="model.layers.{}.mlp.gate_proj")
+def _gpt(mlp_in, mlp_out):
+    block = "transformer.h.{}"
+    return Layout(block=block, mlp=f"{block}.mlp", mlp_in=f"{block}.mlp.{mlp_in}",
+                  mlp_out=f"{block}.mlp.{mlp_out}", attn=f"{block}.attn",
+                  embed="transformer.wte", norm="transformer.ln_f")
+
+
+def _neox(block="gpt_neox.layers.{}"):
+    return Layout(block=block, mlp=f"{block}.mlp", mlp_in=f"{block}.mlp.dense_h_to_4h",
+                  mlp_out=f"{block}.mlp.dense_4h_to_h", attn=f"{block}.attention",
+                  embed="gpt_neox.embed_in", norm="gpt_neox.final_layer_norm")
+
+
+def _llama(block="model.layers.{}"):
+    return Layout(block=block, mlp=f"{block}.mlp", mlp_in=f"{block}.mlp.up_proj",
+                  mlp_out=f"{block}.mlp.down_proj", attn=f"{block}.self_attn",
+                  embed="model.embed_tokens", norm="model.norm",
+                  mlp_gate=f"{block}.mlp.gate_proj")
+
 
 # The only table of model families; the key is config.model_type. A new family is one line here.
 LAYOUTS = {
-    "gpt2": Layout(block="transformer.h.{}", mlp="transformer.h.{}.mlp", mlp_in="transformer.h.{}.mlp.c_fc",
-                   mlp_out="transformer.h.{}.mlp.c_proj", attn="transformer.h.{}.attn", embed="transformer.wte",
-                   norm="transformer.ln_f"),
-    "gptj": Layout(block="transformer.h.{}", mlp="transformer.h.{}.mlp", mlp_in="transformer.h.{}.mlp.fc_in",
-                   mlp_out="transformer.h.{}.mlp.fc_out", attn="transformer.h.{}.attn", embed="transformer.wte",
-                   norm="transformer.ln_f"),
-    "gpt_neox": Layout(block="gpt_neox.layers.{}", mlp="gpt_neox.layers.{}.mlp",
-                       mlp_in="gpt_neox.layers.{}.mlp.dense_h_to_4h", mlp_out="gpt_neox.layers.{}.mlp.dense_4h_to_h",
-                       attn="gpt_neox.layers.{}.attention", embed="gpt_neox.embed_in",
-                       norm="gpt_neox.final_layer_norm"),
-    "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA,
+    "gpt2": _gpt("c_fc", "c_proj"),
+    "gptj": _gpt("fc_in", "fc_out"),
+    "gpt_neox": _neox(),
+    "llama": _llama(),
+    "mistral": _llama(),
+    "qwen2": _llama(),
+    "qwen3": _llama(),
 }
 
-
-SHORT_NAMES = {"pocket": Path(__file__).resolve().parents[1] / "data" / "pocket"}    # models of this project
+SHORT_NAMES = {"pocket": Path(__file__).resolve().parents[1] / "data" / "pocket"}
 
 
 def resolve(name):
@@ -57,21 +70,37 @@ def short_name(name):
 
 
 def load(name, device=None, dtype=torch.float32, revision=None):
-    """(model in eval mode, tokenizer) of a short name, folder or Hugging Face name, weights in `dtype`, on `device`.
+    """Load (model in eval mode, tokenizer) of a short name, a folder or a Hugging Face name.
 
-    device None takes the GPU when there is one. Only safetensors are read and no remote code is run. Raises
-    ValueError naming the folder or the architecture if it cannot be loaded or edited.
+    Weights come in `dtype`, on `device` (None: the GPU when there is one). Only safetensors are
+    read and no remote code is run. ValueError names the folder or the architecture if it cannot be
+    loaded or edited.
     """
     name = resolve(name)
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise ValueError(f"{name}: not a model folder (no config.json)")
     try:
-        tok = AutoTokenizer.from_pretrained(name, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype, use_safetensors=True)
+        with _no_bar():
+            tok = AutoTokenizer.from_pretrained(name, revision=revision)
+            model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype,
+                                                         use_safetensors=True)
     except (OSError, KeyError) as error:
-        raise ValueError(f"model {name}: cannot be loaded ({str(error).splitlines()[0]})") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"model {name}: cannot be loaded ({reason})") from error
     layout(model)
     return model.to(device or default_device()).eval().requires_grad_(False), tok
+
+
+@contextlib.contextmanager
+def _no_bar():
+    """In the block, transformers draws no progress bar of weight files."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def default_device():
@@ -80,19 +109,21 @@ def default_device():
 
 
 def gpus():
-    """A name for each GPU that this process sees, the card's own: jobs that see different cards share no name."""
-    return [f"gpu-{torch.cuda.get_device_properties(index).uuid}" for index in range(torch.cuda.device_count())]
+    """Names of the GPUs that this process sees: those of the cards, equal in every process."""
+    indices = range(torch.cuda.device_count())
+    return [f"gpu-{torch.cuda.get_device_properties(index).uuid}" for index in indices]
 
 
 def use_gpu(index):
-    """Make GPU `index` of those seen the one that "cuda" means, here and in processes started from now on."""
+    """Make GPU `index` of those seen the one that "cuda" means, here and in new processes."""
     seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[index].strip() if seen else str(index)
+    number = seen.split(",")[index].strip() if seen else str(index)
+    os.environ["CUDA_VISIBLE_DEVICES"] = number
     torch.cuda.set_device(index)
 
 
 def batch_tokens(device):
-    """Tokens worth optimising over at a time: few where caches are small (a CPU), many on a GPU."""
+    """Tokens worth optimising over at a time: few where caches are small (a CPU)."""
     return 16384 if torch.device(device).type == "cuda" else 256
 
 
@@ -104,7 +135,9 @@ def synchronize(device):
 
 def peak_memory(device):
     """Largest GPU memory held so far in bytes; 0 on a CPU."""
-    return torch.cuda.max_memory_allocated(device) if torch.device(device).type == "cuda" else 0
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 0
 
 
 def layout(model):
@@ -126,9 +159,10 @@ def max_length(model):
 
 
 def name_of(model, part, layer):
-    """Full module name of a part ("block", "mlp", "mlp_in", "mlp_out", "attn") of one layer, range-checked."""
+    """Full module name of a part ("block", "mlp", "mlp_in", …: a field of Layout) of one layer."""
     if not 0 <= layer < n_layers(model):
-        raise ValueError(f"layer {layer}: the model has layers 0 to {n_layers(model) - 1}")
+        last = n_layers(model) - 1
+        raise ValueError(f"layer {layer}: the model has layers 0 to {last}")
     return getattr(layout(model), part).format(layer)
 
 
@@ -138,20 +172,27 @@ def module_of(model, part, layer):
 
 
 def weight_of(model, part, layer):
-    """(parameter name, parameter) of the linear map `part` in `layer`, in the model's own orientation."""
+    """(parameter name, parameter) of the linear map `part`, in the model's own orientation."""
     name = name_of(model, part, layer) + ".weight"
     return name, model.get_parameter(name)
 
 
 def is_input_first(module):
-    """True if the weight is stored [inputs, outputs] (GPT-2's Conv1D), False for torch's [outputs, inputs]."""
+    """True if a linear map stores its weight [inputs, outputs] (GPT-2's Conv1D)."""
     return not isinstance(module, torch.nn.Linear)
 
 
+def in_out(module):
+    """(inputs, outputs) of a linear map, however it stores its weight."""
+    shape = tuple(module.weight.shape)
+    return shape if is_input_first(module) else shape[::-1]
+
+
 def content_hash(model):
-    """Hex SHA-256 of names, shapes, dtypes and bytes of all weights: equal weights, equal hash, whatever the name."""
+    """Hex SHA-256 of names, shapes, dtypes and bytes of all weights, whatever the model's name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(raw.numpy().tobytes())
     return digest.hexdigest()

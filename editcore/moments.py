@@ -1,40 +1,41 @@
-"""A model and texts in; the second moment C = E[k kᵀ] of the keys of each wanted layer out, cached by content."""
+"""Count second moments C = E[k kᵀ] of a layer's keys k on texts, and solve with them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from editcore.files import atomic, sha256_text
+from editcore.files import load_tensors, save_tensors, sha256_text
 from editcore.hooks import capture, run
 from editcore.model import content_hash, max_length, name_of
 from editcore.progress import bar
 from editcore.tokens import batches, encode, pad, pad_id
 
 
-@dataclass(frozen=True)
+@dataclass
 class Moments:
-    """Second moments of keys, with what solving needs kept from one edit to the next."""
+    """Second moments of keys, and their Cholesky factors once these were needed."""
 
     moments: dict           # module name -> C (m, m), float32 or float64
     count: int              # tokens that were counted; 0 if the file did not say
-    factors: dict = field(default_factory=dict, repr=False, compare=False)  # module name -> Cholesky factor, when used
+    factors: dict = field(default_factory=dict, repr=False, compare=False)  # cache of `factor`
 
     def factor(self, name):
         """Lower Cholesky factor (m, m) of C in float64, computed once.
 
-        ValueError if there is no C of this module, or if C is not positive definite (too few or too uniform texts).
+        ValueError if there is no C of this module, or if C is not positive definite (too few or too
+        uniform texts).
         """
         if name not in self.factors:
             if name not in self.moments:
-                raise ValueError(f"no second moment of {name}; there is one of {', '.join(self.moments) or 'nothing'}")
+                known = ", ".join(self.moments) or "nothing"
+                raise ValueError(f"no second moment of {name}; there is one of {known}")
             moment = self.moments[name].double()
             lower, failed = torch.linalg.cholesky_ex(moment)
             if failed or not torch.isfinite(lower).all():
-                raise ValueError(f"the second moment of {name} is not positive definite: {self.count} tokens for "
-                                 f"{len(moment)} dimensions; take more texts")
+                raise ValueError(f"the second moment of {name} is not positive definite: "
+                                 f"{self.count} tokens for {len(moment)} dimensions; "
+                                 "take more texts")
             self.factors[name] = lower
         return self.factors[name]
 
@@ -44,27 +45,22 @@ class Moments:
         lower = self.factor(name)
         if lower.device != keys.device:
             lower = self.factors[name] = lower.to(keys.device)
-        solved = torch.cholesky_solve(columns, lower)
-        return solved if keys.ndim == 2 else solved[:, 0]
+        solution = torch.cholesky_solve(columns, lower)
+        return solution if keys.ndim == 2 else solution[:, 0]
 
     def save(self, path):
-        """Write a safetensors file with a tensor C/{module} each and the token count in the metadata."""
-        tensors = {f"C/{name}": moment.cpu().contiguous() for name, moment in self.moments.items()}
-        with atomic(path) as tmp:
-            save_file(tensors, tmp, metadata={"format": "editcore-stats-1", "count": str(self.count)})
+        """Write a safetensors file: a tensor C/{module} each, the token count in the metadata."""
+        tensors = {f"C/{name}": moment for name, moment in self.moments.items()}
+        save_tensors(path, tensors, {"format": "editcore-stats-1", "count": self.count})
 
 
 def load(path):
-    """The Moments of a safetensors file (other tensors than C/… are left alone); errors name the file."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with safe_open(path, "pt") as file:
-            names = [name for name in file.keys() if name.startswith("C/")]  # noqa: SIM118 (no plain iteration)
-            count = int((file.metadata() or {}).get("count", 0))
-            moments = {name[2:]: file.get_tensor(name) for name in names}
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path}: not a statistics file, or damaged ({error})") from error
+    """The Moments of a safetensors file (tensors other than C/… are left out); errors name it."""
+    tensors, metadata = load_tensors(path)
+    moments = {name[2:]: value for name, value in tensors.items() if name.startswith("C/")}
+    count = metadata.get("count", 0)
+    if not isinstance(count, int):
+        raise ValueError(f"{path}: not a file of second moments, or damaged (count {count!r})")
     if not moments:
         raise ValueError(f"{path}: no tensor C/… in it")
     return Moments(moments, count)
@@ -75,70 +71,78 @@ class CountSettings:
     """What is counted."""
 
     tokens: int = 0             # so many tokens of the texts, in order; 0: all of them
-    length: int = 512           # longest sequence (at most the model's own); rows are packed to it
-    pack: bool = True           # join the texts into rows of `length`; False: each text alone, cut at `length`
+    length: int = 512           # longest sequence (at most the model's own)
+    pack: bool = True           # join the texts into rows of `length`, or cut each text at it
     part: str = "mlp_out"       # the linear map whose inputs are the keys
 
 
-def second_moments(model, tok, texts, layers, how=CountSettings()):  # noqa: B008 (frozen)
-    """Moments of the keys in `layers`: Σ k kᵀ / count over all non-pad tokens, in a pass that stops at the last layer.
+def second_moments(model, tok, texts, layers, settings=None):
+    """Count Σ k kᵀ / tokens over all tokens of texts, in one pass that stops at the last layer.
 
-    The forward pass runs in the model's dtype, a batch's product in float32 or better, the sum in float64.
+    The pass runs in the model's dtype, a batch's product in float32 or better, the sum in float64.
     """
-    names = [name_of(model, how.part, layer) for layer in layers]
-    rows = token_rows(model, tok, texts, how)
-    sums = {}
+    settings = settings or CountSettings()
+    names = [name_of(model, settings.part, layer) for layer in layers]
+    rows = token_rows(model, tok, texts, settings)
     count = sum(map(len, rows))
     device = next(model.parameters()).device
+    sums = dict.fromkeys(names, 0)
     groups = list(batches([len(row) for row in rows], max_tokens=4096))
     for group in bar(groups, "second moments"):
         ids, mask = pad([rows[i] for i in group], pad_id(tok), device)
         with capture(model, names, "input") as keys:
             run(model, input_ids=ids, attention_mask=mask)
         for name in names:
-            sums[name] = sums.get(name, 0) + _product(keys[name][mask.bool()])
+            sums[name] = sums[name] + _product(keys[name][mask.bool()])
     return Moments({name: total.cpu() / count for name, total in sums.items()}, count)
 
 
-def token_rows(model, tok, texts, how):
-    """The id lists that are counted: packed or cut to `how.length`, `how.tokens` in all. ValueError without any."""
-    length = min(how.length, max_length(model))
+def token_rows(model, tok, texts, settings):
+    """The id lists that are counted, packed or cut, `settings.tokens` in all."""
+    length = min(settings.length, max_length(model))
     rows = encode(tok, texts)
-    if how.pack:
+    if settings.pack:
         joined = [token for row in rows for token in row]
         rows = [joined[i:i + length] for i in range(0, len(joined), length)]
     rows = [row[:length] for row in rows if row]
-    if how.tokens:
-        total, kept = 0, []
-        for row in rows:
-            kept.append(row[:how.tokens - total])
-            total += len(kept[-1])
-            if total == how.tokens:
-                break
-        if total < how.tokens:
-            raise ValueError(f"second moment: {how.tokens} tokens wanted, but the texts have {total}")
-        rows = kept
     if not rows:
         raise ValueError("second moment: the texts have no tokens")
-    return rows
+    return _first_tokens(rows, settings.tokens) if settings.tokens else rows
 
 
-def cached(model, tok, texts, layers, folder, how=CountSettings()):  # noqa: B008 (frozen)
-    """`second_moments`, read from `folder` where it holds them; what is missing is computed in one pass and kept there.
+def _first_tokens(rows, number):
+    """Rows of the first `number` tokens."""
+    first = []
+    left = number
+    for row in rows:
+        first.append(row[:left])
+        left -= len(first[-1])
+        if not left:
+            return first
+    raise ValueError(f"second moment: {number} tokens wanted, but the texts have {number - left}")
 
-    A file's name hashes the model's weights, the tokenizer, the texts, the layer and how it was counted, so that
-    changed weights under an old name are never met by old statistics.
+
+def cached(model, tok, texts, layers, folder, settings=None):
+    """`second_moments`, kept in `folder`; what is missing there is counted in one pass.
+
+    A file's name hashes the model's weights, the tokenizer, the texts, the layer and the settings,
+    so that changed weights under an old name are never met by old moments.
     """
-    base = sha256_text(content_hash(model), tok.backend_tokenizer.to_str(), sha256_text(*texts), how)
-    names = {layer: name_of(model, how.part, layer) for layer in layers}
-    paths = {layer: Path(folder) / f"C-{sha256_text(base, name)[:24]}.safetensors" for layer, name in names.items()}
+    settings = settings or CountSettings()
+    counted = "Count" + str(settings).removeprefix("CountSettings")     # as in the first files
+    base = sha256_text(content_hash(model), tok.backend_tokenizer.to_str(), sha256_text(*texts),
+                       counted)
+    names = {layer: name_of(model, settings.part, layer) for layer in layers}
+    paths = {layer: Path(folder) / f"C-{sha256_text(base, name)[:24]}.safetensors"
+             for layer, name in names.items()}
     missing = [layer for layer in layers if not paths[layer].is_file()]
     if missing:
-        made = second_moments(model, tok, texts, missing, how)
+        new = second_moments(model, tok, texts, missing, settings)
         for layer in missing:
-            Moments({names[layer]: made.moments[names[layer]]}, made.count).save(paths[layer])
-    parts = [load(paths[layer]) for layer in layers]
-    return Moments({name: moment for part in parts for name, moment in part.moments.items()}, parts[0].count)
+            Moments({names[layer]: new.moments[names[layer]]}, new.count).save(paths[layer])
+    files = [load(paths[layer]) for layer in layers]
+    moments = {name: moment for file in files for name, moment in file.moments.items()}
+    return Moments(moments, files[0].count)
 
 
 def _product(keys):

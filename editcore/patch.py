@@ -1,22 +1,10 @@
-"""Additions beside a model's weights in; sums, files and a model that works with them, its weights untouched, out.
+"""Parts of a Patch: what GRACE and CaliNet add beside a model's weights."""
 
-The sibling of `delta` for editors that add something instead of changing a weight. A Patch holds a part for each module
-it works on, and hooks that module's output while it is applied:
-
-    with patch.applied(model):
-        model(input_ids=ids)
-"""
-
-import contextlib
-import json
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from editcore.files import atomic
 from editcore.model import is_input_first
 
 MARGIN = 1e-5       # what a split leaves between two entries
@@ -31,6 +19,7 @@ class Codebook:
     values: torch.Tensor    # (k, out) outputs that take the place of its own
     radii: torch.Tensor     # (k,) Euclidean; a negative one is never hit
     labels: tuple           # (k,) texts: what the entries say
+    kind: ClassVar = "codebook"
 
     def output(self, x, y, asked=None):
         """y (B, T, out) with the nearest entry's value where x (B, T, in) lies within its radius; y itself if nowhere.
@@ -93,6 +82,7 @@ class Beside:
 
     keys: torch.Tensor      # (s, d) K
     values: torch.Tensor    # (s, d) V
+    kind: ClassVar = "beside"
 
     def output(self, x, y, asked=None):
         """y (B, T, d) with the slots' answer to x (B, T, d) added, at every position."""
@@ -106,127 +96,3 @@ class Beside:
     def fits(self, module, width):
         """True if keys and values have the model's width."""
         return self.keys.shape[1] == self.values.shape[1] == width
-
-
-PARTS = {"codebook": Codebook, "beside": Beside}    # names of kinds in files
-
-
-@dataclass(frozen=True)
-class Patch:
-    """What an edit adds beside the weights: module name -> Codebook or Beside."""
-
-    parts: dict
-    info: dict = field(default_factory=dict)    # settings, timings: strings, numbers, lists
-
-    def __add__(self, other):
-        """Both, module by module. ValueError if a module has parts of two kinds."""
-        parts = self.parts | {name: part for name, part in other.parts.items() if name not in self.parts}
-        for name in self.parts.keys() & other.parts.keys():
-            if type(self.parts[name]) is not type(other.parts[name]):
-                raise ValueError(f"patch: {name} has a part of another kind already")
-            parts[name] = self.parts[name] + other.parts[name]
-        return Patch(parts, dict(self.info or other.info))
-
-    def norm(self, name=None):
-        """Frobenius norm of the values of one module's part, or of all together, a float computed in float64."""
-        parts = self.parts.values() if name is None else [self.parts[name]]
-        return sum(part.values.detach().double().square().sum().item() for part in parts) ** 0.5
-
-    def is_finite(self):
-        """False if any entry is NaN or infinite."""
-        return all(bool(torch.isfinite(value).all()) for part in self.parts.values()
-                   for value in vars(part).values() if torch.is_tensor(value))
-
-    @contextlib.contextmanager
-    def applied(self, model, asked=None):
-        """In the block the model works with the patch; its weights stay untouched, and on exit its hooks are gone.
-
-        asked: for each pass of the model in the block (B, T) bool, the positions at which a codebook is looked up, read
-        from the right where a pass has more tokens (as `prompt_ends` gives them). None: at every position of every
-        pass. What is added at a position then depends on the tokens up to it alone, so padded rows, cached generation
-        and continuations scored together agree. ValueError names a module that the model lacks or that does not fit.
-        """
-        self.check(model)
-        handles = [model.get_submodule(name).register_forward_hook(_hook(part, asked))
-                   for name, part in self.parts.items()]
-        try:
-            yield model
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def check(self, model):
-        """ValueError if the model lacks a module or its widths differ."""
-        modules = dict(model.named_modules())
-        for name, part in self.parts.items():
-            if name not in modules:
-                raise ValueError(f"patch: the model has no module {name}")
-            if not part.fits(modules[name], model.config.hidden_size):
-                raise ValueError(f"patch: {name} has other widths than {tuple(part.keys.shape)} keys and "
-                                 f"{tuple(part.values.shape)} values fit")
-
-    def save(self, path):
-        """Write a safetensors file: tensors under module/field, everything else as JSON in the metadata."""
-        tensors, rest = {}, {}
-        for name, part in self.parts.items():
-            rest[name] = {"kind": next(kind for kind, made in PARTS.items() if isinstance(part, made))}
-            for key, value in vars(part).items():
-                if torch.is_tensor(value):
-                    tensors[f"{name}/{key}"] = value.detach().cpu().contiguous().clone()
-                else:
-                    rest[name][key] = value
-        metadata = {"format": "editcore-patch-1", "info": json.dumps(self.info), "parts": json.dumps(rest)}
-        with atomic(path) as tmp:
-            save_file(tensors, tmp, metadata=metadata)
-
-
-def load(path, device="cpu"):
-    """The Patch of a safetensors file; FileNotFoundError or ValueError names the file."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with safe_open(path, "pt", device=str(device)) as file:
-            head, parts = file.metadata() or {}, {}
-            if head.get("format") != "editcore-patch-1":
-                raise ValueError("its format is not editcore-patch-1")
-            for name, rest in json.loads(head["parts"]).items():
-                kind = PARTS[rest.pop("kind")]
-                rest = {key: tuple(value) for key, value in rest.items()}
-                parts[name] = kind(**rest, **{one.name: file.get_tensor(f"{name}/{one.name}") for one in fields(kind)
-                                              if one.name not in rest})
-            return Patch(parts, json.loads(head["info"]))
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a patch file, or damaged ({error})") from error
-
-
-def prompt_ends(made):
-    """`asked` for a logprob.ScoringPlan: of every row, the last tokens of the prompts whose continuations it scores.
-
-    That is where published GRACE looks its codebook up. A row that scores continuations of a prompt and of a longer
-    one that it begins is looked up at both ends.
-    """
-    masks = [torch.zeros(batch.ids.shape, dtype=torch.bool) for batch in made.batches]
-    first, ends = 0, set(made.back[made.starts].tolist())
-    for mask, batch in zip(masks, made.batches):
-        for place in (place for part in batch.parts for place in part.place[part.entry].tolist()):
-            if first in ends:
-                mask.view(-1)[place] = True
-            first += 1
-    prefix = torch.zeros(made.prefix.shape, dtype=torch.bool)
-    return [prefix] * bool(made.prefix.numel()) + masks
-
-
-def _hook(part, asked):
-    """A forward hook with the part's output; of the masks `asked` one is used up at every pass."""
-    masks = None if asked is None else iter(list(asked))
-
-    def hook(_, args, output):
-        x, first = args[0], output[0] if isinstance(output, tuple) else output
-        mask = None
-        if masks is not None:
-            if (mask := next(masks, None)) is None:
-                raise ValueError("patch: the model was run more often than `asked` has masks")
-            mask = torch.nn.functional.pad(mask, (x.shape[1] - mask.shape[1], 0))
-        first = part.output(x, first, mask)
-        return (first, *output[1:]) if isinstance(output, tuple) else first
-    return hook

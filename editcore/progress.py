@@ -1,37 +1,49 @@
-"""An iterable in, the same items out, with a bar in a terminal or a notebook and a line per 10 % in a log."""
+"""Show how far a loop has come: a bar where somebody watches, else a plain line now and then."""
 
 import logging
+import os
 import sys
 import time
 
-from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
+from tqdm.auto import tqdm
+
+EVERY = 30      # seconds between plain lines
+
+
+def bar(items, label, total=None, start=0):
+    """Yield `items` and show progress; `total` counts from 0, a resumed loop begins at `start`.
+
+    A terminal and an open notebook (JupyterLab) get a bar that goes away; pipes, log files and
+    notebooks that papermill runs get a line every 30 seconds.
+    """
+    total = start + len(items) if total is None else total
+    notebook = "ipykernel" in type(sys.stdout).__module__
+    if sys.stderr.isatty() or (notebook and "JPY_SESSION_NAME" in os.environ):
+        yield from tqdm(items, desc=label, total=total, initial=start, leave=False)
+        return
+    began = time.monotonic()
+    shown = began
+    for done, item in enumerate(items, start + 1):
+        yield item
+        seconds = time.monotonic() - began
+        if began + seconds - shown >= EVERY:
+            shown = began + seconds
+            left = seconds / (done - start) * max(total - done, 0)
+            say(f"{label}: {done} of {total}, about {left:.0f} s left")
+
+
+def say(text):
+    """Write a line for the reader: standard output in a notebook (no red ground), else errors."""
+    stream = sys.stdout if "ipykernel" in type(sys.stdout).__module__ else sys.stderr
+    stream.write(text + "\n")
+    stream.flush()
+
 
 log = logging.getLogger("editcore")
 
 
-def bar(items, label, total=None, start=0):
-    """Yield `items`, showing progress: tqdm on a terminal, else one log line per 10 % of `total` (first item: `start`).
-
-    `total` counts the items from 0, so a resumed loop passes its first index as `start`.
-    """
-    total = total if total is not None else start + len(items)
-    if sys.stderr.isatty():
-        yield from tqdm(items, desc=label, total=total, initial=start, leave=False)
-        return
-    began, shown = time.monotonic(), 10 * start // max(total, 1)
-    for done, item in enumerate(items, start + 1):
-        yield item
-        if (tenth := 10 * done // max(total, 1)) > shown:
-            shown = tenth
-            log.info("%s: %d of %d (%d %%), %.0f s", label, done, total, 10 * tenth, time.monotonic() - began)
-
-
 def to_stderr():
-    """Send the log lines to standard error; called by the command line and the notebooks, never at import."""
+    """Send log lines to standard error."""
     if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-        log.addHandler(handler)
+        log.addHandler(logging.StreamHandler())
         log.setLevel(logging.INFO)
-    transformers_logging.disable_progress_bar()  # one bar of ours, not one per weight file

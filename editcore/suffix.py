@@ -1,27 +1,27 @@
-"""A model, token rows and a position in each in; the state to run only the blocks above one, from those positions on.
+"""Run a model again only above one block, and only from one position of each row on.
 
-A change that enters at the output of block l, at one position of a row, leaves everything below l and everything before
-that position as it was (attention is causal). `start` runs the model once and keeps what later tokens read from earlier
-ones (keys and values of every block); `resume` then runs the rest again for changed states, and only it. How a block is
-called is seen from a call of it, so no architecture is named here.
+A change at the output of block l, at one position of a row, leaves everything below l and before
+that position as it was (attention is causal). `start` runs the model once and keeps what later
+tokens read from earlier ones: keys and values of every block. `resume` then runs only the rest, for
+changed states. How a block is called is seen from a call of it: no architecture is named here.
 """
 
 import contextlib
-import inspect
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from transformers import DynamicCache
 from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache
 
-from editcore.hooks import Stop, capture
+from editcore.hooks import Stop, bound_arguments, capture, hooked
 from editcore.model import layout, module_of, n_layers, name_of
 
 
 @dataclass(frozen=True)
 class Past:
-    """Stands in for a cache in one block's attention: what it stored before, joined with what it is given now."""
+    """Stands in for a cache in one block's attention: joins earlier keys and values with new."""
 
     keys: torch.Tensor      # (B, heads, P, head width)
     values: torch.Tensor    # (B, heads, P, head width)
@@ -44,58 +44,63 @@ class Tap:
 
 @dataclass(frozen=True)
 class State:
-    """Where to go on: S tokens of each of B rows at the output of block `layer`, and what the blocks above need."""
+    """S tokens of each of B rows at the output of block `layer`, and what the blocks above need."""
 
     layer: int
-    hidden: torch.Tensor    # (B, S, d) output of block `layer`; S tokens from each row's own position on
+    hidden: torch.Tensor    # (B, S, d) output of block `layer`, from each row's own position on
     past: tuple             # (keys, values) of each block above, before that position
-    calls: tuple            # for each block above: (its constant keyword arguments, name of its cache argument)
-    shared: dict            # keyword arguments with one entry a row: attention mask, position ids, position embeddings
+    calls: tuple            # per block above: (constant keyword arguments, name of its cache)
+    shared: dict            # keyword arguments with an entry per row: mask, positions, embeddings
     wanted: torch.Tensor    # (B, s) offsets in the suffix whose final states `resume` gives
-    top: dict               # `shared` for the last block if that runs at the wanted offsets only; else empty
+    top: dict               # `shared` of a last block that runs at wanted offsets only, or empty
 
     def rows(self, index):
         """The same State for some of the rows (index: int64 or bool tensor)."""
         def pick(value):
             return tuple(map(pick, value)) if isinstance(value, tuple) else value[index]
-        shared, top = ({name: pick(value) for name, value in some.items()} for some in (self.shared, self.top))
-        return replace(self, hidden=self.hidden[index], past=pick(self.past), shared=shared, top=top,
+
+        return replace(self, hidden=self.hidden[index], past=pick(self.past),
+                       shared={name: pick(value) for name, value in self.shared.items()},
+                       top={name: pick(value) for name, value in self.top.items()},
                        wanted=self.wanted[index])
 
 
 def start(model, ids, mask, begin, layer, wanted):
     """State at the output of block `layer` for the tokens of each row from position begin[row] on.
 
-    ids, mask (B, T), right-padded; begin (B,) int64; wanted (B, s) offsets from there whose final states are wanted:
-    the suffix ends with the largest. Runs all blocks on what stands before, blocks up to `layer` on the suffix, without
-    gradients. Modules that a `capture` watches are seen twice, last with the suffix. ValueError if a row is longer than
-    the model's attention window.
+    ids, mask (B, T), right-padded; begin (B,) int64; wanted (B, s) offsets from there whose final
+    states are wanted: the suffix ends with the largest. Runs all blocks on what stands before and
+    the blocks up to `layer` on the suffix, without gradients: modules that a `capture` watches are
+    seen twice, last with the suffix. ValueError if a row exceeds the model's attention window.
     """
-    window = getattr(model.config, "sliding_window", None)
-    if window and ids.shape[1] > window:
-        raise ValueError(f"a row of {ids.shape[1]} tokens is longer than the model's attention window of {window}")
-    device, kept = ids.device, max(int(begin.max()), 1)
+    _check_window(model, ids)
+    device = ids.device
+    prefix = max(int(begin.max()), 1)
     positions = begin[:, None] + torch.arange(int(wanted.max()) + 1, device=device)
     inside = positions.clamp(max=ids.shape[1] - 1)
     (first,), _ = _calls(model, ids, mask, [0])
-    bound, cache = _calls(model, ids[:, :kept], mask[:, :kept], range(n_layers(model)))
+    bound, cache = _calls(model, ids[:, :prefix], mask[:, :prefix], range(n_layers(model)))
     hidden = _at(next(iter(first.values())), inside)
-    shared = {"attention_mask": _visible(begin, kept, positions.shape[1], hidden.dtype), "position_ids": inside}
+    shared = {"attention_mask": _visible(begin, prefix, positions.shape[1], hidden.dtype),
+              "position_ids": inside}
     if first.get("position_embeddings") is not None:
-        shared["position_embeddings"] = tuple(_at(part, inside) for part in first["position_embeddings"])
-    past = tuple((one.keys, one.values) for one in cache.layers)
+        parts = first["position_embeddings"]
+        shared["position_embeddings"] = tuple(_at(part, inside) for part in parts)
+    past = tuple((level.keys, level.values) for level in cache.layers)
     below = State(-1, hidden, past, tuple(map(_call, bound)), shared, wanted, {})
     with torch.no_grad():
         hidden = _blocks(model, below, hidden, layer + 1)
-    state = replace(below, layer=layer, hidden=hidden, past=past[layer + 1:], calls=below.calls[layer + 1:])
+    state = replace(below, layer=layer, hidden=hidden, past=past[layer + 1:],
+                    calls=below.calls[layer + 1:])
     return replace(state, top=_top(state))
 
 
 def resume(model, state, hidden):
     """(B, s, d) states after the last block and the final norm at the wanted offsets.
 
-    hidden (B, S, d) takes the place of block `state.layer`'s output. Where few offsets are wanted the last block reads
-    keys and values of the whole suffix, and does the rest of its work at those offsets only.
+    hidden (B, S, d) takes the place of block `state.layer`'s output. Where few offsets are wanted
+    the last block reads keys and values of the whole suffix, and does the rest of its work at those
+    offsets only.
     """
     count = len(state.calls) - bool(state.top)
     hidden = _blocks(model, state, hidden, count)
@@ -119,9 +124,9 @@ def head(model, hidden):
 
 @contextlib.contextmanager
 def fused(model):
-    """In the block, GPT-2's tanh-GELU, eight operations in transformers, is torch's single one (equal to rounding)."""
-    places = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()
-              if isinstance(child, NewGELUActivation)]
+    """In the block, GPT-2's tanh-GELU is one operation of torch, not eight (equal to rounding)."""
+    places = [(parent, name, child) for parent in model.modules()
+              for name, child in parent.named_children() if isinstance(child, NewGELUActivation)]
     try:
         for parent, name, _ in places:
             setattr(parent, name, torch.nn.GELU("tanh"))
@@ -129,6 +134,13 @@ def fused(model):
     finally:
         for parent, name, child in places:
             setattr(parent, name, child)
+
+
+def _check_window(model, ids):
+    window = getattr(model.config, "sliding_window", None)
+    if window and ids.shape[1] > window:
+        raise ValueError(f"a row of {ids.shape[1]} tokens is longer than the model's attention "
+                         f"window of {window}")
 
 
 def _blocks(model, state, hidden, count):
@@ -142,43 +154,42 @@ def _block(model, state, hidden, number, past):
     """hidden after block number `number` above `state.layer`."""
     constant, slot = state.calls[number]
     varying = {name: value for name, value in state.shared.items() if name in constant}
-    output = module_of(model, "block", state.layer + 1 + number)(hidden, **{**constant, **varying, slot: past})
+    block = module_of(model, "block", state.layer + 1 + number)
+    output = block(hidden, **{**constant, **varying, slot: past})
     return output[0] if isinstance(output, tuple) else output
 
 
 def _calls(model, ids, mask, layers):
-    """(arguments by name of each block in `layers`, cache) of a forward pass that stops in the last one's attention."""
-    bound, handles = [], []
-
-    def bind(block, args, kwargs):
-        arguments = inspect.signature(block.forward).bind(*args, **kwargs).arguments
-        bound.append({**arguments, **arguments.pop("kwargs", {})})
-
-    for layer in layers:
-        handles.append(module_of(model, "block", layer).register_forward_pre_hook(bind, with_kwargs=True))
+    """(arguments of each block in `layers`, cache) of a pass that stops in the last attention."""
+    calls = []
     cache = DynamicCache()
-    try:
-        with capture(model, [name_of(model, "attn", layers[-1])]), torch.no_grad(), contextlib.suppress(Stop):
-            model.base_model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return bound, cache
+    hooks = {name_of(model, "block", layer): partial(bound_arguments, calls) for layer in layers}
+    with hooked(model, hooks, before=True, with_kwargs=True), \
+            capture(model, [name_of(model, "attn", layers[-1])]), \
+            torch.no_grad(), contextlib.suppress(Stop):
+        model.base_model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+    return calls, cache
 
 
 def _call(bound):
     """(constant keyword arguments, name of the cache argument) of a block."""
     slot = next(name for name, value in bound.items() if isinstance(value, Cache))
-    return {name: value for name, value in list(bound.items())[1:] if name not in (slot, "cache_position")}, slot
+    left_out = (slot, "cache_position")
+    constant = {name: value for name, value in list(bound.items())[1:] if name not in left_out}
+    return constant, slot
 
 
 def _top(state):
-    """`State.top`: empty unless fewer than three quarters of the suffix are wanted (below that it saves work)."""
+    """`State.top`; empty where three quarters of the suffix or more are wanted: no work saved."""
     width = state.hidden.shape[1]
     if not state.calls or 4 * state.wanted.shape[1] >= 3 * width:
         return {}
-    top = {name: tuple(_at(part, state.wanted) for part in value) if isinstance(value, tuple)
-           else _at(value, state.wanted) for name, value in state.shared.items() if name != "attention_mask"}
+    top = {}
+    for name, value in state.shared.items():
+        parts = value if isinstance(value, tuple) else (value,)
+        if name != "attention_mask":
+            picked = tuple(_at(part, state.wanted) for part in parts)
+            top[name] = picked if isinstance(value, tuple) else picked[0]
     seen = _at(state.shared["attention_mask"][:, 0], state.wanted)
     # The wanted tokens stand among the suffix's keys already: their second copies stay hidden.
     again = seen.new_full((*seen.shape[:2], seen.shape[1]), torch.finfo(seen.dtype).min)
@@ -188,13 +199,15 @@ def _top(state):
 def _at(values, positions):
     """(B, S, ...) entries of values (B or 1, T, ...) at positions (B, S)."""
     values = values.expand(positions.shape[0], *values.shape[1:])
-    return values[torch.arange(len(positions), device=positions.device)[:, None], positions]
+    rows = torch.arange(len(positions), device=positions.device)
+    return values[rows[:, None], positions]
 
 
-def _visible(begin, kept, width, dtype):
-    """(B, 1, S, P + S) additive mask: the suffix sees its row's tokens before begin[row], and itself causally."""
+def _visible(begin, prefix, width, dtype):
+    """(B, 1, S, P + S) additive mask: each row sees its prefix before begin[row], then causally."""
     device = begin.device
-    prefix = (torch.arange(kept, device=device) < begin[:, None])[:, None, None, :].expand(-1, -1, width, -1)
-    suffix = torch.ones(width, width, dtype=torch.bool, device=device).tril().expand(len(begin), 1, -1, -1)
-    seen = torch.cat([prefix, suffix], -1)
-    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
+    before = (torch.arange(prefix, device=device) < begin[:, None])[:, None, None, :]
+    after = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+    seen = torch.cat([before.expand(-1, -1, width, -1), after.expand(len(begin), 1, -1, -1)], -1)
+    mask = torch.zeros(seen.shape, dtype=dtype, device=device)
+    return mask.masked_fill(~seen, torch.finfo(dtype).min)

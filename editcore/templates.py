@@ -1,12 +1,14 @@
-"""An unedited model and a seed, or a file, in; the context templates in which an editor sees each prompt out."""
+"""Sample the context templates in which an editor sees each prompt, or read them from a file."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from editcore.files import read_json
+from editcore.files import read_json, sha256_text, write_json
 from editcore.generate import continuations
-from editcore.tokens import encode
+from editcore.model import content_hash
+from editcore.tokens import encode, text_start
 
 
 @dataclass(frozen=True)
@@ -14,27 +16,37 @@ class TemplateGroup:
     """Texts to sample: `number` from each start."""
 
     tokens: int             # length of each text, its start included
-    number: int             # texts a start
+    number: int             # texts per start
     starts: tuple = ("",)   # first words; "" is the start of a text
 
 
 def sample(model, tok, groups, seed, top_k=5):
-    """("{}", "text. {}", …): the plain template and one for each sampled text, `top_k` sampling, one CPU generator.
+    """Sample ("{}", "text. {}", …): the plain template, then those of `groups`, by one generator.
 
     Braces in a text become spaces, so that every template has one {}.
     """
     generator = torch.Generator().manual_seed(seed)
-    out = ["{}"]
+    templates = ["{}"]
     for group in groups:
-        openings = [start or text_start(tok) for start in group.starts for _ in range(group.number)]
-        words = [start for start in group.starts for _ in range(group.number)]
-        used = {len(row) for row in encode(tok, openings)}
-        if max(used) >= group.tokens:
-            raise ValueError(f"context templates of {group.tokens} tokens: a start has {max(used)} already")
-        new = continuations(model, tok, openings, group.tokens - min(used), top_k, generator)
+        starts = [start for start in group.starts for _ in range(group.number)]
+        prompts = [start or text_start(tok) for start in starts]
+        lengths = {len(row) for row in encode(tok, prompts)}
+        if max(lengths) >= group.tokens:
+            raise ValueError(f"context templates of {group.tokens} tokens: a start has "
+                             f"{max(lengths)} already")
+        new = continuations(model, tok, prompts, group.tokens - min(lengths), top_k, generator)
         texts = tok.batch_decode(new, skip_special_tokens=True)
-        out += [template(word + text) for word, text in zip(words, texts, strict=True)]
-    return tuple(out)
+        templates += [template(start + text) for start, text in zip(starts, texts, strict=True)]
+    return tuple(templates)
+
+
+def cached(model, tok, groups, seed, folder):
+    """`sample`, kept in `folder` by the model's weights, the tokenizer, the groups and the seed."""
+    key = sha256_text(content_hash(model), tok.backend_tokenizer.to_str(), groups, seed)
+    path = Path(folder) / f"templates-{key[:24]}.json"
+    if not path.is_file():
+        write_json(path, sample(model, tok, groups, seed))
+    return read(path)
 
 
 def template(text):
@@ -42,25 +54,21 @@ def template(text):
     return text.replace("{", " ").replace("}", " ").strip() + ". {}"
 
 
-def text_start(tok):
-    """The prompt whose tokens are what opens a text: empty where the tokenizer adds a BOS, else its BOS or EOS."""
-    return "" if tok("")["input_ids"] else tok.bos_token or tok.eos_token
-
-
 def read(path):
-    """The templates of a JSON file: a list of texts or of groups of them, flattened. ValueError names the file."""
+    """The templates of a JSON file: a list of texts or of groups of them, flattened."""
     return check(_flat(read_json(path)), path)
 
 
 def check(templates, label="contexts"):
-    """The templates as a tuple if the first is "{}" and every one is a text with exactly one {}; else ValueError."""
+    """The templates as a tuple; ValueError unless the first is "{}" and each has exactly one {}."""
     if not templates or templates[0] != "{}":
         raise ValueError(f"{label}: the first context template must be the plain prompt, \"{{}}\"")
-    for one in templates:
-        if not isinstance(one, str) or one.count("{}") != 1:
-            raise ValueError(f"{label}: {one!r} is not a context template (a text with exactly one {{}})")
+    for text in templates:
+        if not isinstance(text, str) or text.count("{}") != 1:
+            raise ValueError(f"{label}: {text!r} is not a context template (a text with exactly "
+                             "one {})")
     return tuple(templates)
 
 
 def _flat(value):
-    return [one for item in value for one in _flat(item)] if isinstance(value, list) else [value]
+    return [text for item in value for text in _flat(item)] if isinstance(value, list) else [value]

@@ -1,46 +1,47 @@
-"""Texts and their subjects in; token ids, lookup indices and padded, length-bucketed batches out."""
+"""Turn texts and their subjects into token ids, lookup indices and padded batches."""
 
 import torch
 
 
 def encode(tok, texts):
-    """Token id lists of texts, as the tokenizer begins a text (with a BOS only where the family has one)."""
+    """Token id lists of texts, each begun as the tokenizer begins a text (some add a BOS)."""
     return tok(list(texts), verbose=False)["input_ids"] if texts else []
 
 
 def with_subject(tok, template, subject):
-    """(ids, lookup): ids of template with {} filled, and the last token that overlaps the subject's characters.
+    """(ids, lookup): ids of the filled template and the last token that overlaps the subject.
 
-    Works on the offset mapping, never by decoding. Raises ValueError if the template has not exactly one {}.
+    Works on the offset mapping, never by decoding. ValueError if there is not exactly one {}.
     """
-    if template.count("{}") != 1:
-        raise ValueError(f"prompt {template!r} needs exactly one {{}} for the subject {subject!r}")
-    begin = template.index("{}")
-    return encode_span(tok, template.replace("{}", subject), begin, begin + len(subject))
-
-
-def encode_span(tok, text, begin, end):
-    """(ids, index of the last token that overlaps characters [begin, end)) of a text."""
-    coded = tok(text, return_offsets_mapping=True)
-    hits = [i for i, (a, b) in enumerate(coded["offset_mapping"]) if a < end and b > begin and a < b]
-    if not hits:
-        raise ValueError(f"subject {text[begin:end]!r} has no token in {text!r}")
-    return coded["input_ids"], hits[-1]
+    ids, _, last = _span(tok, template, subject)
+    return ids, last
 
 
 def subject_span(tok, template, subject):
     """(first, last) token index of the subject in the filled template."""
-    ids, last = with_subject(tok, template, subject)
-    coded, begin = tok(template.replace("{}", subject), return_offsets_mapping=True), template.index("{}")
-    first = next(i for i, (a, b) in enumerate(coded["offset_mapping"]) if a < b and b > begin)
+    _, first, last = _span(tok, template, subject)
     return first, last
+
+
+def _span(tok, template, subject):
+    if template.count("{}") != 1:
+        raise ValueError(f"prompt {template!r} needs exactly one {{}} for the subject {subject!r}")
+    text = template.replace("{}", subject)
+    begin = template.index("{}")
+    end = begin + len(subject)
+    coded = tok(text, return_offsets_mapping=True)
+    inside = [index for index, (start, stop) in enumerate(coded["offset_mapping"])
+              if start < end and stop > begin and start < stop]
+    if not inside:
+        raise ValueError(f"subject {subject!r} has no token in {text!r}")
+    return coded["input_ids"], inside[0], inside[-1]
 
 
 def target_ids(tok, target):
     """Ids of a target that continues a prompt: one leading space, no BOS, no bare word-start piece.
 
-    The target is read after a word, so that every tokenizer family (byte-level, SentencePiece) gives the pieces it
-    gives in running text. ValueError if ids -> text does not give the target back.
+    The target is read after a word, so that every tokenizer family (byte-level, SentencePiece)
+    gives the pieces of running text. ValueError if its ids do not decode to the target.
     """
     text = " " + target.strip()
     lead = tok("a")["input_ids"]
@@ -53,21 +54,27 @@ def target_ids(tok, target):
     return ids
 
 
+def text_start(tok):
+    """The prompt that opens a text: "" where the tokenizer adds a BOS, else its BOS or EOS."""
+    return "" if tok("")["input_ids"] else tok.bos_token or tok.eos_token
+
+
 def pad_id(tok):
     """The id used for padding (masked everywhere): the pad token, else the end of text, else 0."""
-    return next((i for i in (tok.pad_token_id, tok.eos_token_id) if i is not None), 0)
+    ids = (tok.pad_token_id, tok.eos_token_id)
+    return next((i for i in ids if i is not None), 0)
 
 
 def pad(rows, fill=0, device="cpu"):
     """Right-padded (ids (B, T), mask (B, T)) int64 of id lists; mask is 1 on tokens."""
     width = max(len(row) for row in rows)
-    ids = torch.tensor([row + [fill] * (width - len(row)) for row in rows], dtype=torch.long)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], dtype=torch.long)
-    return ids.to(device), mask.to(device)
+    ids = [row + [fill] * (width - len(row)) for row in rows]
+    mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+    return tuple(torch.tensor(part, dtype=torch.long, device=device) for part in (ids, mask))
 
 
 def batches(lengths, max_tokens=8192):
-    """Index lists that cover range(len(lengths)), similar lengths together, each at most max_tokens when padded.
+    """Index lists that cover `lengths`, similar ones together, each at most max_tokens when padded.
 
     A single row longer than max_tokens is a batch of its own. Deterministic.
     """
@@ -82,13 +89,14 @@ def batches(lengths, max_tokens=8192):
 
 
 def common(rows, limit, least=16):
-    """Number of tokens, at most limit, that all id lists begin with: worth running once if there are several rows.
+    """Number of tokens, at most limit, with which all id lists begin: worth running once.
 
     0 for a single row and where there are fewer than `least`.
     """
     if len(rows) < 2:
         return 0
-    low, high = min(rows), max(rows)    # in sorted order every other row lies between them
+    low = min(rows)
+    high = max(rows)    # in sorted order every other row lies between the two
     same = next((i for i in range(limit) if low[i] != high[i]), limit)
     return same if same >= least else 0
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from conftest import make
 
+from editcore.delta import Patch
 from editcore.editors import EDITORS, configure
 from editcore.editors.calinet import begin, fresh, losses, wordings
 from editcore.editors.teacher_forcing import forced
 from editcore.likelihood import plan, read
 from editcore.model import content_hash
-from editcore.patch import Beside, Patch
+from editcore.patch import Beside
 from editcore.tokens import encode, target_ids
 
 SETTINGS = {"layers": (3,), "slots": 16, "steps": 40, "lr": 0.02, "rows": 8}

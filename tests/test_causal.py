@@ -16,7 +16,8 @@ SUBJECTS = {"Orla": "Rome", "Vintar Melk": "Paris", "Sue Oakes": "Oslo", "Brantw
 
 
 def some(n=6):
-    return [Fact(i, subject, "It is known that {} is located in", "Turin", answer, relation="P1")
+    return [Fact(case_id=i, subject=subject, prompt="It is known that {} is located in",
+                 target_new="Turin", target_true=answer, relation="P1")
             for i, (subject, answer) in enumerate(list(SUBJECTS.items())[:n])]
 
 
@@ -104,7 +105,7 @@ def test_trace_brings_the_answer_back_where_it_must(llama):
     facts = [fact for fact in some() if len(target_ids(tok, fact.target_true)) == 1]
     assert len(facts) > 1
     model = taught(model, tok, facts)
-    assert causal.known(model, tok, [*facts, Fact(9, "Orla", "{} is", "b")]) == facts
+    assert causal.known(model, tok, [*facts, Fact(case_id=9, subject="Orla", prompt="{} is", target_new="b")]) == facts
     table = causal.trace(model, tok, facts, causal.Tracing(samples=3, kinds=("state",)))
     top = table[(table["role"] == "last token") & (table["layer"] == 3)].iloc[0]
     assert top["value"] == pytest.approx(top["clean"], rel=1e-4) and top["clean"] > 60      # the state decides alone
@@ -161,8 +162,9 @@ def test_the_last_state_carries_the_answer_and_the_subject_no_more(llama):
 def test_one_error_names_the_record(gpt2):
     model, tok = gpt2
     with pytest.raises(ValueError, match="record a: no target_true"):
-        causal.trace(model, tok, [Fact("a", "Orla", "{} is", "b")])
-    long = Fact("b", "Orla", "{} is " + "in the river " * 40, "Rome", "Oslo", relation="P1")
+        causal.trace(model, tok, [Fact(case_id="a", subject="Orla", prompt="{} is", target_new="b")])
+    long = Fact(case_id="b", subject="Orla", prompt="{} is " + "in the river " * 40, target_new="Rome",
+                target_true="Oslo", relation="P1")
     for work in (causal.trace, causal.known):
         with pytest.raises(ValueError, match="record b: .* at most 64"):
             work(model, tok, [long])
@@ -170,6 +172,6 @@ def test_one_error_names_the_record(gpt2):
         causal.patching(model, tok, [long, *some(2)])
     with pytest.raises(ValueError, match="no facts"):
         causal.trace(model, tok, [])
-    ends = Fact("c", "Orla", "It is {}", "Rome", "Oslo", relation="P1")
+    ends = Fact(case_id="c", subject="Orla", prompt="It is {}", target_new="Rome", target_true="Oslo", relation="P1")
     with pytest.raises(ValueError, match="none of 2 facts has a partner"):
         causal.patching(model, tok, [ends, some(1)[0]])

@@ -180,7 +180,7 @@ def test_evaluate_writes_rows_and_prints_means(at, capsys):
     ("edit model facts.json --editor ft --set epsilon=0.1 --batch-size 0 -o d", "--batch-size must be at least 1"),
     ("edit model facts.json --editor ft --batch-size two -o d", "invalid int value: 'two'"),
     ("apply model none.safetensors -o d", "none.safetensors: no such file"),
-    ("apply model texts.txt -o d", "texts.txt: not a delta file"),
+    ("apply model texts.txt -o d", "texts.txt: not a safetensors file"),
     ("evaluate model facts.json --metrics XS -o d", "metric 'XS'"),
     ("run none.ipynb", "none.ipynb"),
     ("run none.ipynb -p name", "-p name: give NAME VALUE pairs"),

@@ -85,7 +85,7 @@ def test_files_keep_values_and_info(low, full, tmp_path):
     with pytest.raises(FileNotFoundError, match="none"):
         deltas.load(tmp_path / "none")
     path.write_bytes(b"not a file of tensors")
-    with pytest.raises(ValueError, match="edit.safetensors: not a delta file"):
+    with pytest.raises(ValueError, match="edit.safetensors: not a safetensors file"):
         deltas.load(path)
 
 

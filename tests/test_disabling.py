@@ -39,7 +39,9 @@ def prepared(model, tok, config):
 @pytest.fixture
 def more(facts):
     """The shared facts, and a word that the tokenizers know as one token, opening its prompt and inside one."""
-    return [*facts, Fact("word", "The", "{} lies in", "Rome"), Fact("inside", " river", "Here the{} runs to", "Rome")]
+    return [*facts, Fact(case_id="word", subject="The", prompt="{} lies in",
+                         target_new="Rome"), Fact(case_id="inside", subject=" river",
+                         prompt="Here the{} runs to", target_new="Rome")]
 
 
 def test_openers_are_the_facts_whose_first_token_is_their_subject(gpt2, more):

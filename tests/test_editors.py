@@ -7,12 +7,11 @@ import pytest
 import torch
 from conftest import CITIES, SUBJECTS, corpus, make
 
-from editcore.delta import Delta
+from editcore.delta import Delta, Patch
 from editcore.editors import EDITORS, EditorInputs, configure
 from editcore.facts import Fact
 from editcore.hooks import run
 from editcore.model import content_hash, max_length
-from editcore.patch import Patch
 
 ROME, MEMIT = {"layer": 1, "steps": 3}, {"layers": "0,1", "lambda": 10, "steps": 3}
 SMALL = {"rome": ROME, "r-rome": ROME, "p-rome": ROME, "nas": ROME | {"anchor": 2}, "memit": MEMIT, "memit-past": MEMIT,
@@ -25,7 +24,8 @@ SMALL = {"rome": ROME, "r-rome": ROME, "p-rome": ROME, "nas": ROME | {"anchor": 
 PATCHES = [name for name, editor in EDITORS.items() if editor.makes_patch]
 DELTAS = [name for name in EDITORS if name not in PATCHES]
 CONTEXTS = ("{}", "The first. {}")
-FACTS = [Fact(100 + i, subject, "The home of {} is", city) for i, (subject, city) in enumerate(zip(SUBJECTS, CITIES))]
+FACTS = [Fact(case_id=100 + i, subject=subject, prompt="The home of {} is",
+              target_new=city) for i, (subject, city) in enumerate(zip(SUBJECTS, CITIES))]
 
 
 def shuffled(count=300):

@@ -16,8 +16,10 @@ RECORD = {"case_id": 7, "requested_rewrite": {"prompt": "{} speaks", "subject": 
 
 def test_counterfact_and_plain_layout():
     one = fact(RECORD)
-    assert one == Fact(7, "Orla", "{} speaks", "Bol", "Vlud", "P103", ("Orla is a speaker of",), ("Sue speaks",),
-                       ("Ann speaks",), ("Orla is",), (("alias", "She speaks", ("Bol", "Bolish")),))
+    assert one == Fact(case_id=7, subject="Orla", prompt="{} speaks", target_new="Bol", target_true="Vlud",
+                       relation="P103", paraphrases=("Orla is a speaker of",), neighbours=("Sue speaks",),
+                       attributes=("Ann speaks",), generation=("Orla is",),
+                       portability=(("alias", "She speaks", ("Bol", "Bolish")),))
     assert one.text == "Orla speaks"
     plain = fact({"prompt": "{} is", "subject": "X {y}", "target_new": " big "}, 3)
     assert (plain.case_id, plain.target_new, plain.target_true, plain.text) == (3, "big", "", "X {y} is")
@@ -61,7 +63,7 @@ def test_read_facts(tmp_path):
 
 
 def test_order_is_the_published_one():
-    facts = [Fact(i, f"S{i % 15}", "{} is", "x") for i in range(20)]
+    facts = [Fact(case_id=i, subject=f"S{i % 15}", prompt="{} is", target_new="x") for i in range(20)]
     assert len(one_per_subject(facts)) == 15
     orders = [order(facts, key) for key in range(3)]
     assert orders == [order(facts, key) for key in range(3)]

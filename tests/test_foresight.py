@@ -92,7 +92,8 @@ def history():
     entries = made + [(step, fact, f"retest_{name}", value) for step, fact, exact, prob in again
                       for name, value in (("ES_exact", exact), ("ES_prob", prob))]
     entries += [(i + 1, "W", "update", norm) for i, norm in enumerate([1.0, 2.0, 3.0, 4.0])]
-    facts = [Fact(i, f"s{i}", "{} is", "x", relation=relation) for i, relation in enumerate("PQPP")]
+    facts = [Fact(case_id=i, subject=f"s{i}", prompt="{} is", target_new="x",
+                  relation=relation) for i, relation in enumerate("PQPP")]
     rows = pd.DataFrame(entries, columns=["step", "fact", "metric", "value"])
     return rows.assign(run="r", editor="rome", seed=0), facts
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from conftest import make
 
+from editcore.delta import Patch
 from editcore.editors import EDITORS, configure
 from editcore.editors.grace import trained
 from editcore.editors.teacher_forcing import forced
 from editcore.hooks import capture, replaced, run
-from editcore.likelihood import plan, read
+from editcore.likelihood import plan, prompt_ends, read
 from editcore.model import content_hash, name_of
-from editcore.patch import Patch, prompt_ends
 from editcore.tokens import encode, target_ids
 
 SETTINGS = {"layer": 2, "part": "mlp_in", "steps": 25, "radius": 0.01}

@@ -64,7 +64,8 @@ def test_spectra_of_matrices_only(bench):
 
 
 def test_reported_numbers_but_no_clocks():
-    facts = [Fact(7, "a", "{} is", "x"), Fact(9, "b", "{} is", "y")]
+    facts = [Fact(case_id=7, subject="a", prompt="{} is", target_new="x"), Fact(case_id=9, subject="b",
+                                                                                prompt="{} is", target_new="y")]
     info = {"v_norm": [1.0, 2.0], "loss": 0.5, "seconds": [1.0, 1.0], "name": "rome", "done": True, "many": [1, 2, 3]}
     assert lab.reported(facts, info) == [{"metric": "edit_loss", "value": 0.5},
                                          {"fact": 7, "metric": "edit_v_norm", "value": 1.0},
@@ -78,7 +79,7 @@ def test_what_is_asked_at_the_end_is_known_to_fit_before_the_first_edit(gpt2, fa
     assert prefixes == metrics.passages(model, tok, facts[:1], 1)
     assert lab._prefixes(model, tok, facts[:1], run, ("{}", prefixes[0] + " {}")) == prefixes[1:]
     assert lab._prefixes(model, tok, facts, SimpleNamespace(seed=0, final=()), ()) == ()
-    long = Fact("x9", "Orla", "{} is" + " in" * 60, "Rome", "Oslo")
+    long = Fact(case_id="x9", subject="Orla", prompt="{} is" + " in" * 60, target_new="Rome", target_true="Oslo")
     with pytest.raises(ValueError, match="record x9: .* at most 64"):
         lab._prefixes(model, tok, [long], run, ())
     with pytest.raises(ValueError, match="metric 'EX': choose some of"):

@@ -72,7 +72,7 @@ def test_nothing_is_run_twice():
     made = logprob.plan(model, [*pairs, *pairs])
     assert [sorted(batch.ids.tolist()) for batch in made.batches] == [[[1, 3], [2, 3]]]
     assert made.prefix.tolist() == [prompt]
-    assert [len(part.place) for batch in made.batches for part in batch.parts] == [4]
+    assert [len(part.place) for batch in made.batches for part in batch.chunks] == [4]
 
 
 def test_the_head_runs_in_blocks(monkeypatch):
@@ -81,7 +81,7 @@ def test_the_head_runs_in_blocks(monkeypatch):
     whole = logprob.read(model, logprob.plan(model, pairs))
     monkeypatch.setattr(logprob, "LOGITS", 5 * VOCABULARY)
     made = logprob.plan(model, pairs)
-    assert max(len(part.place) for batch in made.batches for part in batch.parts) == 5
+    assert max(len(part.place) for batch in made.batches for part in batch.chunks) == 5
     assert np.allclose(logprob.read(model, made).logp, whole.logp, atol=1e-6)
 
 

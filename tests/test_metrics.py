@@ -74,7 +74,8 @@ def knowing(model, tok, fact):
 @pytest.mark.parametrize("max_tokens", [40, 8192])
 def test_measure_is_the_serial_full_forward_version(shape, max_tokens, facts, request):
     model, tok = request.getfixturevalue(shape)
-    facts = [*facts[:5], Fact("six", "Farrow", "{} lies in", "New Delhi", "Rome", neighbours=("Sue Oakes lies in",),
+    facts = [*facts[:5], Fact(case_id="six", subject="Farrow", prompt="{} lies in",
+                              target_new="New Delhi", target_true="Rome", neighbours=("Sue Oakes lies in",),
                               portability=(("x", "Farrow is a city of", ("Oslo", "San Marino")),))]
     model = knowing(model, tok, facts[5])
     found = table(metrics.measure(model, tok, facts, ALL, max_tokens))
@@ -107,7 +108,7 @@ def test_prompts_behind_prefixes_are_the_serial_full_forward_version(shape, fact
 
 
 def test_greedy_behind_a_prefix_is_greedy_on_the_longer_prompt(gpt2):
-    tok, fact = gpt2[1], Fact(1, "Orla", "{} is in", "New Delhi", "Rome")
+    tok, fact = gpt2[1], Fact(case_id=1, subject="Orla", prompt="{} is in", target_new="New Delhi", target_true="Rome")
     longer = [replace(fact, case_id=i, prompt=f"{text} {{}} is in") for i, text in enumerate(PREFIXES)]
     ids = [tok(longer[1].text)["input_ids"] + target_ids(tok, "New Delhi") + [tok.convert_tokens_to_ids(".")]]
     model = taught(gpt2[0], ids)
@@ -157,7 +158,8 @@ def test_prepared_once_follows_the_weights(gpt2, facts):
 
 def test_two_targets_and_a_repeated_neighbour_cost_one_row(gpt2):
     model, tok = gpt2
-    facts = [Fact(i, subject, "{} is in", "Rome", "Oslo", neighbours=("Farrow is in",))
+    facts = [Fact(case_id=i, subject=subject, prompt="{} is in", target_new="Rome", target_true="Oslo",
+                  neighbours=("Farrow is in",))
              for i, subject in enumerate(("Orla", "Dunmore"))]
     assert len(target_ids(tok, "Rome")) == len(target_ids(tok, "Oslo")) == 1
     made = metrics.prepare(model, tok, facts).plan
@@ -179,14 +181,15 @@ def test_a_tie_and_a_broken_model_fail(gpt2, facts):
 
 def test_a_fact_without_the_old_answer_is_not_compared(gpt2):
     model, tok = gpt2
-    fact = Fact("a", "Orla", "{} is in", "Rome", neighbours=("Farrow is in",))
+    fact = Fact(case_id="a", subject="Orla", prompt="{} is in", target_new="Rome", neighbours=("Farrow is in",))
     assert {row["metric"] for row in metrics.measure(model, tok, [fact], ALL)} == {"ES_token", "ES_exact"}
     assert metrics.measure(model, tok, [], ALL) == metrics.measure(model, tok, [fact], ("PO",)) == []
 
 
 def test_one_error_before_any_work(gpt2, facts):
     model, tok = gpt2
-    long = Fact("x9", "Orla", "{} is in", "Rome", "Oslo", paraphrases=("the river " * 60,))
+    long = Fact(case_id="x9", subject="Orla", prompt="{} is in", target_new="Rome", target_true="Oslo",
+                paraphrases=("the river " * 60,))
     broken = copy.deepcopy(model)
     broken.forward = broken.base_model.forward = None     # any work would fail otherwise
     for what in (metrics.ASKED, ("PS", "greedy")):
@@ -203,7 +206,8 @@ def test_one_error_before_any_work(gpt2, facts):
 def test_room_for_what_greedy_writes_is_checked_before_any_work(gpt2):
     model, tok = gpt2
     plain = len(tok("a a")["input_ids"])
-    fact = Fact(1, "a", "{}" + " a" * (64 - plain + 1), "Rome", "Oslo")     # as long as the model, answers of one token
+    fact = Fact(case_id=1, subject="a", prompt="{}" + " a" * (64 - plain + 1), target_new="Rome",
+                target_true="Oslo")     # as long as the model, answers of one token
     assert (len(tok(fact.text)["input_ids"]), len(target_ids(tok, "Rome"))) == (64, 1)
     metrics.prepare(model, tok, [fact])
     with pytest.raises(ValueError, match="record 1: 67 tokens.*at most 64"):
@@ -243,7 +247,7 @@ def test_generation_is_seeded_and_as_long_as_the_model_allows(gpt2, facts, monke
     monkeypatch.setattr(generate, "texts", spy)
     metrics.generation(model, tok, facts, seed=3)
     assert set(lengths) == {64}
-    assert metrics.generation(model, tok, [Fact(1, "a", "{} b", "c")], seed=0) == []
+    assert metrics.generation(model, tok, [Fact(case_id=1, subject="a", prompt="{} b", target_new="c")], seed=0) == []
 
 
 def taught(model, ids):
@@ -260,7 +264,8 @@ def taught(model, ids):
 @pytest.mark.parametrize("shape", ["gpt2", "llama"])
 def test_greedy_needs_the_answer_and_a_stop(shape, facts, request):
     model, tok = request.getfixturevalue(shape)
-    fact = Fact(1, "Orla", "{} is in", "New Delhi", "Rome", paraphrases=("Orla is in", "Farrow is in"),
+    fact = Fact(case_id=1, subject="Orla", prompt="{} is in", target_new="New Delhi", target_true="Rome",
+                paraphrases=("Orla is in", "Farrow is in"),
                 neighbours=("Sue Oakes is in",))
     ids = [tok(fact.text)["input_ids"] + target_ids(tok, "New Delhi") + [tok.convert_tokens_to_ids(".")]]
     model = taught(model, ids)

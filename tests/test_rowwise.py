@@ -4,10 +4,10 @@ import pytest
 import torch
 from conftest import make
 
-from editcore.delta import Delta, LowRank, oriented
+from editcore.delta import Delta, LowRank, Patch, oriented
 from editcore.instructedit.batched_edits import each_row
 from editcore.model import name_of
-from editcore.patch import Beside, Codebook, Patch
+from editcore.patch import Beside, Codebook
 
 IDS = torch.tensor([[5, 9, 2, 7], [3, 1, 4, 4], [8, 8, 6, 1], [5, 9, 2, 7], [2, 2, 3, 9]])
 

@@ -4,10 +4,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from editcore.delta import Patch
 from editcore.editors.target_value import adam
 from editcore.editors.teacher_forcing import counted, finite, forced, nll
 from editcore.model import name_of
-from editcore.patch import Beside, Patch
+from editcore.patch import Beside
 from editcore.suffix import fused, head, resume, start
 
 

@@ -11,11 +11,12 @@ from typing import Literal
 
 import torch
 
+from editcore.delta import Patch
 from editcore.editors.target_value import adam
 from editcore.editors.teacher_forcing import finite, forced, nll
 from editcore.hooks import capture, replaced
 from editcore.model import batch_tokens, name_of
-from editcore.patch import Codebook, Patch
+from editcore.patch import Codebook
 from editcore.suffix import fused, head, resume, start
 from editcore.tokens import batches
 

@@ -11,9 +11,8 @@ import contextlib
 
 import torch
 
-from editcore.delta import LowRank
+from editcore.delta import LowRank, Patch
 from editcore.model import is_input_first
-from editcore.patch import Patch
 
 
 @contextlib.contextmanager

@@ -40,7 +40,8 @@ def target(record, seed=0):
 def asked(record, put=str, seed=0):
     """The edit of a record as a Fact whose text is the whole prompt, for editors that read facts."""
     wanted = target(record, seed)
-    return Fact(record.case_id, put(record.prompt), "{}", wanted, record.old if record.old != wanted else "")
+    return Fact(case_id=record.case_id, subject=put(record.prompt), prompt="{}", target_new=wanted,
+                target_true=record.old if record.old != wanted else "")
 
 
 def _said(tok, put, prompts, replies):

@@ -165,7 +165,8 @@ def as_fact(one):
         raise ValueError(f"record {one.case_id}: no place for the subject {one.subject!r} in {one.prompt!r}")
     template = f"{one.prompt[:at]}{{}}{one.prompt[at + len(one.subject):]}"
     target = one.wanted[0]
-    return Fact(one.case_id, one.subject, template, target, one.old if one.old != target else "",
+    return Fact(case_id=one.case_id, subject=one.subject, prompt=template, target_new=target,
+                target_true=one.old if one.old != target else "",
                 paraphrases=one.rephrase, portability=tuple((a.kind, a.prompt, a.answers) for a in one.portability))
 
 
