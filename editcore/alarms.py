@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from editcore import analysis
+from editcore import analysis_old as analysis
 from editcore.depth import moved
 from editcore.foresight import auc
 

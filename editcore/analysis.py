@@ -1,212 +1,291 @@
-"""The rows of runs in; forgetting rates, phases, edits until loss, survival and retention out, as tables.
+"""Turn the rows of runs into the tables that several notebooks share: forgotten, ability, phases.
 
-Every function is pure. A run is one value of the column `run`; step counts edited facts, 0 is the unedited model;
-values of the rows are shares from 0 to 1, and so are the results here.
+Every function takes and returns DataFrames and changes nothing. A table of rows is what
+`table()` returns: run, editor, order, step (edits made so far, 0 is the unedited model), fact,
+metric, value. Results have the columns RUN in front. Shares go from 0 to 1.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-RUN = ["run", "editor", "seed"]     # what identifies a run in every result
-CONSTANT = 1 / 3    # weighted F1 of one answer to every item of two equally frequent labels: the chance line
+RUN = ["run", "editor", "order"]    # what identifies a run in every result
+CHANCE = 1 / 3      # weighted F1 of one answer to every item of two equally frequent labels
+LIMIT = 1e6         # share lost where nothing finite is left to measure
 
 
 @dataclass(frozen=True)
 class Rule:
-    """When a run's catastrophic phase begins; `str(rule)` states it in a sentence."""
+    """When a run's catastrophic phase begins: at a test at which much is lost within few edits
+    while the weights move unusually fast, and the loss still stands at the next test."""
 
-    forgotten: float = 0.20     # rise of the share of earlier edits that fail
-    ability: float = 0.50       # fall of the few-shot mean, as a share of the unedited model's margin above chance
-    within: int = 50            # edits within which the rise or the fall happens (or one test interval, if longer)
-    growth: float = 3.0         # times the usual growth per edit of ‖ΔW‖/‖W‖: the median over the tests before
-    confirm: int = 1            # later tests at which the loss must still stand (fewer at the end of a run)
-
-    def __str__(self):
-        later = f", and this still stands at the next {self.confirm} test(s)" if self.confirm else ""
-        return (f"The catastrophic phase begins at the first test at which, within {self.within} edits, the share of "
-                f"earlier edits that fail has risen by at least {100 * self.forgotten:.0f} points or the few-shot mean "
-                f"has lost at least {100 * self.ability:.0f} % of the unedited model's margin above chance, while "
-                f"‖ΔW‖/‖W‖ grew more than {self.growth:g} times as fast as usual in the run{later}. Before it, "
-                f"forgetting is gradual.")
+    forgotten: float = 0.20     # rise of the share of earlier edits that fail, or ...
+    ability: float = 0.50       # ... fall of the few-shot ability (see `ability`)
+    within: int = 50            # edits within which it happens (or one test interval, if longer)
+    growth: float = 3.0         # times the run's median growth per edit of ‖ΔW‖/‖W‖
+    confirm: int = 1            # later tests at which the loss must still stand
+    eroded: float = 0.50        # loss at the end that is no longer called gradual, without a jump
 
 
-def forgotten(df, metric="ES_exact"):
-    """Of the earlier edits that succeeded when made, the shares lost at each re-test; one row a run and re-test.
+def retests(rows, metric="ES_exact"):
+    """Return each re-test of edits that succeeded when made: RUN, fact, made, step, age, right.
 
-    absorbing: seen to fail at this or an earlier re-test (arXiv 2401.07453, "facts forgotten"; never falls except by
-    dilution); non_absorbing: fail now; recovered: of those seen to fail before, the share that succeeds now (NaN if
-    none); edits: how many succeeded when made. `metric` is success of the edit just made; "retest_" + metric, later.
+    made: step of the edit; age: edits made since; right: 1 if the edit still succeeds, else 0.
     """
-    tables = [_forgotten(part, metric).assign(**_head(part)) for _, part in df.groupby("run", sort=False)]
-    return _stack(tables, ["step", "edits", "absorbing", "non_absorbing", "recovered"])
+    new = rows[(rows["metric"] == metric) & (rows["value"] >= 1)]
+    made = new.groupby(["run", "fact"])["step"].first().rename("made")
+    again = rows[rows["metric"] == f"retest_{metric}"].join(made, on=["run", "fact"], how="inner")
+    again = again.assign(age=again["step"] - again["made"], right=(again["value"] >= 1) * 1.0)
+    return again[[*RUN, "fact", "made", "step", "age", "right"]].reset_index(drop=True)
 
 
-def _forgotten(part, metric):
-    made = part[part["metric"] == metric].set_index("fact")["value"]
-    good = made.index[made >= 1]
-    again = part[(part["metric"] == f"retest_{metric}") & part["fact"].isin(good)]
-    grid = again.pivot_table(index="step", columns="fact", values="value", aggfunc="last")   # NaN: not made yet
-    fails, known = grid < 1, grid.notna()
-    seen = fails.cummax()                                       # failed at this or an earlier re-test
-    before = seen.shift(fill_value=False) & known
-    edits = known.sum(axis=1)
-    back = (before & ~fails).sum(axis=1) / before.sum(axis=1).replace(0, np.nan)
-    table = {"edits": edits, "absorbing": (seen & known).sum(axis=1) / edits,
-             "non_absorbing": fails.sum(axis=1) / edits, "recovered": back}
-    return pd.DataFrame(table, index=grid.index).reset_index()
+def forgotten(rows, metric="ES_exact"):
+    """Return the share of earlier edits lost: RUN, step, edits, ever, now, recovered.
+
+    One row per re-test. edits: those that succeeded when made. ever: share that failed at this or
+    an earlier re-test, "facts forgotten" of arXiv 2401.07453. now: share that fails. recovered: of
+    those that failed before, the share that succeeds again (NaN if none had).
+    """
+    tests = retests(rows, metric).sort_values("step", kind="stable")
+    fails = tests["right"] < 1
+    seen = fails.groupby([tests["run"], tests["fact"]]).cummax()
+    before = seen.groupby([tests["run"], tests["fact"]]).shift(fill_value=False).astype(bool)
+    tests = tests.assign(ever=seen, now=fails, recovered=(~fails).where(before).astype(float))
+    groups = tests.groupby([*RUN, "step"], sort=False)
+    return groups.agg(edits=("fact", "size"), ever=("ever", "mean"), now=("now", "mean"),
+                      recovered=("recovered", "mean")).reset_index()
 
 
-def downstream(df, kind="f1"):
-    """Few-shot ability by run, step and task: value, its chance line, and ability = margin above chance as a share of
-    the unedited model's margin (1 at step 0, 0 at chance; a task that was not above chance there is left out)."""
-    suffix = f"_{kind}"
-    rows = df[(df["fact"] == "") & df["metric"].str.endswith(suffix)]
-    if kind == "f1":
-        rows = rows[~rows["metric"].str.endswith("_prob_f1")]
-    rows = rows.assign(task=rows["metric"].str.removesuffix(suffix))[[*RUN, "step", "task", "value"]]
-    base = rows[rows["step"] == 0].set_index(["run", "task"])["value"] - CONSTANT
-    margin = pd.MultiIndex.from_frame(rows[["run", "task"]]).map(base).astype(float) if len(rows) else []
-    rows = rows.assign(chance=CONSTANT, ability=(rows["value"] - CONSTANT) / margin)
-    return rows[np.asarray(margin) > 0].reset_index(drop=True)
+def few_shot(rows):
+    """Return the few-shot scores at each test: RUN, step, task, f1 (weighted, 0 to 1)."""
+    tasks = rows["metric"].str.extract(r"^(.+?)(?<!_prob)_f1$", expand=False)
+    tests = rows.assign(task=tasks).dropna(subset="task")
+    return tests.rename(columns={"value": "f1"})[[*RUN, "step", "task", "f1"]]
 
 
-def ability(df, kind="f1"):
-    """Mean ability over the tasks by run and step: (mean of the tasks - chance) / (unedited mean - chance)."""
-    table = downstream(df, kind).groupby([*RUN, "step"], sort=False)["value"].mean().reset_index()
-    base = table[table["step"] == 0].set_index("run")["value"] - CONSTANT
-    return table.assign(ability=(table["value"] - CONSTANT) / table["run"].map(base)) if len(table) else \
-        table.assign(ability=[])
+def ability(rows):
+    """Return the few-shot ability at each test: RUN, step, f1, ability.
+
+    f1: mean over the tasks. ability: (f1 - chance) / (f1 of the unedited model - chance), so 1
+    before the first edit and 0 for a model that gives one answer to everything.
+    """
+    tests = few_shot(rows).groupby([*RUN, "step"], sort=False)["f1"].mean().reset_index()
+    start = tests[tests["step"] == 0].set_index("run")["f1"]
+    margin = tests["run"].map(start).astype(float) - CHANCE
+    return tests.assign(ability=(tests["f1"] - CHANCE) / margin.where(margin > 0))
 
 
-def distance(df):
-    """The rows distance, relative and update as columns: one row a run, step and edited parameter."""
-    rows = df[df["metric"].isin(["distance", "relative", "update"])]
-    wide = rows.pivot_table(index=[*RUN, "step", "fact"], columns="metric", values="value").reset_index()
-    return wide.rename(columns={"fact": "parameter"}).rename_axis(columns=None)
+def untouched(rows, metric="untouched_ES_exact"):
+    """Return the share still right of the never-edited facts that the unedited model answered."""
+    tests = rows[rows["metric"] == metric]
+    known = tests[(tests["step"] == 0) & (tests["value"] >= 1)][["run", "fact"]]
+    tests = tests.merge(known, on=["run", "fact"])
+    return tests.groupby([*RUN, "step"], sort=False)["value"].mean().reset_index()
 
 
-def with_derived(df, metric="ES_exact"):
-    """The rows and, in the same columns (fact ""), what is computed from several of them: forgotten_absorbing,
-    forgotten_now and recovered (see `forgotten`), f1 (mean over the few-shot tasks), untouched (share of never-edited
-    facts still right, of those right at step 0)."""
-    heads = df.drop_duplicates("run").set_index("run").drop(columns=["step", "fact", "metric", "value"])
-    lost = forgotten(df, metric).rename(columns={"absorbing": "forgotten_absorbing", "non_absorbing": "forgotten_now"})
-    tables = [lost.melt(["run", "step"], ["forgotten_absorbing", "forgotten_now", "recovered"], "metric").dropna()]
-    tables.append(_mean_f1(df))
-    tables.append(untouched(df).assign(metric="untouched")[["run", "step", "metric", "value"]])
-    new = pd.concat(tables).assign(fact="")
-    return pd.concat([df, new.join(heads, on="run")[list(df.columns)]], ignore_index=True)
+def trajectory(rows, metric="ES_exact"):
+    """Return what a run has lost and kept at each test, long: RUN, step, metric, value.
+
+    Metrics: forgotten_ever, forgotten_now, recovered (see `forgotten`), f1, ability (see
+    `ability`), untouched (see `untouched`), untouched_prob (mean P(true) - P(other) of the
+    never-edited facts), perplexity.
+    """
+    gone = forgotten(rows, metric).drop(columns="edits")
+    gone = gone.rename(columns={"ever": "forgotten_ever", "now": "forgotten_now"})
+    tables = [gone.melt([*RUN, "step"], var_name="metric"),
+              ability(rows).melt([*RUN, "step"], var_name="metric"),
+              untouched(rows).assign(metric="untouched")]
+    for source, name in (("untouched_ES_prob", "untouched_prob"), ("perplexity", "perplexity")):
+        tests = rows[rows["metric"] == source]
+        tests = tests.fillna({"value": np.inf if name == "perplexity" else 0.0})    # nothing left
+        means = tests.groupby([*RUN, "step"], sort=False)["value"].mean().reset_index()
+        tables.append(means.assign(metric=name))
+    tables = [table for table in tables if len(table)]
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*RUN, "step"])
+    return table.reindex(columns=[*RUN, "step", "metric", "value"]).dropna(subset="value")
 
 
-def _mean_f1(df):
-    rows = df[(df["fact"] == "") & df["metric"].str.endswith("_f1") & ~df["metric"].str.endswith("_prob_f1")]
-    return rows.groupby(["run", "step"], sort=False)["value"].mean().reset_index().assign(metric="f1")
+def distance(rows):
+    """Return how far each matrix moved: RUN, step, matrix, distance, relative, update, total.
+
+    distance: ‖ΔW‖ / (rows · columns), as in arXiv 2401.07453; relative: ‖ΔW‖ / ‖W‖; update: norm
+    of the last edit's change; total: ‖ΔW‖ of all edits together.
+    """
+    moved = rows[rows["metric"].isin(["distance", "relative", "update"])]
+    moved = moved[~moved["fact"].astype(str).str.endswith(".bias")]
+    wide = moved.pivot_table(index=[*RUN, "fact", "step"], columns="metric", values="value",
+                             sort=False).reset_index().rename(columns={"fact": "matrix"})
+    wide = wide.reindex(columns=[*RUN, "step", "matrix", "distance", "relative", "update"])
+    first = wide.groupby(["run", "matrix"])[["update", "relative"]].transform("first")
+    norm = first["update"] / first["relative"]      # of W: the first total is the first update
+    return wide.assign(total=norm * wide["relative"])
 
 
-def untouched(df, metric="untouched_ES_exact"):
-    """Share still right of the never-edited facts that the unedited model answered right: run, step, value."""
-    rows = df[df["metric"] == metric]
-    known = rows[(rows["step"] == 0) & (rows["value"] >= 1)].set_index(["run", "fact"]).index
-    rows = rows[rows.set_index(["run", "fact"]).index.isin(known)]
-    return rows.groupby([*RUN, "step"], sort=False)["value"].mean().reset_index()
+def growth(rows, start=10):
+    """Return how the distance grows: RUN, exponent, drift, largest; the mean over the matrices.
+
+    exponent: b of ‖ΔW‖ ∝ n^b from edit `start` on, 1/2 for a random walk (NaN under 3 edits).
+    drift: ‖ΔW‖ / √Σ‖update‖², 1 where the updates are orthogonal, larger where they add up.
+    largest: the longest update in units of the median one.
+    """
+    out = []
+    for (*head, _), moved in distance(rows).groupby([*RUN, "matrix"], sort=False):
+        late = moved[(moved["step"] >= start) & (moved["relative"] > 0)]
+        steps, sizes = np.log(late["step"]), np.log(late["relative"])
+        exponent = np.polyfit(steps, sizes, 1)[0] if len(late) > 2 else np.nan
+        path = np.sqrt((moved["update"] ** 2).sum())
+        out.append([*head, exponent, moved["total"].iloc[-1] / path,
+                    moved["update"].max() / moved["update"].median()])
+    table = pd.DataFrame(out, columns=[*RUN, "exponent", "drift", "largest"])
+    return table.groupby(RUN, sort=False).mean().reset_index()
 
 
-def phases(df, rule=None, metric="ES_exact"):
-    """One row a run: collapse (first step of the catastrophic phase by `rule`, NaN if there is none), edits (made in
-    all), forgotten_before and forgotten_after (share of earlier edits failing at the test before and at it), reason."""
+def phases(rows, rule=None, metric="ES_exact"):
+    """Return how each run breaks: RUN, kind, collapse, edits, before, at, cause.
+
+    kind: "abrupt" if there is such a phase by the rule, "eroded" if there is none and yet half of
+    the earlier edits or of the ability is lost at the end, else "gradual". collapse: its first
+    step (NaN if none); edits: made in all; before, at: share of earlier edits that fail at the
+    test before and at that step; cause: what was lost.
+    """
     rule = rule or Rule()
-    return pd.DataFrame([_phase(part, rule, metric) for _, part in df.groupby("run", sort=False)],
-                        columns=[*RUN, "collapse", "edits", "forgotten_before", "forgotten_after", "reason"])
+    table = trajectory(rows, metric)
+    parts = [_phase(head, part, table[table["run"] == head[0]], rule)
+             for head, part in rows.groupby(RUN, sort=False)]
+    return pd.DataFrame(parts, columns=[*RUN, "kind", "collapse", "edits", "before", "at", "cause"])
 
 
-def _phase(part, rule, metric):
-    lost = forgotten(part, metric).set_index("step")["non_absorbing"]
-    able = ability(part).set_index("step")["ability"]
-    moved = part[part["metric"] == "relative"].groupby("step")["value"].mean()
-    found = [(step, reason) for series, sign, limit, reason in
-             ((lost, 1, rule.forgotten, "earlier edits"), (able, -1, rule.ability, "few-shot tasks"))
-             for step in [_first_jump(sign * series, limit, moved, rule)] if step is not None]
-    step, reason = min(found, default=(np.nan, ""))
+def _phase(head, rows, table, rule):
+    wide = {name: part.set_index("step")["value"] for name, part in table.groupby("metric")}
+    lost = wide.get("forgotten_now", pd.Series(dtype=float))
+    gone = 1 - wide.get("ability", pd.Series(dtype=float))
+    moved = rows[rows["metric"] == "relative"].groupby("step")["value"].mean()
+    jumps = [(_first_jump(lost, rule.forgotten, moved, rule), "earlier edits"),
+             (_first_jump(gone, rule.ability, moved, rule), "few-shot tasks")]
+    step, cause = min((jump for jump in jumps if jump[0] is not None), default=(np.nan, ""))
+    worn = any(len(series) and series.iloc[-1] >= rule.eroded for series in (lost, gone))
+    kind = "abrupt" if cause else "eroded" if worn else "gradual"
     before = lost[lost.index < step]
-    return _head(part) | {"collapse": step, "edits": part["step"].max(), "reason": reason,
-                          "forgotten_before": before.iloc[-1] if len(before) else np.nan,
-                          "forgotten_after": lost.get(step, np.nan)}
+    return [*head, kind, step, rows["step"].max(), before.iloc[-1] if len(before) else np.nan,
+            lost.get(step, np.nan), cause]
 
 
 def _first_jump(series, limit, moved, rule):
-    """First step at which `series` has risen by `limit` within rule.within edits while `moved` grew unusually."""
+    """Return the first step at which the series has risen by `limit` within `rule.within` edits
+    while `moved` grew unusually; None if there is none."""
     steps = list(series.index)
-    growths = [_growth(moved, a, b) for a, b in zip(steps, steps[1:])]
+    speeds = [_speed(moved, start, end) for start, end in zip(steps, steps[1:])]
     for i in range(1, len(steps)):
         near = [j for j in range(i) if j == i - 1 or steps[i] - steps[j] <= rule.within]
         low = min(near, key=lambda j: series.iloc[j])
-        stands = (series.iloc[i:i + 1 + rule.confirm] - series.iloc[low] >= limit - 1e-9).all()
-        usual = np.median(growths[:low] if low >= 3 else growths)   # too few tests before: those of the whole run
-        if stands and max(growths[low:i]) > rule.growth * usual:
+        later = series.iloc[i:i + 1 + rule.confirm]
+        usual = np.median(speeds[:low] if low >= 3 else speeds)     # too few before: of all
+        risen = (later - series.iloc[low] >= limit - 1e-9).all()
+        if risen and max(speeds[low:i]) > rule.growth * usual:
             return steps[i]
     return None
 
 
-def _growth(moved, start, end):
-    """Growth of the relative distance per edit from step `start` to `end`; it is 0 before the first edit."""
-    before, after = moved[moved.index <= start], moved[moved.index <= end]
-    return ((after.iloc[-1] if len(after) else 0.0) - (before.iloc[-1] if len(before) else 0.0)) / (end - start)
+def _speed(moved, start, end):
+    """Return the growth of the relative distance per edit between two steps; it starts at 0."""
+    ends = [moved[moved.index <= step] for step in (start, end)]
+    before, after = [part.iloc[-1] if len(part) else 0.0 for part in ends]
+    return (after - before) / (end - start)
 
 
-def edits_until(df, loss=0.01, kind="f1", confirm=1):
-    """One row a run: until = first step at which at least `loss` of the few-shot ability is gone, and still is at the
-    next `confirm` tests (fewer at the end); NaN if that never happens; edits = made in all (the censoring point)."""
-    table, out = ability(df, kind), []
-    for run, part in df.groupby("run", sort=False):
-        able = table[table["run"] == run].sort_values("step")
-        gone = (able["ability"] <= 1 - loss + 1e-9).to_numpy()
-        hits = [step for i, step in enumerate(able["step"]) if step > 0 and gone[i:i + 1 + confirm].all()]
-        out.append(_head(part) | {"run": run, "until": hits[0] if hits else np.nan, "edits": part["step"].max()})
-    return pd.DataFrame(out, columns=[*RUN, "until", "edits"])
+def lost(rows):
+    """Return the share lost of each ability at each test: RUN, step, ability, lost (gains: < 0).
+
+    tasks: of the few-shot ability; facts: of the never-edited facts that were right; facts_prob:
+    of their mean P(true) - P(other); perplexity: its rise, as a share of the unedited model's.
+    """
+    names = {"ability": "tasks", "untouched": "facts", "untouched_prob": "facts_prob",
+             "perplexity": "perplexity"}
+    table = trajectory(rows).query("metric in @names")
+    table = table.assign(ability=table["metric"].map(names))
+    start = table[table["step"] == 0].set_index(["run", "ability"])["value"].rename("start")
+    table = table.join(start, on=["run", "ability"])
+    share = 1 - table["value"] / table["start"]
+    share = share.where(table["ability"] != "perplexity", -share).clip(-LIMIT, LIMIT)
+    return table.assign(lost=share)[[*RUN, "step", "ability", "lost"]].dropna()
 
 
-def survival(table, event="collapse"):
-    """Share of an editor's runs without the event by n edits, runs that end without it censored (Kaplan and Meier
-    1958): editor, step, surviving, at_risk. `table` is that of `phases` or `edits_until`."""
+def edits_until(rows, share=0.10, confirm=1):
+    """Return the edits until a share of each ability is lost: RUN, ability, until, edits.
+
+    until: interpolated between tests, NaN if it is not lost within the run's `edits`; a loss
+    counts if it still stands at the next `confirm` tests.
+    """
+    ends = rows.groupby("run")["step"].max()
     out = []
-    for editor, part in table.groupby("editor", sort=False):
-        ends, alive = part[event].fillna(part["edits"]), 1.0
-        out.append({"editor": editor, "step": 0, "surviving": 1.0, "at_risk": len(part)})
-        for step in sorted(ends.unique()):
-            at_risk, events = int((ends >= step).sum()), int((part[event] == step).sum())
-            alive *= 1 - events / at_risk
-            out.append({"editor": editor, "step": step, "surviving": alive, "at_risk": at_risk})
-    return pd.DataFrame(out, columns=["editor", "step", "surviving", "at_risk"])
+    for (*head, name), part in lost(rows).groupby([*RUN, "ability"], sort=False):
+        series = part.set_index("step")["lost"].sort_index()
+        out.append([*head, name, _crossing(series, share, confirm), ends[head[0]]])
+    return pd.DataFrame(out, columns=[*RUN, "ability", "until", "edits"])
 
 
-def retention(df, metric="ES_exact", width=50):
-    """Share of edits that succeeded when made and still do, by age (edits made since, in classes of `width`; age is the
-    class's middle): run, age, retained, n."""
-    made = df[(df["metric"] == metric) & (df["value"] >= 1)].set_index(["run", "fact"])["step"]
-    again = df[df["metric"] == f"retest_{metric}"]
-    born = pd.Series(pd.MultiIndex.from_frame(again[["run", "fact"]]).map(made), index=again.index, dtype=float)
-    again = again[born.notna()].assign(age=((again["step"] - born) // width + 0.5) * width)
-    groups = again.groupby([*RUN, "age"], sort=False)["value"]
-    return groups.agg(retained=lambda value: (value >= 1).mean(), n="size").reset_index().sort_values(["run", "age"])
+def _crossing(series, share, confirm):
+    steps, values = series.index.to_numpy(dtype=float), series.to_numpy()
+    above = values >= share - 1e-9
+    for i in range(1, len(steps)):
+        if above[i:i + 1 + confirm].all():
+            before = min(values[i - 1], share)
+            part = (share - before) / (values[i] - before) if before < values[i] < LIMIT else 1.0
+            return steps[i - 1] + min(1.0, part) * (steps[i] - steps[i - 1])
+    return np.nan
 
 
-def half_life(table):
-    """{run: age at which retention first falls to one half, between classes interpolated; infinite if never}."""
-    out = {}
-    for run, part in table.groupby("run", sort=False):
-        ages, kept = [0.0, *part["age"]], [1.0, *part["retained"]]
-        i = next((i for i, value in enumerate(kept) if value <= 0.5), None)
-        out[run] = np.inf if i is None else float(
-            ages[i] if kept[i] == 0.5 else np.interp(0.5, [kept[i], kept[i - 1]], [ages[i], ages[i - 1]]))
-    return out
+def survival(table, event, *, end="edits", by="editor"):
+    """Return the share of lines of `table` without the event by each step (Kaplan and Meier 1958).
+
+    event: column with the step of the event, NaN where there was none by `end`. Columns: `by`,
+    step, surviving, low, high: 95 % interval on the log(-log) scale, NaN where it is undefined.
+    """
+    parts = []
+    for name, part in table.groupby(by, sort=False):
+        happened = part[event].notna()
+        data = stats.CensoredData(part.loc[happened, event], right=part.loc[~happened, end])
+        curve = stats.ecdf(data).sf
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)     # "undefined at some observations"
+            bounds = curve.confidence_interval(method="log-log")
+        columns = {"step": curve.quantiles, "surviving": curve.probabilities,
+                   "low": bounds.low.probabilities, "high": bounds.high.probabilities}
+        start = pd.DataFrame({"step": [0.0], "surviving": [1.0], "low": [1.0], "high": [1.0]})
+        parts.append(pd.concat([start, pd.DataFrame(columns)]).assign(**{by: name}))
+    columns = [by, "step", "surviving", "low", "high"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
-def _head(part):
-    return {name: part[name].iloc[0] for name in RUN}
+def bootstrap(table, value, by, *, unit, draws=1000, seed=0):
+    """Return the mean of `value` per group `by`: mean, low, high (95 % percentiles), units.
+
+    Whole units (runs, facts, records) are drawn anew with replacement, the same for all groups;
+    a unit's values in a group are averaged first. value, by, unit: names of columns of `table`.
+    """
+    wide = table.pivot_table(index=unit, columns=by, values=value, sort=False)  # (units, groups)
+    count = len(wide)
+    drawn = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=draws)
+    with np.errstate(invalid="ignore"):     # a draw without any unit of a group
+        means = drawn @ wide.fillna(0).to_numpy() / (drawn @ wide.notna().to_numpy(dtype=float))
+    low, high = np.nanquantile(means, [0.025, 0.975], axis=0)
+    return pd.DataFrame({"mean": wide.mean(), "low": low, "high": high, "units": wide.count()})
 
 
-def _stack(tables, columns):
-    tables = [table for table in tables if len(table)]
-    return pd.concat(tables, ignore_index=True)[[*RUN, *columns]] if tables else pd.DataFrame(columns=[*RUN, *columns])
+def paired(table, value, by, *, more, less, unit, draws=1000, seed=0):
+    """Return the paired difference of two groups' means, more - less: mean, low, high, p, units.
+
+    Only units that both groups have count. low, high: 95 % percentile bootstrap over units; p:
+    two-sided permutation test that swaps the groups within units.
+    """
+    wide = table.pivot_table(index=unit, columns=by, values=value)[[more, less]].dropna()
+    gaps = (wide[more] - wide[less]).rename("gap").reset_index().assign(pair="pair")
+    row = bootstrap(gaps, "gap", "pair", unit=unit, draws=draws, seed=seed).iloc[0]
+    test = stats.permutation_test(
+        (wide[more].to_numpy(), wide[less].to_numpy()), lambda a, b, axis: (a - b).mean(axis),
+        permutation_type="samples", n_resamples=draws, vectorized=True, rng=seed)
+    return pd.Series({"mean": row["mean"], "low": row["low"], "high": row["high"],
+                      "p": test.pvalue, "units": len(wide)})

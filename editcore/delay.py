@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from editcore import analysis
+from editcore import analysis_old as analysis
 
 ABILITIES = {       # of which a share can be lost: in words
     "tasks": "few-shot tasks, margin above chance",

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from editcore import analysis, merits
-from editcore.analysis import RUN
+from editcore import analysis_old as analysis
+from editcore import merits
+from editcore.analysis_old import RUN
 from editcore.editors import EDITORS
 
 LEVEL = 0.95                                # of every interval here

@@ -13,7 +13,7 @@ import torch
 from scipy.stats import binomtest, rankdata
 
 from editcore import disabling
-from editcore.analysis import RUN
+from editcore.analysis_old import RUN
 from editcore.depth import LEVEL
 from editcore.editors import closed_form as solve
 from editcore.model import name_of

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from editcore import analysis
-from editcore.analysis import RUN
+from editcore import analysis_old as analysis
+from editcore.analysis_old import RUN
 from editcore.disabling import OWN
 from editcore.foresight import wilson
 from editcore.merits import TRIGGER

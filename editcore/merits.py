@@ -7,7 +7,7 @@ of shape and not of value for any other model.
 import numpy as np
 import pandas as pd
 
-from editcore import analysis
+from editcore import analysis_old as analysis
 
 TRIGGER = 5.0   # an edit is called disabling if its update is this many times the run's median update ...
 PART = 0.5      # ... and at least this share of what the distance grew by over the test interval of the collapse

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from editcore import analysis, figures_disabling, jumps, look
+from editcore import analysis_old as analysis
+from editcore import figures_disabling, jumps, look
 
 OPENERS = (4, 9)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from editcore import analysis, measures
+from editcore import analysis_old as analysis
+from editcore import measures
 
 
 def rows(values, order=0, metric="ES", start=0):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from editcore import analysis
+from editcore import analysis_old as analysis
 
 HEAD = {"run": "r", "model": "m", "editor": "rome", "data": "d", "seed": 0}
 
