@@ -31,7 +31,7 @@ def parser():
                                formatter_class=argparse.RawDescriptionHelpFormatter)
 
     for add in (_add_edit, _add_apply, _add_evaluate, _add_notebooks, _add_study, _add_hyper, _add_disabling,
-                _add_data, _add_bench_and_pocket):
+                _add_data, _add_bench):
         add(command)
     for one in (top, *made.choices.values()):
         one.error = _refuse
@@ -157,7 +157,7 @@ def _add_data(command):
     data.add_argument("--check", metavar="FILE", help="compare this file with what is known of it")
 
 
-def _add_bench_and_pocket(command):
+def _add_bench(command):
     bench = command("bench", "seconds per edit, beside a serial full-forward version of the same edit",
                     "bench pocket --editor rome -n 8")
     _add_model(bench, default="pocket")
@@ -168,15 +168,6 @@ def _add_bench_and_pocket(command):
                        help="time R runs of n / R edits in one pass, beside the same runs apart")
     bench.add_argument("--scores", action="store_true", help="time the scores of n edited records of each task instead")
     bench.add_argument("--gram", action="store_true", help="time inner products of gradients of GPT2-XL's size instead")
-    pocket = command("pocket", "train a pocket model on the facts of a file, or on the pocket world",
-                     "pocket counterfact.json -o results/pocket_counterfact --set steps=4000")
-    pocket.add_argument("facts", nargs="?", metavar="FACTS.json",
-                        help="CounterFact records (default: the pocket world)")
-    pocket.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
-                        help="settings of the recipe")
-    pocket.add_argument("--seed", type=int, default=0, help="of world, text and weights (default: 0)")
-    pocket.add_argument("--device", default="")
-    _add_output(pocket, "DIR")
 
 
 def _add_model(one, default=None, dtype="float32"):

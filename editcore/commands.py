@@ -169,20 +169,8 @@ def bench(given):
     sys.stdout.write(f"{text}\n")
 
 
-def pocket(given):
-    """A trained pocket model."""
-    from editcore import pocket as recipe
-
-    words = pairs(given.set) | {"seed": given.seed}
-    made = recipe.build(Path(given.facts) if given.facts else None, Path(given.output),
-                        settings(recipe.PocketConfig(), words), given.device or default_device())
-    shown = {name: value for name, value in made.items() if isinstance(value, (int, float, str))}
-    sys.stdout.write("".join(f"{name}: {value}\n" for name, value in shown.items()))
-
-
 COMMANDS = {"edit": edit, "apply": apply, "evaluate": evaluate, "run": runners.run, "study": runners.study,
-            "hyper": runners.hyper, "report": runners.build, "disabling": predicted, "data": sets, "bench": bench,
-            "pocket": pocket}
+            "hyper": runners.hyper, "report": runners.build, "disabling": predicted, "data": sets, "bench": bench}
 
 
 def pairs(words):
@@ -191,20 +179,6 @@ def pairs(words):
         if "=" not in word:
             raise ValueError(f"--set {word}: give NAME=VALUE")
     return dict(word.split("=", 1) for word in words)
-
-
-def settings(config, words):
-    """The frozen dataclass `config` with fields replaced by words, read as the type of the field's present value."""
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    values = {}
-    for name, word in words.items():
-        if name not in fields or not isinstance(fields[name], (int, float, str)):
-            raise ValueError(f"--set {name}: unknown; known are {', '.join(fields)}")
-        try:
-            values[name] = type(fields[name])(word)
-        except ValueError:
-            raise ValueError(f"--set {name}: {word!r} is not of type {type(fields[name]).__name__}") from None
-    return dataclasses.replace(config, **values)
 
 
 def _load(name, given, delta=None):

@@ -24,7 +24,7 @@ from editcore.metrics import means, measure
 from editcore.model import content_hash, load
 
 SHARED = Path(__file__).parents[2] / "shared"
-COMMANDS = ["edit", "apply", "evaluate", "run", "study", "hyper", "report", "disabling", "data", "bench", "pocket"]
+COMMANDS = ["edit", "apply", "evaluate", "run", "study", "hyper", "report", "disabling", "data", "bench"]
 
 
 @pytest.fixture(scope="module")
@@ -249,24 +249,6 @@ def test_bench_gets_its_model(at, monkeypatch, capsys):
     assert [given[2:] for given in calls] == [(["ft", "memit"], 3, "model", 0), (["rome", "memit"], 8, "2x64", 0)]
     assert calls[1][0].config.n_layer == 2 and calls[1][0].config.n_embd == 64
     assert capsys.readouterr().out == "times\ntimes\n"
-
-
-def test_pocket_gets_its_recipe(at, monkeypatch, capsys):
-    calls = []
-    monkeypatch.setattr("editcore.pocket.build", lambda *given: calls.append(given) or {"recall": 1.0, "log": []})
-    assert does("pocket facts.json -o out --set steps=7 --seed 3 --device cpu") == 0 and does("pocket -o out") == 0
-    facts, folder, config, device = calls[0]
-    assert (facts, folder, config.steps, config.seed, device) == (Path("facts.json"), Path("out"), 7, 3, "cpu")
-    assert calls[1][0] is None and capsys.readouterr().out == "recall: 1.0\n" * 2
-
-
-def test_settings_of_a_recipe_are_typed():
-    config = stats.CountSettings()
-    assert commands.settings(config, {"length": "7", "part": "attn"}) == stats.CountSettings(length=7, part="attn")
-    with pytest.raises(ValueError, match="--set size: unknown; known are tokens, length"):
-        commands.settings(config, {"size": "7"})
-    with pytest.raises(ValueError, match="--set length: 'long' is not of type int"):
-        commands.settings(config, {"length": "long"})
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the reference results are not beside this checkout")

@@ -24,8 +24,7 @@ LAYERS = ["files", "slots", "progress", "facts", "records", "instructions", "wri
           "mixtures", "disabling", "depth", "foresight", "alarms", "jumps", "delay", "measures", "checkup", "bench",
           "scorebench", "look", "portraits", "figures", "figures_disabling", "figures_depth", "figures_delay",
           "figures_measures", "figures_tasks", "figures_instructions", "figures_directions", "figures_mixtures",
-          "pages", "publish", "report", "world", "worldtext", "editworld", "corpus", "wordpieces", "packing",
-          "learning", "pocket_report", "pocket", "data", "runners", "commands", "__main__"]
+          "pages", "publish", "report", "data", "runners", "commands", "__main__"]
 
 
 def name(path):
