@@ -166,8 +166,6 @@ def _add_bench(command):
     bench.add_argument("-n", type=int, default=8, help="facts (default: 8)")
     bench.add_argument("--runs", type=int, default=0, metavar="R",
                        help="time R runs of n / R edits in one pass, beside the same runs apart")
-    bench.add_argument("--scores", action="store_true", help="time the scores of n edited records of each task instead")
-    bench.add_argument("--gram", action="store_true", help="time inner products of gradients of GPT2-XL's size instead")
 
 
 def _add_model(one, default=None, dtype="float32"):

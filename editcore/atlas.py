@@ -7,17 +7,18 @@
 """
 
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from editcore import separation
 from editcore.files import atomic, sha256_text
-from editcore.instructedit import directions, hypernet, instructions, mend
+from editcore.instructedit import directions, instructions, mend
 from editcore.instructedit import trained_editors as systems
-from editcore.instructedit.directions import Asked
+from editcore.instructedit.records import load_records, records_folder
 from editcore.model import load
 from editcore.progress import bar
 from editcore.study.run import model_files_hash
@@ -47,7 +48,6 @@ class Lab:
     name: str           # as given to `opened`
     records: tuple
     groups: tuple       # the task of each
-    kept: dict = field(default_factory=dict)    # Asked -> raw factors of all records, the newest two
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Source:
 
 def opened(name="pocket", data="", records=80, tasks=TASKS, seed=0):
     """The Lab of a model and as many test records a task as asked for, or as the smallest task has."""
-    every = systems.load_records(name, data, "test")
+    every = load_records(name, data, "test")
     if missing := [task for task in tasks if task not in every]:
-        raise FileNotFoundError(f"{systems.records_folder(name, data)}: no {missing[0]}_test.json")
+        raise FileNotFoundError(f"{records_folder(name, data)}: no {missing[0]}_test.json")
     count = min(records, *(len(every[task]) for task in tasks))
     if count < separation.FOLDS:
         raise ValueError(f"atlas: {count} records a task, but {separation.FOLDS} are needed")
@@ -93,45 +93,29 @@ def controls(full, plain):
 
 
 def edits(lab, source, editors="results/editors", site=None):
-    """For each record {map: factors} of its edit by the source, of all maps or of one; systems that are not trained are
-
-    trained now.
-    """
-    found, of_task = list(_raw(lab, source)), dict(source.systems)
-    if source.made == RAW:
-        return found
+    """The `directions.Edits` of all records by the source; systems that are not trained are trained now."""
+    stage = {RAW: "raw", NEUTRAL: "untrained", EDITOR: "trained"}[source.made]
+    of_task, first = dict(source.systems), source.systems[0][1]
+    parts = {}
     for system in dict.fromkeys(of_task.values()):
-        network = hypernet.load(systems.train(system, editors), lab.model.device)
-        network = replace(network, sites=tuple(one for one in network.sites if site in (None, one.name)))
-        if source.made == NEUTRAL:
-            neutral = hypernet.start(network.sites, network.settings).weights
-            network = hypernet.moved(replace(network, weights=neutral), lab.model.device)
-        mine = [i for i, task in enumerate(lab.groups) if of_task[task] == system]
-        for i, one in zip(mine, directions.edits(network, [found[i] for i in mine])):
-            found[i] = one
-    return found
+        found = directions.gradients(
+            lab.model, lab.tok, lab.records, replace(system, style=source.style, seed=first.seed), stage="raw")
+        parts[system] = found if stage == "raw" else _through(system, stage, editors, found)
+    factors = tuple(parts[of_task[task]].factors[i] for i, task in enumerate(lab.groups))
+    return replace(parts[first], factors=factors)
 
 
-def _raw(lab, source):
-    """Raw factors of all records behind the source's prefix."""
-    asked, config = _asked(source), systems.configured(source.systems[0][1])[0]
-    if asked not in lab.kept:
-        while len(lab.kept) > 1:
-            lab.kept.pop(next(iter(lab.kept)))
-        lab.kept[asked] = directions.gradients(lab.model, lab.tok, lab.records, config, asked)
-    return lab.kept[asked]
-
-
-def _asked(source):
-    """How a source's edits are asked: descriptions are drawn from those that its first system was trained with."""
-    system = source.systems[0][1]
-    return Asked(source.style, seen=system.n_descriptions, seed=system.seed, table=system.descriptions)
+def _through(system, stage, editors, found):
+    network = directions._network(system, stage, editors)
+    with torch.no_grad():
+        return replace(found, factors=tuple(directions._transformed(network, one) for one in found.factors))
 
 
 def maps(lab, source):
     """{name: words} of the maps that a source edits, in the order of the blocks, which are counted from 0."""
     config, _ = systems.configured(source.systems[0][1])
-    names, blocks = [site.name for site in mend.sites(lab.model, config)], mend.layers(lab.model, config)
+    names = [site.name for site in mend.sites(lab.model, config.layers, config.parts)]
+    blocks = mend.layer_numbers(lab.model, config.layers)
     each = len(names) // len(blocks)
     parts = ("in", "gate", "out") if each == 3 else ("in", "out") if each == 2 else (config.parts.removeprefix("mlp_"),)
     return {name: f"block {block}, {part}" for name, (block, part) in
@@ -148,9 +132,10 @@ def table(lab, whose, out_dir="results/directions", editors="results/editors"):
     for name in bar(order, "directions", len(order)):
         path = Path(out_dir) / f"{identifier(lab, whose[name], editors)}.parquet"
         if not path.is_file():
-            mark, own = "" if whose[name].made == RAW else "~", edits(lab, whose[name], editors)
-            rows = [separation.scored(C, lab.groups).assign(reading=reading, map=site, record=range(len(own)))
-                    for reading, site, C in directions.views(own, mark=mark)]
+            own, mark = edits(lab, whose[name], editors), "" if whose[name].made == RAW else "~"
+            rows = [separation.scored(directions.cosines(own, one, part), lab.groups).assign(
+                reading=part + mark, map=one or "together", record=range(len(own)))
+                for one in (*own.maps, "") for part in (("u", "delta", "G") if one else ("G",))]
             with atomic(path) as tmp:
                 pd.concat(rows, ignore_index=True).to_parquet(tmp, index=False)
         found[name] = pd.read_parquet(path).assign(source=name)
@@ -162,25 +147,18 @@ def identifier(lab, source, editors="results/editors"):
     if source.made == RAW:
         who = list(maps(lab, source))
     else:
-        who = [(task, hypernet.digest(systems.train(one, editors))) for task, one in source.systems]
-    return f"{source.made}-{sha256_text(FORMAT, model_files_hash(lab.name), lab.records, who, _asked(source))[:16]}"
+        who = [(task, systems.train(one, editors).parent.name) for task, one in source.systems]
+    return f"{source.made}-{sha256_text(FORMAT, model_files_hash(lab.name), lab.records, who, source.style)[:16]}"
 
 
 def cosines(lab, source, site, editors="results/editors"):
     """Cosines (n, n) of the edits of a Source in one map."""
-    return directions.cosines(directions.gram(directions.stacked(edits(lab, source, editors, site), site)))
+    return directions.cosines(edits(lab, source, editors), site)
 
 
 def panel(lab, first, second, site, editors="results/editors", reading="G"):
-    """Cosines (2n, 2n) of the edits of two Sources in one map: those of the first, then those of the second.
-
-    reading: "G", or a key of directions.MEANS.
-    """
-    both = [one for source in (first, second) for one in edits(lab, source, editors, site)]
-    if reading == "G":
-        return directions.cosines(directions.gram(directions.stacked(both, site)))
-    vectors = directions.means(both, site, reading)
-    return directions.cosines(vectors @ vectors.T)
+    """Cosines (2n, 2n) of the edits of two Sources in one map: those of the first, then those of the second."""
+    return directions.cosines(edits(lab, first, editors) + edits(lab, second, editors), site, reading)
 
 
 def paired(C):

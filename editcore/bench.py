@@ -18,7 +18,6 @@ from editcore import serial
 from editcore.delta import Delta, dense
 from editcore.editors import EDITORS, Prepared, configure
 from editcore.facts import Fact, read_facts
-from editcore.instructedit import directions
 from editcore.model import n_layers, synchronize
 from editcore.moments import CountSettings, Moments, second_moments
 
@@ -165,41 +164,6 @@ def shared(model, tok, facts, configs, runs=5, repeats=2):
                          "together": seconds["together"] / edits, "gain": seconds["apart"] / seconds["together"],
                          "difference": _difference(results["together"], plain)})
     return pd.DataFrame(rows).assign(threads=1)
-
-
-def gram(shape=(1600, 6400), edits=24, tokens=(2, 10, 40), study=300, threads=1):
-    """DataFrame with a row a number of tokens an edit: seconds for the inner products of the gradients of random edits
-
-    of one map (d_in, d_out), by tokens, by slices and from whole gradients, in float64; the way that `directions.gram`
-    takes of the first two, how many times faster it is than whole gradients, and the largest difference over the
-    largest product. GB is what that way and whole gradients hold for a study of so many edits, by arithmetic: "whole
-    GB" is more than most machines have.
-    """
-    draw, rows = torch.Generator().manual_seed(0), []
-    with with_threads(threads):
-        for count in tokens:
-            u, delta = (torch.randn(edits * count, width, generator=draw) for width in shape)
-            given = directions.Factors(u, delta, (count,) * edits)
-            ways = {way: timed(lambda given=given, way=way: directions.gram(given, way=way))
-                    for way in ("factors", "slices")}
-            seconds, expected = timed(lambda given=given: _whole(given))
-            work = directions.costs(given, given)
-            own = min(work, key=work.get)
-            held = 4 * study * count * sum(shape) + 8 * (2 * directions.TOKENS * (directions.TOKENS + sum(shape))
-                                                         if own == "factors" else directions.ROOM)
-            rows.append({"tokens": count, "edits": edits, **{f"by {way}": spent for way, (spent, _) in ways.items()},
-                         "whole": seconds, "taken": own, "ratio": seconds / ways[own][0],
-                         f"GB, {study} edits": held / 1e9, "whole GB": 8e-9 * study * shape[0] * shape[1],
-                         "difference": max(((found - expected).abs().max() / expected.abs().max()).item()
-                                           for _, found in ways.values())})
-    return pd.DataFrame(rows).assign(threads=threads)
-
-
-def _whole(given):
-    """Inner products from every gradient, formed and kept."""
-    parts = zip(given.u.double().split(given.counts), given.delta.double().split(given.counts))
-    whole = torch.stack([(u.T @ delta).flatten() for u, delta in parts])
-    return whole @ whole.T
 
 
 def _together(given, orders):

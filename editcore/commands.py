@@ -151,21 +151,16 @@ def sets(given):
 
 
 def bench(given):
-    """Seconds per edit beside the serial version, or of inner products of gradients beside whole ones."""
+    """Seconds per edit beside the serial version."""
     from editcore import bench as timing
-    from editcore import scorebench
 
-    if given.gram:
-        sys.stdout.write(timing.gram().to_string(index=False, float_format="{:.3g}".format) + "\n")
-        return
     shape = [int(word) for word in given.random.split("x")] if given.random else ()
     if given.random and len(shape) != 2:
         raise ValueError(f"--random {given.random}: give LAYERSxWIDTH, as in 12x768")
     model, tok = timing.random_gpt2(*shape, max(1, shape[1] // 64)) if shape else _load(given.model, given)
     model = model.to(given.device or default_device())
     name = given.random or resolve(given.model)
-    text = scorebench.table(model, tok, given.n, name) if given.scores else timing.table(
-        model, tok, given.editor, given.n, name, given.runs)
+    text = timing.table(model, tok, given.editor, given.n, name, given.runs)
     sys.stdout.write(f"{text}\n")
 
 

@@ -129,7 +129,7 @@ def checked_on_test(built, system, task, given, results, records):
     Columns: descriptions, metric, mean.
     """
     sets = {"first round": built.rounds[0]["descriptions"], "best round": built.descriptions,
-            "written by hand": instructions.DESCRIPTIONS[task]}
+            "written by hand": instructions.descriptions()[task]}
     return pd.DataFrame([{"task": task, "descriptions": name, "metric": metric, "mean": value}
                          for name, texts in sets.items()
                          for metric, value in tried_with(system, task, texts, given, results, records).items()])

@@ -60,9 +60,3 @@ def test_table_and_invented_facts(small):
     assert "difference" in text and "one by one" in text
 
 
-def test_inner_products_are_timed_beside_whole_gradients():
-    rows = bench.gram((24, 40), edits=6, tokens=(1, 30), study=50)
-    assert rows["taken"].tolist() == ["factors", "slices"] and (rows["difference"] < 1e-12).all()
-    taken = rows["whole"] / [rows["by factors"][0], rows["by slices"][1]]
-    assert rows["ratio"].tolist() == pytest.approx(taken.tolist())
-    assert rows["whole GB"].tolist() == pytest.approx([8e-9 * 50 * 24 * 40] * 2)

@@ -1,32 +1,15 @@
-"""A model, editors trained or not, and test records in; the scores of every record after its edit, kept, out.
-
-    given = loaded("pocket")
-    cases = [Case("FT-L", Trial(editor="ft"), records), Case("InstructEdit", Trial(system=system), records)]
-    rows = evaluate_all(given, cases)           # the rows of `taskscores.score`, with columns system and seed
-
-An editor edits each record on the model as it is, and only that record's questions see the edit; or, with `learned`
-records, one edit of all of those is what every record is asked of.
-"""
+"""The cases of notebooks 30 to 33 as they were called before `scores.Case`."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pandas as pd
 
-from editcore.editors import EDITORS, configure
-from editcore.files import atomic, read_json, sha256_text
-from editcore.instructedit import examples, hypernet, instructions
-from editcore.instructedit import scores as taskscores
+from editcore.files import read_json
+from editcore.instructedit import scores
 from editcore.instructedit import trained_editors as systems
 from editcore.instructedit.trained_editors import HypernetworkConfig
-from editcore.model import load, resolve
-from editcore.progress import bar
-from editcore.study.run import model_files_hash
 
-FORMAT = 2          # raise it when the same input no longer gives the same scores
 UNSEEDED = -1       # in place of a training seed, where nothing was trained
-AT_ONCE = 64        # records whose edits are held at a time
-# What is compared, in the order of tables: key -> name.
 NAMES = {"base": "Base model", "ft": "FT-L", "calinet": "CaliNet", "ke": "KE", "mend": "MEND, multi-task",
          "grace": "GRACE", "instructedit": "InstructEdit"}
 TOLD = "Base model, instructed"             # no edit, asked behind the instruction: what the words alone do
@@ -38,10 +21,7 @@ JOINT = ("calinet",)                        # those that learn all records at on
 class Loaded:
     """A model that edits are tried on."""
 
-    model: object
-    tok: object
-    name: str       # as given to `loaded`
-    digest: str     # hash of its files
+    name: str
 
 
 @dataclass(frozen=True)
@@ -68,126 +48,22 @@ class Case:
     learned: tuple = () # records that one edit holds together, in place of an edit a record
 
 
-def loaded(name, device=None):
+def loaded(name):
     """The Loaded of "pocket", a folder or a Hugging Face name."""
-    place = resolve(name)
-    return Loaded(*load(place, device), name, model_files_hash(name))
-
-
-def evaluate(given, case, out_dir="results/tasks", editors="results/editors"):
-    """The rows of one Case; see `evaluate_all`."""
-    return evaluate_all(given, [case], out_dir, editors).drop(columns=["system", "seed"])
+    return Loaded(name)
 
 
 def evaluate_all(given, cases, out_dir="results/tasks", editors="results/editors"):
-    """DataFrame with the rows of all cases and columns `system`, their names, and `seed`, those of their trials.
-
-    Each case is kept as out_dir/<id>.parquet, where the id tells model, editor, records and instructions; what is
-    there is read. Systems are trained first if they are not. ValueError names a case that cannot be tried.
-    """
-    cases, found, memory = list(cases), [None] * len(cases), {"records": None, "sheets": [], "joint": {}}
-    for case in cases:
-        if not case.records:
-            raise ValueError(f"{case.name}: there are no records")
-        _editor(given, case.trial, "")
-    order = sorted(range(len(cases)), key=lambda i: sha256_text(*asked(cases[i])))   # equal questions one after another
-    for index in bar(order, "evaluating", len(order)):
-        path = Path(out_dir) / f"{identifier(given, cases[index], editors)}.parquet"
-        if not path.is_file():
-            rows = _tried(given, cases[index], editors, memory)
-            with atomic(path) as tmp:
-                rows.to_parquet(tmp, index=False)
-        found[index] = pd.read_parquet(path).assign(system=cases[index].name, seed=_seed(cases[index].trial))
-    return pd.concat(found, ignore_index=True)
+    """DataFrame of `scores.evaluate`, with columns system, value_exact and value_token."""
+    rows = scores.evaluate([_case(case) for case in cases], given.name, out_dir=out_dir, editors=editors)
+    return rows.rename(columns={"editor": "system", "exact": "value_exact", "token": "value_token"})
 
 
-def _seed(trial):
-    """The training seed of a trial, or that of its descriptions, if it has either."""
-    return trial.seed if trial.system is not None or trial.style else UNSEEDED
-
-
-def identifier(given, case, editors="results/editors"):
-    """Equal models, editors, records and instructions give the same id, whatever their names and folders are."""
-    trial, network = case.trial, ""
-    if trial.system is not None:
-        network = hypernet.digest(systems.train(trial.system, editors))
-    resolved = replace(trial, system=None, settings=(_editor(given, trial, "")[1],))     # with what they leave out
-    edited = framed(case.learned or case.records, trial, trial.style)
-    parts = FORMAT, given.digest, network, resolved, edited, asked(case), bool(case.learned)
-    return f"{trial.editor or (trial.system and trial.system.editor) or 'base'}-{sha256_text(*parts)[:16]}"
-
-
-def framed(records, trial, style):
-    """The records with the trial's instruction in the frame of `style` ("": the trial's own, or none)."""
-    system = trial.system
-    table = systems.descriptions_of(system) if system else instructions.DESCRIPTIONS
-    style = style or trial.style or (system.style if system else "none")
-    seen = system.n_descriptions if system else instructions.SEEN
-    return tuple(instructions.instructed(
-        one, instructions.drawn(one, trial.seed, seen) if trial.number < 0 else trial.number, style, table)
-        for one in records)
-
-
-def asked(case):
-    """The records of a Case as they are asked."""
-    return framed(case.records, case.trial, case.trial.ask)
-
-
-def edits_of(given, trial, records, editors="results/editors", together=False):
-    """An edit a record (a Delta or a Patch, None for no editor), or with `together` one edit of them all."""
-    editor, config = _editor(given, trial, editors)
-    if editor is None:
-        return None if together else [None] * len(records)
-    facts = [examples.asked(one, str, trial.seed) for one in framed(records, trial, trial.style)]
-    prepared = editor.prepare(given.model, given.tok, config, None)
-    if together:
-        return editor.edit(given.model, given.tok, facts, config, prepared)
-    return editor.edit_each(given.model, given.tok, facts, config, prepared)
-
-
-def _editor(given, trial, editors):
-    """(Editor, its settings) of a trial, (None, None) without one; editors "": an untrained network in place of the
-    system's, for a check."""
-    if trial.system is not None:
-        if trial.editor:
-            raise ValueError(f"trial: editor {trial.editor!r} and a system; give one of them")
-        config, _ = systems.configured(systems.check(trial.system))
-        config = replace(config, network=str(systems.train(trial.system, editors))) if editors else config
-        return EDITORS[trial.system.editor], config
-    if not trial.editor:
-        return None, None
-    return EDITORS.get(trial.editor), configure(trial.editor, dict(trial.settings), given.name)
-
-
-def _tried(given, case, editors, memory):
-    """The rows of one Case; `memory` keeps what the next cases may use as well."""
-    model, tok, trial, found = given.model, given.tok, case.trial, []
-    for number, (sheet, before) in enumerate(_asked_before(given, asked(case), memory)):
-        part = case.records[number * AT_ONCE:(number + 1) * AT_ONCE]
-        edits = [_joint(given, case, editors, memory)] * len(part) if case.learned else edits_of(given, trial, part,
-                                                                                                 editors)
-        plain = all(edit is None for edit in edits)
-        found.append(taskscores.score(sheet, before, before if plain else taskscores.read(model, sheet, edits)))
-        if trial.fluency:
-            found.append(taskscores.fluency(model, tok, sheet.records, edits, trial.seed, trial.fluency))
-    return pd.concat(found, ignore_index=True)
-
-
-def _asked_before(given, records, memory):
-    """[(Sheet, what the unedited model says)] of the records in parts; kept for the next case that asks the same."""
-    if memory["records"] != records:
-        parts = [records[first:first + AT_ONCE] for first in range(0, len(records), AT_ONCE)]
-        sheets = [taskscores.prepare(given.model, given.tok, part) for part in parts]
-        memory |= {"records": records, "sheets": [(one, taskscores.read(given.model, one)) for one in sheets]}
-    return memory["sheets"]
-
-
-def _joint(given, case, editors, memory):
-    """The one edit of a case's learned records, made once for all cases that share it."""
-    key = replace(case.trial, fluency=0), case.learned
-    if key not in memory["joint"]:
-        memory["joint"][key] = edits_of(given, case.trial, case.learned, editors, True)
-    return memory["joint"][key]
+def _case(case):
+    trial = case.trial
+    return scores.Case(case.name, tuple(case.records), network=trial.system, key=trial.editor, settings=trial.settings,
+                       style=trial.style, question_style=trial.ask, description=trial.number, seed=trial.seed,
+                       fluency=trial.fluency, together=tuple(case.learned))
 
 
 def table_of(named, records, fluency=48, settings=None):

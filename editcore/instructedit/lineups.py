@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from editcore import progress
 from editcore.instructedit import instructions
-from editcore.instructedit.trained_editors import TASKS, HypernetworkConfig, make_config, records_folder
+from editcore.instructedit.records import records_folder
+from editcore.instructedit.trained_editors import TASKS, HypernetworkConfig, make_config
 from editcore.study.grid import tables
 
 FILE = "data/systems.toml"

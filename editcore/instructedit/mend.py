@@ -1,51 +1,52 @@
-"""A trained hypernetwork, a model and facts in; low-rank changes of MLP matrices, made from edit gradients, out.
+"""Edit with MEND: a trained network turns the gradient of an edit into a low-rank weight change.
 
-MEND (arXiv:2110.11309), also with instructions in the prompts (InstructEdit, arXiv:2402.16123) and on any mixture of
-tasks: those differ in the text that a hypernetwork is trained on and in nothing here. For a linear map y = W x the
-gradient of a loss is sum_b delta_b u_b^T, u_b the input and delta_b = dL/dy at token b, so its rank is at most the
-number of tokens. The hypernetwork maps the pairs (u_b, delta_b) to pairs (u~_b, delta~_b), and the edit is
+MEND (arXiv:2110.11309), also with instructions in the prompts (InstructEdit, arXiv:2402.16123):
+those differ in the text that a network is trained on and in nothing here. For a linear map y = W x
+the gradient of a loss is sum_b delta_b u_b^T, u_b the input and delta_b = dL/dy at token b. The
+network maps (u_b, delta_b) to (u~_b, delta~_b); the edit, of rank at most the number of tokens, is
 
-    W <- W - alpha sum_b delta~_b u~_b^T,       alpha learned, one a matrix, positive at the start.
+    W <- W - alpha sum_b delta~_b u~_b^T,       alpha learned, one per matrix.
 
-A positive alpha descends: an untrained hypernetwork takes one step down the gradient of normalised factors. (The
-published code adds instead and starts at 1e-4; alpha = -1e-4 is that start.)
+A positive alpha descends: the untrained network takes one step down the gradient of normalised
+factors. (The published code adds instead and starts at 1e-4; alpha = -1e-4 is that start.)
 """
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Literal
 
 import torch
+from torch import nn
 
 from editcore.delta import Delta, oriented
-from editcore.editors.rowwise import rows as versioned
-from editcore.editors.rowwise import versions
-from editcore.instructedit import hypernet
-from editcore.instructedit.hypernet import Site
+from editcore.files import load_tensors, save_tensors
+from editcore.hooks import hooked
+from editcore.instructedit import token_tree
 from editcore.likelihood import above, enter
-from editcore.model import batch_tokens, is_input_first, layout, max_length, module_of, n_layers, name_of
+from editcore.model import batch_tokens, is_input_first, layout, module_of, n_layers, name_of
 from editcore.suffix import fused, head
-from editcore.tokens import batches, check_lengths, encode, pad, target_ids
+from editcore.tokens import batches, encode, target_ids
 
 UNTRAINED = "untrained"     # the `network` that is no file: the start of training
-SAME = ("layers", "parts", "rank", "depth", "norm")     # settings that an edit must share with the training
+FORMAT = "editcore-mend-2"
+EPS = 1e-7                  # beside the standard deviation: gradients of large models are small
 
 
 @dataclass(frozen=True)
-class Mend:
-    """Settings of MEND; network has no default for an edit, the rest must be what it was trained with."""
+class Settings:
+    """Settings of MEND; all but network must be what the network was trained with."""
 
-    network: str = ""               # file of the trained hypernetwork; "untrained": the start of training
+    network: str = ""               # file of the trained network, or "untrained"
     layers: tuple = (-3, -2, -1)    # edited blocks; negative ones count from the last
-    parts: Literal["all", "mlp_in", "mlp_out"] = "all"     # their edited maps: "all" of the MLP, or "mlp_in", "mlp_out"
-    rank: int = 1920                # of the hypernetwork's layers, at most d_in + d_out
+    parts: Literal["all", "mlp_in", "mlp_out"] = "all"      # which of their MLP's maps
+    rank: int = 1920                # of the network's layers, at most d_in + d_out
     depth: int = 2                  # residual low-rank layers
     alpha: float = 1e-4             # step at the start of training, learned from there
-    norm: Literal["shape", "map", "none"] = "shape"  # maps that share their running mean and std
-    seed: int = 0                   # of the hypernetwork's first weights
+    seed: int = 0                   # of the first weights
 
 
-PAPER = {   # published by model, but for alpha, which starts at -1e-4 there; pocket: what learns in seconds
+PAPER = {   # published, but for the sign of alpha; pocket: what learns in seconds
     "gpt2-xl": {"layers": (45, 46, 47)},
     "llama-2-7b": {"layers": (29, 30, 31)},
     "pocket": {"layers": (-2, -1), "rank": 64, "alpha": 1e-3},
@@ -53,231 +54,334 @@ PAPER = {   # published by model, but for alpha, which starts at -1e-4 there; po
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Prompts with their continuations as padded token rows, and flat lists of the predictions that are read."""
+class Site:
+    """One edited linear map."""
 
-    ids: torch.Tensor       # (B, T) no mask: a causal model never looks to the right
-    place: torch.Tensor     # (M,) position b * T + t that predicts a token
-    token: torch.Tensor     # (M,) the token
-    pair: torch.Tensor      # (M,) which prompt and continuation it belongs to
-    weight: torch.Tensor    # (M,) 1 / tokens of that continuation
+    name: str       # of its module
+    inputs: int     # d_in
+    outputs: int    # d_out
+    size: float     # Frobenius norm of its unedited weight: tells models of one shape apart
+
+    @property
+    def shape(self):
+        """The name that maps of one shape share."""
+        return f"{self.inputs}x{self.outputs}"
 
 
-def prepare(model, tok, config, given):
-    """The Network of config.network, checked against the model and the settings. Errors name the file."""
-    wanted = sites(model, config)
+class RunningNorm(nn.Module):
+    """Normalises features by the mean and standard deviation of all rows observed so far."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("square", torch.zeros(width, dtype=torch.float64))     # deviations
+
+    def observe(self, rows):
+        """Add rows (R, D) to the moments (Welford's update for a batch of rows)."""
+        if len(rows):
+            rows = rows.detach().double()
+            mean = rows.mean(0)
+            shift = mean - self.mean
+            count = self.count + len(rows)
+            self.square += (rows - mean).square().sum(0)
+            self.square += shift.square() * (self.count * len(rows) / count)
+            self.mean += shift * (len(rows) / count)
+            self.count += len(rows)
+
+    def forward(self, rows):
+        """Normalise rows (R, D); a feature that never varied is only centred."""
+        std = (self.square / (self.count - 1).clamp(min=1)).sqrt()
+        std = torch.where(std > 0, std, torch.ones_like(std)) + EPS
+        return (rows - self.mean.to(rows.dtype)) / std.to(rows.dtype)
+
+
+class LowRankLayer(nn.Module):
+    """The weights of h <- h + relu((U V h + b) * s + t) that maps of one shape share."""
+
+    def __init__(self, width, rank, generator):
+        super().__init__()
+        self.U = nn.Parameter(torch.zeros(width, rank))
+        self.V = nn.Parameter(torch.randn(rank, width, generator=generator))
+        self.b = nn.Parameter(torch.zeros(width))
+
+    def forward(self, h, scale, shift):
+        """Apply the layer to rows (R, D).
+
+        The gradient of relu is taken as 1 at 0, where every unit starts: with 0 nothing but alpha
+        would ever learn.
+        """
+        return h + ((h @ self.V.T @ self.U.T + self.b) * scale + shift).clamp(min=0)
+
+
+class MapWeights(nn.Module):
+    """What a hypernetwork learns for one map alone: s, t per layer and alpha."""
+
+    def __init__(self, width, depth, alpha):
+        super().__init__()
+        self.scale = nn.ParameterList([torch.ones(width) for _ in range(depth)])
+        self.shift = nn.ParameterList([torch.zeros(width) for _ in range(depth)])
+        self.alpha = nn.Parameter(torch.tensor(alpha))
+
+
+class MendNetwork(nn.Module):
+    """MEND's hypernetwork: low-rank layers per shape; scales, shifts and alpha per map."""
+
+    format = FORMAT
+    fixed = ("layers", "parts", "rank", "depth")    # settings that an edit shares with it
+
+    def __init__(self, sites, settings):
+        super().__init__()
+        self.sites = tuple(sites)
+        self.settings = dict(settings)
+        generator = torch.Generator().manual_seed(settings["seed"])
+        self.layers = nn.ModuleDict()
+        self.maps = nn.ModuleList()
+        self.norms = nn.ModuleDict()
+        for site in self.sites:
+            width = site.inputs + site.outputs
+            if site.shape not in self.layers:
+                rank = min(settings["rank"], width)
+                self.layers[site.shape] = nn.ModuleList(
+                    [LowRankLayer(width, rank, generator) for _ in range(settings["depth"])])
+                self.norms[site.shape] = RunningNorm(width)
+            self.maps.append(MapWeights(width, settings["depth"], settings["alpha"]))
+
+    def forward(self, gradients, condition=None):
+        """{map: (u~ (R, d_in), delta~ (R, d_out))} of {map: (u, delta)}: the edit without alpha."""
+        return {site.name: self._transform(site, own, *gradients[site.name])
+                for site, own in zip(self.sites, self.maps)}
+
+    def _transform(self, site, own, u, delta):
+        h = self.norms[site.shape](torch.cat([u, delta], 1).to(own.alpha.dtype))
+        for layer, scale, shift in zip(self.layers[site.shape], own.scale, own.shift):
+            h = layer(h, scale, shift)
+        return h.split([site.inputs, site.outputs], 1)
+
+    def observe(self, gradients):
+        """Add {map: (u, delta)} to the running moments."""
+        for site in self.sites:
+            self.norms[site.shape].observe(torch.cat(gradients[site.name], 1))
+
+    def steps(self):
+        """{map: alpha}."""
+        return {site.name: own.alpha for site, own in zip(self.sites, self.maps)}
+
+    def conditions(self, model, tok, facts):
+        """The token ids that the network reads beside each fact's gradients: none."""
+        return [()] * len(facts)
+
+
+# Networks and their files ---------------------------------------------------------------------
+
+def prepare(model, tok, config, inputs=None):
+    """The MendNetwork of config.network, checked against the model and the settings."""
+    return prepared(MendNetwork, model, config, {})
+
+
+def prepared(kind, model, config, more):
+    """A network of class `kind`, untrained or from its file; errors name the file.
+
+    more: settings of the network beside those of the editor.
+    """
+    if not config.network:
+        raise ValueError(f"network names no file; train one, or give {UNTRAINED} for the start")
+    wanted = sites(model, config.layers, getattr(config, "parts", "all"))
+    settings = {**asdict(config), "layers": layer_numbers(model, config.layers), **more}
+    del settings["network"]
     device = next(model.parameters()).device
     if config.network == UNTRAINED:
-        return start(model, config)
-    if not config.network:
-        raise ValueError("mend: network names no file; train one, or give network = untrained for the start")
-    network = hypernet.load(config.network, device)
-    for name, value in settings(model, config).items():
-        if name in SAME and network.settings.get(name) != value:
-            raise ValueError(f"{config.network}: trained with {name} = {network.settings.get(name)}, not {value}")
-    for site, found in zip(wanted, network.sites):
-        if (site.name, site.inputs, site.outputs) != (found.name, found.inputs, found.outputs):
-            raise ValueError(f"{config.network}: made for {found.name} {found.shape}, the model has {site.name} "
-                             f"{site.shape}")
-        if abs(site.size / found.size - 1) > 1e-4:
-            raise ValueError(f"{config.network}: trained on another model: the norm of {site.name} was {found.size:.6g}"
-                             f", here it is {site.size:.6g}")
+        return kind(wanted, settings).to(device)
+    network = load(kind, config.network).to(device)
+    for name in kind.fixed:
+        if network.settings[name] != settings[name]:
+            raise ValueError(f"{config.network}: trained with {name} = {network.settings[name]}, "
+                             f"not {settings[name]}")
+    for site, trained in zip(wanted, network.sites, strict=True):
+        if (site.name, site.shape) != (trained.name, trained.shape):
+            raise ValueError(f"{config.network}: made for {trained.name} {trained.shape}, "
+                             f"the model has {site.name} {site.shape}")
+        if abs(site.size / trained.size - 1) > 1e-4:
+            raise ValueError(f"{config.network}: trained on another model: the norm of {site.name} "
+                             f"was {trained.size:.6g}, here it is {site.size:.6g}")
     return network
 
 
-def settings(model, config):
-    """What a network's file says of its making: layers counted from 0, the rest as in `config`."""
-    return {"layers": list(layers(model, config)), **{name: getattr(config, name) for name in
-                                                      ("parts", "rank", "depth", "norm", "alpha", "seed")}}
+def save(network, path, **info):
+    """Write a network: its state, settings and sites."""
+    metadata = {"format": network.format, "settings": network.settings, "info": info,
+                "sites": [list(asdict(site).values()) for site in network.sites]}
+    save_tensors(path, network.state_dict(), metadata)
 
 
-def layers(model, config):
-    """The edited blocks, ascending, counted from 0. ValueError names one that the model lacks, or a repeated one."""
-    found = [layer + n_layers(model) if layer < 0 else layer for layer in config.layers]
-    if not found or len(set(found)) < len(found):
-        raise ValueError(f"mend: layers is {config.layers}, but must name at least one block, each once")
-    return tuple(sorted(found))
+def load(kind, path):
+    """Read a network of class `kind`; FileNotFoundError or ValueError names the file."""
+    tensors, metadata = load_tensors(path)
+    if metadata.get("format") != kind.format:
+        raise ValueError(f"{path}: no hypernetwork of format {kind.format}, "
+                         f"but {metadata.get('format')}")
+    network = kind([Site(*site) for site in metadata["sites"]], metadata["settings"])
+    try:
+        network.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: not a whole hypernetwork: {error}") from error
+    network.info = metadata["info"]
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: {name} is not finite")
+    return network
 
 
-def sites(model, config):
-    """The Sites of the edited maps in block order, within a block: into the MLP, its gate if there is one, out."""
-    named = [part for part in ("mlp_in", "mlp_gate", "mlp_out") if getattr(layout(model), part)]
-    made = []
-    for layer in layers(model, config):
-        for part in named if config.parts == "all" else [config.parts]:
+def layer_numbers(model, layers):
+    """The edited blocks counted from 0, ascending; ValueError for none or a repeated one."""
+    numbers = sorted(layer + n_layers(model) if layer < 0 else layer for layer in layers)
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise ValueError(f"layers is {layers}, but must name at least one block, each once")
+    return numbers
+
+
+def sites(model, layers, parts="all"):
+    """The Sites of the edited maps in block order; within a block: in, gate if any, out."""
+    every = [part for part in ("mlp_in", "mlp_gate", "mlp_out") if getattr(layout(model), part)]
+    found = []
+    for layer in layer_numbers(model, layers):
+        for part in every if parts == "all" else [parts]:
             module = module_of(model, part, layer)
             shape = module.weight.shape if is_input_first(module) else module.weight.shape[::-1]
-            made.append(Site(name_of(model, part, layer), *shape, module.weight.double().norm().item()))
-    return tuple(made)
+            size = module.weight.double().norm().item()
+            found.append(Site(name_of(model, part, layer), *shape, size))
+    return tuple(found)
 
 
-def start(model, config, dtype=torch.float32):
-    """The untrained Network for a model: factors come out normalised and otherwise as they went in."""
-    network = hypernet.start(sites(model, config), settings(model, config), dtype)
-    return hypernet.moved(network, next(model.parameters()).device)
+# Gradients and edits --------------------------------------------------------------------------
+
+def below(model, batch, layer):
+    """What the blocks from `layer` on need to run on a TreeBatch; no edit of them changes it."""
+    dtype = next(model.parameters()).dtype
+    return enter(model, batch.ids[:, :0], batch.ids, layer, position_ids=batch.positions,
+                 attention_mask=batch.mask(dtype))
 
 
-def lay(model, pairs, labels):
-    """The Rows of (prompt ids, target ids) pairs, a row a pair; a target's tokens are read teacher-forced.
+def logits(model, inputs, place):
+    """(M, V) logits at places of a batch, in float32 or better, from what `below` gave."""
+    return head(model, above(model, inputs).flatten(0, 1)[place])
 
-    ValueError as `inputs_of`.
+
+def gradients(model, inputs, names, *, place, token, weight):
+    """{map: (u (B, T, d_in), delta (B, T, d_out))}: inputs, and gradients at the outputs, of maps.
+
+    The loss is the sum over predictions of weight (M,) times the NLL of token (M,) at place (M,).
+    One pass forward and one back; no gradient of a parameter is formed.
     """
-    device = next(model.parameters()).device
-    ids = pad([list(row) for row in inputs_of(model, pairs, labels)], device=device)[0]
-    return read_at(ids, pairs, [range(row * ids.shape[1], (row + 1) * ids.shape[1]) for row in range(len(pairs))])
+    seen = {}
 
-
-def inputs_of(model, pairs, labels):
-    """The input tokens of (prompt ids, target ids) pairs: all but the last one of a target is read.
-
-    ValueError names the label of a pair too long for the model, or with an empty prompt or target.
-    """
-    for label, (prompt, target) in zip(labels, pairs, strict=True):
-        if not prompt or not target:
-            raise ValueError(f"{label}: the {'target' if prompt else 'prompt'} has no tokens")
-    inputs = [tuple(prompt) + tuple(target[:-1]) for prompt, target in pairs]
-    check_lengths(inputs, labels, max_length(model))
-    return inputs
-
-
-def read_at(ids, pairs, places):
-    """The Rows of pairs whose input tokens stand at `places` (one sequence a pair) of ids (B, T), counted through."""
-    device = ids.device
-    entries = [(where[len(prompt) - 1 + t], token, index, 1 / len(target))
-               for index, (where, (prompt, target)) in enumerate(zip(places, pairs)) for t, token in enumerate(target)]
-    *integers, weights = zip(*entries)
-    return Rows(ids, *(torch.tensor(values, device=device) for values in integers),
-                torch.tensor(weights, dtype=torch.float64, device=device))
-
-
-def below(model, rows, layer):
-    """What the blocks from `layer` on need to run on the Rows; no edit of them changes it."""
-    return enter(model, rows.ids.new_zeros(1, 0), rows.ids, layer)
-
-
-def logits(model, kept, rows):
-    """(M, V) logits at the Rows' places, in float32 or better, from the states `kept` that `below` gave."""
-    return head(model, above(model, kept).flatten(0, 1)[rows.place])
-
-
-def gradients(model, kept, rows, names):
-    """For each named linear map (u (B, T, d_in), delta (B, T, d_out)): its inputs, and the gradient at its outputs
-
-    of the sum over pairs of the mean-token NLL, from one pass forward and one back. Both are detached; no gradient of
-    a parameter is formed.
-    """
-    seen, handles = {}, []
-
-    def hook(name, args, output):
+    def watch(name, module, args, output):
         output = output if output.requires_grad else output.detach().requires_grad_()
-        seen[name] = args[0].detach(), output
+        seen[name] = (args[0].detach(), output)
         return output
 
-    for name in names:
-        handles.append(model.get_submodule(name).register_forward_hook(
-            lambda _, args, output, name=name: hook(name, args, output)))
-    try:
-        with torch.enable_grad():
-            each = torch.nn.functional.cross_entropy(logits(model, kept, rows), rows.token, reduction="none")
-            loss = (each * rows.weight.to(each.dtype)).sum()
-            slopes = torch.autograd.grad(loss, [seen[name][1] for name in names])
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(model, {name: partial(watch, name) for name in names}), torch.enable_grad():
+        nll = nn.functional.cross_entropy(logits(model, inputs, place), token, reduction="none")
+        loss = (nll * weight.to(nll.dtype)).sum()
+        slopes = torch.autograd.grad(loss, [seen[name][1] for name in names])
     return {name: (seen[name][0], slope) for name, slope in zip(names, slopes)}
 
 
-def tokens(found, rows=slice(None)):
-    """The pairs {name: (u (R, d_in), delta (R, d_out))} of some rows' tokens where neither u nor delta is all zero."""
-    kept = {}
+def nonzero(found, row):
+    """{map: (u (R, d_in), delta (R, d_out))} of one row's tokens where neither is all zero."""
+    pairs = {}
     for name, (u, delta) in found.items():
-        u, delta = u[rows].flatten(0, -2), delta[rows].flatten(0, -2)
-        both = (u != 0).any(-1) & (delta != 0).any(-1)
-        kept[name] = u[both], delta[both]
-    return kept
+        used = (u[row] != 0).any(-1) & (delta[row] != 0).any(-1)
+        pairs[name] = (u[row][used], delta[row][used])
+    return pairs
 
 
-def requested(model, network, pairs, label):
-    """`tokens` of one edit given as (prompt ids, target ids) pairs; ValueError names its label if one is bad."""
-    rows = lay(model, pairs, [label] * len(pairs))
-    kept = below(model, rows, min(network.settings["layers"]))
-    return tokens(gradients(model, kept, rows, [site.name for site in network.sites]))
+def fact_gradients(model, tok, facts, names, layer):
+    """For each fact {map: (u (R, d_in), delta (R, d_out))}: gradients of its mean-token NLL.
+
+    names: of the maps, all in blocks from `layer` on. ValueError names a fact that is too long.
+    """
+    prompts = encode(tok, [fact.text for fact in facts])
+    pairs = [(prompt, target_ids(tok, fact.target_new)) for prompt, fact in zip(prompts, facts)]
+    token_tree.check_pairs(model, pairs, [f"record {fact.case_id}" for fact in facts])
+    device = next(model.parameters()).device
+    found = [None] * len(facts)
+    lengths = [len(prompt) + len(target) - 1 for prompt, target in pairs]
+    for group in batches(lengths, 8 * batch_tokens(device)):
+        batch = token_tree.pack([token_tree.build([pairs[i]], i) for i in group], device)
+        sizes = torch.tensor([len(target) for _, target in pairs], device=device)
+        with fused(model):
+            slopes = gradients(model, below(model, batch, layer), names, place=batch.place,
+                               token=batch.token, weight=1 / sizes[batch.pair].double())
+        for row, i in enumerate(group):
+            found[i] = nonzero(slopes, row)
+    return found
 
 
-def factors(network, found):
-    """{name: (u~ (R, d_in), delta~ (R, d_out))} of what `tokens` gives: the directions of the edit, without alpha."""
-    return {site.name: hypernet.transform(network, site, *found[site.name]) for site in network.sites}
+@torch.no_grad()
+def fact_factors(model, tok, facts, network):
+    """For each fact what the network makes of its gradients, {map: (u~, delta~)}."""
+    conditions = network.conditions(model, tok, facts)
+    names = [site.name for site in network.sites]
+    found = fact_gradients(model, tok, facts, names, min(network.settings["layers"]))
+    return [network(slopes, embeddings(model, ids)) for slopes, ids in zip(found, conditions)]
+
+
+@torch.no_grad()
+def embeddings(model, ids):
+    """(T, d) embeddings of the text that a network reads; None if there is none."""
+    if not len(ids):
+        return None
+    return model.get_input_embeddings()(torch.tensor(ids, device=next(model.parameters()).device))
 
 
 @contextlib.contextmanager
-def stepped(model, network, made):
-    """In the block, each map's output is that of W - alpha sum_b delta~_b u~_b^T, which is never formed.
+def edited_forward(model, network, factors):
+    """In the block, each map's output is that of W - alpha sum_b delta~_b u~_b^T, never formed.
 
-    made: what `factors` gives. Gradients reach the factors and alpha, and pass through to earlier maps.
+    Gradients reach the factors and alpha, and pass through to earlier maps.
     """
-    def hook(name, args, output):
-        u, delta = made[name]
-        change = (args[0].to(u.dtype) @ u.T) @ delta * -network.alpha(name)
+    steps = network.steps()
+
+    def step(name, module, args, output):
+        u, delta = factors[name]
+        change = (args[0].to(u.dtype) @ u.T) @ delta * -steps[name]
         return output + change.to(output.dtype)
 
-    handles = [model.get_submodule(name).register_forward_hook(
-        lambda _, args, output, name=name: hook(name, args, output)) for name in made]
-    try:
+    with hooked(model, {name: partial(step, name) for name in factors}):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def change(model, network, made):
+def low_rank(model, network, factors):
     """The same edit as a Delta of LowRank changes in the model's own orientation."""
-    changes = {name + ".weight": oriented((-network.alpha(name) * delta.T).detach(), u.detach(),
-                                          model.get_submodule(name)) for name, (u, delta) in made.items()}
-    return Delta(changes, {"editor": "mend"})
+    steps = network.steps()
+    return Delta({name + ".weight": oriented((-steps[name] * delta.T).detach(), u.detach(),
+                                             model.get_submodule(name))
+                  for name, (u, delta) in factors.items()})
 
 
 def edit(model, tok, facts, config, prepared):
-    """One Delta with all facts, as one update."""
+    """One Delta with all facts: the sum of each one's change, made from the model as it is."""
     return edit_groups(model, tok, [facts], config, prepared=[prepared])[0]
 
 
 def edit_groups(model, tok, groups, config, *, prepared, current=None):
-    """One Delta per group of facts, each of its own copy of the model: the sum of its facts' changes.
+    """One Delta per group of facts; prepared: the network of each group (the same for all).
 
-    prepared: the Network of each group; current: the Delta that each group's model carries already, None if none does.
-    Every fact's factors come from the model before the edit, as if it were alone: so a hypernetwork is trained.
+    current: the Delta that each group's model carries already; without it all share their passes.
     """
-    return [change(model, network, _joined([made for _, made in parts]))
-            for network, parts in zip(prepared, directions(model, tok, groups, config, (prepared, current)))]
-
-
-def directions(model, tok, groups, config, several):
-    """For each group a list of (fact, its `factors`): what an analysis of gradient directions compares."""
-    made, names = [], [site.name for site in several[0][0].sites]
-    for (owner, fact), found in captured(model, tok, groups, config, (names, several[1])):
-        made.append((owner, fact, factors(several[0][owner], found)))
-    return [[(fact, one) for owner, fact, one in made if owner == index] for index in range(len(groups))]
-
-
-def captured(model, tok, groups, config, what):
-    """[((group, fact), its `tokens`)] in the facts' order: raw inputs and output gradients.
-
-    what = (names of the maps, the Delta that each group's model already carries, or None).
-    """
-    names, totals = what
-    own = None if totals is None else versions(model, totals)
-    facts = [(owner, fact) for owner, group in enumerate(groups) for fact in group]
-    prompts = encode(tok, [fact.text for _, fact in facts])
-    pairs = [(prompt, target_ids(tok, fact.target_new)) for prompt, (_, fact) in zip(prompts, facts)]
-    lengths, found = [len(prompt) + len(target) - 1 for prompt, target in pairs], {}
-    for batch in batches(lengths, 8 * batch_tokens(next(model.parameters()).device)):
-        rows = lay(model, [pairs[i] for i in batch], [f"record {facts[i][1].case_id}" for i in batch])
-        with fused(model), versioned(model, own, [facts[i][0] for i in batch]):
-            seen = gradients(model, below(model, rows, min(layers(model, config))), rows, names)
-        found |= {i: tokens(seen, slice(row, row + 1)) for row, i in enumerate(batch)}
-    return [(facts[i], found[i]) for i in range(len(facts))]
+    if current is not None:
+        deltas = []
+        for group, network, carried in zip(groups, prepared, current):
+            with carried.applied(model):
+                deltas.append(edit(model, tok, group, config, network))
+        return deltas
+    network = prepared[0]
+    factors = iter(fact_factors(model, tok, [fact for group in groups for fact in group], network))
+    return [low_rank(model, network, _joined([next(factors) for _ in group])) for group in groups]
 
 
 def _joined(parts):
     """The factors of several facts as those of one edit."""
-    return {name: tuple(torch.cat([part[name][side] for part in parts]) for side in (0, 1)) for name in parts[0]}
+    return {name: tuple(torch.cat([part[name][side] for part in parts]) for side in (0, 1))
+            for name in parts[0]}

@@ -1,4 +1,4 @@
-"""Files of KnowEdit, ConvSent or zsRE records in, checked EditRecords of the four instruction-editing tasks out."""
+"""Read the records of the four editing tasks: KnowEdit's Recent and CounterFact, ConvSent, zsRE."""
 
 import random
 from dataclasses import dataclass, replace
@@ -6,8 +6,10 @@ from pathlib import Path
 
 from editcore.facts import Fact
 from editcore.files import read_json
+from editcore.instructedit.instructions import TITLES
+from editcore.model import resolve
 
-# ConvSent's files hold topics and replies, no prompts: the first of these is the edit's prompt, the others rephrase it.
+# ConvSent's files hold topics and replies: the first question is the prompt, others rephrase it.
 QUESTIONS = ("What do you think of {}?", "How do you feel about {}?", "Tell me about {}.")
 SENTIMENTS = ("positive", "negative")
 
@@ -16,7 +18,7 @@ SENTIMENTS = ("positive", "negative")
 class Ask:
     """One question about an edited model."""
 
-    kind: str               # e.g. "Relation_Specificity", "Forgetfulness", "Reasoning", "Subject_Aliasing"
+    kind: str               # such as "Relation_Specificity", "Forgetfulness", "Reasoning"
     prompt: str             # full text, no trailing space
     answers: tuple          # accepted answers, the preferred first; ConvSent: replies
 
@@ -30,7 +32,7 @@ class EditRecord:
     subject: str                    # who or what the edit is about
     prompt: str                     # full text, subject filled in, no trailing space
     target: str                     # wanted continuation, no leading space; "" for convsent
-    old: str = ""                   # answer before the edit where the file tells it, else ""
+    old: str = ""                   # answer before the edit where the file tells it
     rephrase: tuple = ()            # full prompts with the meaning of `prompt`
     locality: tuple = ()            # Asks whose answers shall stay
     portability: tuple = ()         # Asks whose answers follow from the edit
@@ -43,20 +45,41 @@ class EditRecord:
     @property
     def wanted(self):
         """Continuations that the edit asks for: replies of the wanted sentiment, or the target."""
-        return {"positive": self.positive, "negative": self.negative}.get(self.sentiment, (self.target,))
+        replies = {"positive": self.positive, "negative": self.negative}
+        return replies.get(self.sentiment, (self.target,))
 
     @property
     def unwanted(self):
         """Replies of the opposite sentiment; () outside convsent."""
-        return {"positive": self.negative, "negative": self.positive}.get(self.sentiment, ())
+        replies = {"positive": self.negative, "negative": self.positive}
+        return replies.get(self.sentiment, ())
+
+
+def records_folder(model="pocket", data=""):
+    """The folder of the editing tasks' records: `data`, or editing/ beside the model."""
+    return Path(data) if data else Path(resolve(model)) / "editing"
+
+
+def load_records(model="pocket", data="", split="train", seed=0):
+    """{task: [EditRecord]} of every {task}_{split}.json; FileNotFoundError if there is none.
+
+    seed draws the sentiment that each ConvSent record wants.
+    """
+    folder = records_folder(model, data)
+    paths = {task: folder / f"{task}_{split}.json" for task in TITLES}
+    records = {task: read_records(path, task, seed=seed)
+               for task, path in paths.items() if path.is_file()}
+    if not records:
+        raise FileNotFoundError(f"{folder}: no records of an editing task for the split {split!r}")
+    return records
 
 
 def read_records(path, task, bad=None, seed=0):
-    """All EditRecords of a JSON file (a list) of one task's layout, in file order; case_id is the index in the file.
+    """Read all EditRecords of a JSON list in one task's layout; case_id is the index in the file.
 
-    bad: None stops at the first bad record; a list gets the error texts instead, and the records are left out. seed
-    draws the sentiment wanted of each ConvSent topic. A question without answers is left out and counted in
-    `unanswered`; the record stays. ValueError names file and record.
+    bad: None stops at the first bad record; a list gets the error texts instead, and the records
+    are left out. A question without answers is left out and counted in `unanswered`. ValueError
+    names file and record.
     """
     if task not in READERS:
         raise ValueError(f"unknown task {task!r}: choose one of {', '.join(READERS)}")
@@ -66,134 +89,117 @@ def read_records(path, task, bad=None, seed=0):
     records = []
     for index, row in enumerate(rows):
         try:
-            records.append(record(row, task, index, seed))
+            if not isinstance(row, dict):
+                raise ValueError(f"record {index}: expected an object, not {type(row).__name__}")
+            records.append(READERS[task](row, task, index, seed))
         except ValueError as error:
             if bad is None:
                 raise ValueError(f"{Path(path).name}: {error}") from error
             bad.append(f"{Path(path).name}: {error}")
     if not records:
         raise ValueError(f"{path}: no usable record among {len(rows)}; first problem: {bad[0]}")
-    return other_topics(records)
+    return _with_other_topics(records) if records[0].topic else records
 
 
-def record(row, task, case_id, seed=0):
-    """The EditRecord of one JSON object; ValueError names the record and what is wrong with it."""
-    where = f"record {case_id}"
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected an object, found {type(row).__name__}")
-    return READERS[task](row, task, case_id, seed)
+def edit_target(record, seed=0):
+    """What an edit teaches: the record's target; ConvSent: a wanted reply, drawn with the seed."""
+    return random.Random(f"{seed} target {record.task} {record.case_id}").choice(record.wanted)
 
 
-def knowedit(row, task, case_id, seed=0):
+def record_as_fact(record, seed=0):
+    """The edit of a record as a Fact, its subject marked where the prompt contains it."""
+    target = edit_target(record, seed)
+    before, subject, after = record.prompt.rpartition(record.subject)
+    if not subject or "{}" in record.prompt:    # an editor that looks for a subject takes all
+        before, subject, after = "", record.prompt, ""
+    return Fact(case_id=record.case_id, subject=subject, prompt=before + "{}" + after,
+                target_new=target, target_true=record.old if record.old != target else "")
+
+
+def _knowedit(row, task, case_id, seed):
     """KnowEdit's layout (Recent, WikiData_counterfact, its own zsRE)."""
     where = f"record {case_id}"
-    lists = {name: _asks(row.get(name), f"{where}: {name}") for name in ("locality", "portability")}
-    asks = {name: tuple(ask for ask in found if ask.answers) for name, found in lists.items()}
-    left = sum(len(found) - len(asks[name]) for name, found in lists.items())
+    asks = {name: _asks(row.get(name), f"{where}: {name}") for name in ("locality", "portability")}
+    answered = {name: tuple(ask for ask in found if ask.answers) for name, found in asks.items()}
     old = _answers(row.get("ground_truth"), f"{where}: ground_truth")
-    return EditRecord(case_id, task, _text(row, "subject", where), _text(row, "prompt", where),
-                      _text(row, "target_new", where), old[0] if old else "", _rephrase(row, where), **asks,
-                      unanswered=left)
+    return EditRecord(
+        case_id, task, _text(row, "subject", where), _text(row, "prompt", where),
+        _text(row, "target_new", where), old[0] if old else "", _rephrase(row, where), **answered,
+        unanswered=sum(len(asks[name]) - len(answered[name]) for name in asks))
 
 
-def zsre(row, task, case_id, seed=0):
-    """zsRE in MEND's evaluation layout with portability; a record in KnowEdit's layout is read as that."""
+def _zsre(row, task, case_id, seed):
+    """zsRE in MEND's evaluation layout with portability, or in KnowEdit's."""
     if "src" not in row and "prompt" in row:
-        return knowedit(row, task, case_id, seed)
+        return _knowedit(row, task, case_id, seed)
     where = f"record {case_id}"
-    made = EditRecord(case_id, task, _text(row, "subject", where), _text(row, "src", where), _text(row, "alt", where),
-                      _old(row, where), _rephrase(row, where))
     ported = row.get("portability") or {}
     if not isinstance(ported, dict):
         raise ValueError(f"{where}: portability is not an object")
-    pairs = {"locality": ("Unrelated", row, "loc", "loc_ans"),
-             "portability": ("Reasoning", ported, "New Question", "New Answer")}
-    for name, (kind, source, question, answer) in pairs.items():
-        if question in source:
-            ask = Ask(kind, _text(source, question, where), _answers(source.get(answer), f"{where}: {answer}"))
-            kept = {name: (ask,)} if ask.answers else {"unanswered": made.unanswered + 1}
-            made = replace(made, **kept)
-    return made
+    old = (_answers(row.get("pred"), f"{where}: pred")          # the model's own answer
+           + _answers(row.get("answers"), f"{where}: answers"))
+    local = _ask("Unrelated", row, ("loc", "loc_ans"), where)
+    follows = _ask("Reasoning", ported, ("New Question", "New Answer"), where)
+    return EditRecord(
+        case_id, task, _text(row, "subject", where), _text(row, "src", where),
+        _text(row, "alt", where), old[0] if old else "", _rephrase(row, where),
+        locality=tuple(ask for ask in local if ask.answers),
+        portability=tuple(ask for ask in follows if ask.answers),
+        unanswered=sum(not ask.answers for ask in local + follows))
 
 
-def convsent(row, task, case_id, seed=0):
-    """ConvSent: the topic's question is the prompt, the wanted sentiment is drawn from the seed, record and topic."""
+def _convsent(row, task, case_id, seed):
+    """ConvSent: the wanted sentiment is drawn from seed, record and topic."""
     where = f"record {case_id}"
     topic = _text(row, "ent", where)
     replies = {}
     for name in ("pos", "neg"):
-        found = row.get(name)
-        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        texts = row.get(name)
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{where}: {name} is not a list of texts")
-        replies[name] = tuple(dict.fromkeys(text.strip() for text in found if text.strip()))
+        replies[name] = tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
         if not replies[name]:
             raise ValueError(f"{where}: {name} has no reply")
     prompt, *others = (question.replace("{}", topic) for question in QUESTIONS)
-    drawn = random.Random(f"{seed} {case_id} {topic}").choice(SENTIMENTS)
-    return EditRecord(case_id, task, topic, prompt, "", rephrase=tuple(others), positive=replies["pos"],
-                      negative=replies["neg"], sentiment=drawn, topic=topic)
+    sentiment = random.Random(f"{seed} {case_id} {topic}").choice(SENTIMENTS)
+    return EditRecord(case_id, task, topic, prompt, "", rephrase=tuple(others),
+                      positive=replies["pos"], negative=replies["neg"], sentiment=sentiment,
+                      topic=topic)
 
 
-READERS = {"recent": knowedit, "counterfact": knowedit, "convsent": convsent, "zsre": zsre}
+READERS = {"recent": _knowedit, "counterfact": _knowedit, "convsent": _convsent, "zsre": _zsre}
 
 
-def other_topics(records):
-    """ConvSent records, each with the next other topic and all its replies as locality; other records as they are."""
-    made = []
-    for at, one in enumerate(records):
-        others = (records[(at + k) % len(records)] for k in range(1, len(records)))
-        near = next((other for other in others if one.topic and other.topic != one.topic), None)
-        asks = (Ask("Other_Topic", near.prompt, near.positive + near.negative),) if near else one.locality
-        made.append(replace(one, locality=asks))
-    return made
-
-
-def with_sentiment(one, sentiment):
-    """A ConvSent record that wants `sentiment`."""
-    if sentiment not in SENTIMENTS or not one.topic:
-        raise ValueError(f"record {one.case_id}: cannot want sentiment {sentiment!r} of task {one.task}")
-    return replace(one, sentiment=sentiment)
-
-
-def as_fact(one):
-    """The Fact of a record, for editors that edit facts; ConvSent: the first wanted reply is its target.
-
-    ValueError names a record whose prompt does not contain its subject: nothing marks where the fact is looked up.
-    """
-    at = one.prompt.rfind(one.subject)
-    if at < 0 or "{}" in one.prompt:
-        raise ValueError(f"record {one.case_id}: no place for the subject {one.subject!r} in {one.prompt!r}")
-    template = f"{one.prompt[:at]}{{}}{one.prompt[at + len(one.subject):]}"
-    target = one.wanted[0]
-    return Fact(case_id=one.case_id, subject=one.subject, prompt=template, target_new=target,
-                target_true=one.old if one.old != target else "",
-                paraphrases=one.rephrase, portability=tuple((a.kind, a.prompt, a.answers) for a in one.portability))
+def _with_other_topics(records):
+    """ConvSent records, each with the replies to the next other topic as its locality question."""
+    linked = []
+    for index, record in enumerate(records):
+        following = records[index + 1:] + records[:index]
+        other = next((one for one in following if one.topic != record.topic), None)
+        asks = (Ask("Other_Topic", other.prompt, other.positive + other.negative),) if other else ()
+        linked.append(replace(record, locality=asks))
+    return linked
 
 
 def _text(row, name, where):
     value = row.get(name)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where}: {'no ' + name if name not in row else name + ' is not a text, or empty'}")
+        problem = f"no {name}" if name not in row else f"{name} is not a text, or empty"
+        raise ValueError(f"{where}: {problem}")
     return value.strip()
 
 
 def _rephrase(row, where):
     """rephrase or rephrase_prompt: a text, a list of texts, or absent."""
     value = row.get("rephrase", row.get("rephrase_prompt")) or ()
-    value = [value] if isinstance(value, str) else value
-    if not isinstance(value, (list, tuple)) or not all(isinstance(text, str) for text in value):
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{where}: rephrase is neither a text nor a list of texts")
-    return tuple(text.strip() for text in value if text.strip())
-
-
-def _old(row, where):
-    """zsRE: the model's own answer `pred`, else the first true one."""
-    found = _answers(row.get("pred"), f"{where}: pred") + _answers(row.get("answers"), f"{where}: answers")
-    return found[0] if found else ""
+    return tuple(text.strip() for text in texts if text.strip())
 
 
 def _answers(value, where):
-    """Every text in a text, a list of texts or lists of aliases (one list an object), once each; None is ()."""
+    """Every text in a text, a list of texts or lists of aliases, once each; None is ()."""
     if value is None:
         return ()
     if isinstance(value, str):
@@ -201,6 +207,14 @@ def _answers(value, where):
     if not isinstance(value, list):
         raise ValueError(f"{where}: an answer is {type(value).__name__}, neither a text nor a list")
     return tuple(dict.fromkeys(text for part in value for text in _answers(part, where)))
+
+
+def _ask(kind, row, names, where):
+    """The Ask of a row's (question, answer) entries in a tuple, () if it has no question."""
+    question, answer = names
+    if not row.get(question):
+        return ()
+    return (Ask(kind, _text(row, question, where), _answers(row.get(answer), where)),)
 
 
 def _asks(groups, where):
@@ -217,5 +231,6 @@ def _asks(groups, where):
             here = f"{where}: {kind} question {number}"
             if not isinstance(question, dict):
                 raise ValueError(f"{here} is not an object")
-            asks.append(Ask(kind, _text(question, "prompt", here), _answers(question.get("ground_truth"), here)))
+            asks.append(Ask(kind, _text(question, "prompt", here),
+                            _answers(question.get("ground_truth"), here)))
     return tuple(asks)

@@ -1,8 +1,7 @@
-"""Token rows that begin alike in; one row that holds every beginning once, its positions and its mask, out.
+"""Lay out prompts and continuations as trees of tokens, so that what they share is computed once.
 
-A causal model gives a token the same state whatever stands to its right. So the rows of one example (a question with
-many replies, questions that must stay) are laid out as a tree of tokens in one row, in which a token sees those on its
-way from the root only: nothing is computed twice, and nothing is padded.
+A causal model gives a token the same state whatever stands to its right. So all that is asked about
+one edit is a single row: a tree in which each token sees those on its way from the root.
 """
 
 import contextlib
@@ -10,68 +9,103 @@ from dataclasses import dataclass
 
 import torch
 
-from editcore.likelihood import enter
-from editcore.model import name_of
+from editcore.hooks import hooked
+from editcore.model import max_length, n_layers, name_of
+from editcore.tokens import check_lengths, pad
 
 
 @dataclass(frozen=True)
-class Tree:
-    """T tokens in one row."""
+class TokenTree:
+    """(prompt ids, target ids) pairs as one tree: all but the last token of a target are nodes."""
 
-    ids: torch.Tensor           # (1, T)
-    positions: torch.Tensor     # (1, T) tokens before it on its way
-    mask: torch.Tensor          # (1, 1, T, T) added to attention scores: 0 where a token is on the way, else the lowest
-    ways: tuple                 # for each row, the places of its tokens
-
-
-def grow(rows, dtype=torch.float32, device="cpu"):
-    """The Tree of token rows; equal beginnings of any two are the same tokens of it."""
-    children, parents, ids, ways = [{}], [], [], []
-    for row in rows:
-        node, way = 0, []
-        for token in row:
-            if token not in children[node]:
-                children[node][token] = len(children)
-                children.append({})
-                parents.append(node - 1)
-                ids.append(token)
-            node = children[node][token]
-            way.append(node - 1)
-        ways.append(tuple(way))
-    sees, depth = torch.eye(len(ids), dtype=torch.bool), []
-    for place, parent in enumerate(parents):
-        depth.append(depth[parent] + 1 if parent >= 0 else 0)
-        if parent >= 0:
-            sees[place] |= sees[parent]
-    mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[None, None]
-    return Tree(torch.tensor([ids], device=device), torch.tensor([depth], device=device), mask.to(device), tuple(ways))
+    ids: list               # (T,) token of each node
+    parents: list           # (T,) node that it follows; -1 begins a text
+    ends_prompt: list       # (T,) bool, whether a prompt ends here
+    predictions: list       # per target token (node that predicts it, token, number of its pair)
 
 
-def below(model, tree, layer):
-    """The BlockInputs of a Tree: what the blocks from `layer` on need to run on it."""
-    return enter(model, tree.ids[:, :0], tree.ids, layer, position_ids=tree.positions, attention_mask=tree.mask)
+@dataclass(frozen=True)
+class TreeBatch:
+    """Trees as right-padded rows of one forward pass, and the predictions that are read."""
+
+    ids: torch.Tensor           # (B, T)
+    positions: torch.Tensor     # (B, T) tokens before each one on its way
+    visible: torch.Tensor       # (B, T, T) bool, whether token t (dim 1) sees token s (dim 2)
+    ends_prompt: torch.Tensor   # (B, T) bool, the last token of each prompt
+    place: torch.Tensor         # (M,) position b * T + t that predicts a target token
+    token: torch.Tensor         # (M,) the token
+    pair: torch.Tensor          # (M,) number of the pair it belongs to, as given to `build`
+
+    def mask(self, dtype):
+        """(B, 1, T, T) mask that is added to attention scores."""
+        zeros = torch.zeros(self.visible.shape, dtype=dtype, device=self.ids.device)
+        return zeros.masked_fill(~self.visible, torch.finfo(dtype).min)[:, None]
+
+
+def build(pairs, first=0):
+    """Grow the TokenTree of pairs, which are numbered from `first`.
+
+    A token that ends a prompt is another node than the same token on the way to a longer one: that
+    is where edits with codebooks are looked up.
+    """
+    nodes = {}
+    tree = TokenTree([], [], [], [])
+    for number, (prompt, target) in enumerate(pairs, first):
+        node = -1
+        for place, token in enumerate([*prompt, *target[:-1]]):
+            key = (node, token, place == len(prompt) - 1)
+            if key not in nodes:
+                nodes[key] = len(tree.ids)
+                tree.ids.append(token)
+                tree.parents.append(node)
+                tree.ends_prompt.append(key[2])
+            node = nodes[key]
+            if place >= len(prompt) - 1:
+                tree.predictions.append((node, target[place - len(prompt) + 1], number))
+    return tree
+
+
+def pack(trees, device="cpu"):
+    """Lay trees out as the TreeBatch of one pass; predictions stay in the order of pairs."""
+    ids, mask = pad([tree.ids for tree in trees])
+    width = ids.shape[1]
+    visible = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
+    ends = torch.zeros_like(mask, dtype=torch.bool)
+    predictions = []
+    for row, tree in enumerate(trees):
+        for node, parent in enumerate(tree.parents):
+            if parent >= 0:
+                visible[row, node] |= visible[row, parent]
+        ends[row, :len(tree.ids)] = torch.tensor(tree.ends_prompt)
+        predictions += [(row * width + node, token, pair) for node, token, pair in tree.predictions]
+    place, token, pair = torch.tensor(predictions).T
+    parts = (ids, visible.sum(-1) - 1, visible, ends, place, token, pair)
+    return TreeBatch(*(part.to(device) for part in parts))
+
+
+def check_pairs(model, pairs, labels):
+    """ValueError names the label of a pair too long for the model, or with an empty side."""
+    for label, (prompt, target) in zip(labels, pairs, strict=True):
+        if not prompt or not target:
+            raise ValueError(f"{label}: the {'target' if prompt else 'prompt'} has no tokens")
+    check_lengths([[*prompt, *target[:-1]] for prompt, target in pairs], labels, max_length(model))
 
 
 @contextlib.contextmanager
-def only(model, layer, places):
-    """In the block, the MLP of one layer works at the given places (P,) of a row alone; elsewhere it gives 0.
+def last_mlp_at(model, places):
+    """In the block, the last layer's MLP works at places (P,) of a single row; else it is 0.
 
-    In the last layer no other token's MLP reaches what is predicted there.
+    No other token's MLP reaches what is predicted there.
     """
+    widths = []
+
     def gather(_, args):
+        widths.append(args[0].shape[1])
         return (args[0][:, places], *args[1:])
 
     def scatter(_, args, output):
-        return output.new_zeros(1, size[-1], output.shape[-1]).index_copy(1, places, output)
+        return output.new_zeros(1, widths[-1], output.shape[-1]).index_copy(1, places, output)
 
-    def measure(_, args):
-        size.append(args[0].shape[1])
-
-    size, mlp = [], model.get_submodule(name_of(model, "mlp", layer))
-    handles = [mlp.register_forward_pre_hook(measure), mlp.register_forward_pre_hook(gather),
-               mlp.register_forward_hook(scatter)]
-    try:
+    name = name_of(model, "mlp", n_layers(model) - 1)
+    with hooked(model, {name: gather}, before=True), hooked(model, {name: scatter}):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

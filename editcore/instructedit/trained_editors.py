@@ -22,20 +22,16 @@ import torch
 from filelock import FileLock
 
 from editcore import progress
-from editcore.editors import configure, published
+from editcore.editors import EDITORS, configure, published
 from editcore.files import read_json, sha256, sha256_text, write_json
-from editcore.instructedit import examples, instructions, ke, mend
-from editcore.instructedit import training as hyper
-from editcore.instructedit.records import read_records
+from editcore.instructedit import instructions, mend, training
+from editcore.instructedit.records import load_records, record_as_fact, records_folder
 from editcore.instructedit.training import Training
-from editcore.model import default_device, load, peak_memory, resolve
+from editcore.model import default_device, load, peak_memory
 from editcore.study.run import model_files_hash
 
 FORMAT = 2      # raise it when the same config no longer gives the same network
 TASKS = ("recent", "counterfact", "convsent")   # trained on by default; zsRE is held out
-# kind -> (untrained network, ids that it reads beside each edit's gradients)
-KINDS = {"mend": (mend.start, lambda model, tok, facts: [()] * len(facts)),
-         "ke": (ke.start, ke.conditions)}
 
 # Settings of the training: published for the large models; for pocket what learns in half a minute.
 POCKET = {"examples": 600, "lr": 1e-4, "edit_weight": 1.0, "accumulate": 4, "warmup": 60,
@@ -89,7 +85,7 @@ def check(config):
     tasks = config.tasks
     if not tasks or len(set(tasks)) < len(tasks) or set(tasks) - set(known):
         raise ValueError(f"config: tasks is {tasks!r}, but must name some of {', '.join(known)}")
-    choices = {"style": instructions.STYLES, "editor": KINDS, "loss_on": examples.AFTER}
+    choices = {"style": instructions.STYLES, "editor": PAPER, "loss_on": training.LOSS_ON}
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
             raise ValueError(f"config: {name} is {getattr(config, name)!r}, but must be one of "
@@ -107,7 +103,7 @@ def check(config):
     for task, texts in config.descriptions:
         if task not in known:
             raise ValueError(f"config: descriptions of {task!r}, which is no task")
-        instructions.checked(task, texts)
+        instructions.check_descriptions(task, texts)
     configured(config)
     return config
 
@@ -118,16 +114,16 @@ def configured(config):
     if {"seed", "examples"} & set(settings):
         raise ValueError("config: seed and examples are parameters of the config, not settings")
     paper = PAPER[config.editor]
-    training = dict(paper.get(published(config.model, paper), {}))
+    values = dict(paper.get(published(config.model, paper), {}))
     fields = [field.name for field in dataclasses.fields(Training)]
-    training |= {name: settings.pop(name) for name in fields if name in settings}
+    values |= {name: settings.pop(name) for name in fields if name in settings}
     if config.examples:
-        training["examples"] = config.examples
-    if "examples" not in training:
+        values["examples"] = config.examples
+    if "examples" not in values:
         raise ValueError(f"config: nothing is published for model {config.model!r}: give examples")
     settings |= {"network": mend.UNTRAINED, "seed": config.seed}
     editor = configure(config.editor, settings, config.model)
-    return editor, Training(**training, seed=config.seed)
+    return editor, Training(**values, seed=config.seed)
 
 
 # Lists of editors: what each notebook compares -----------------------------------------------
@@ -227,30 +223,9 @@ def _editors(model, options, cases):
     return editors
 
 
-# Records and examples ------------------------------------------------------------------------
-
 def descriptions_of(config):
     """{task: ten descriptions} that the config is trained and tested with."""
-    return instructions.DESCRIPTIONS | dict(config.descriptions)
-
-
-def records_folder(model="pocket", data=""):
-    """The folder of the editing tasks' records: `data`, or editing/ beside the model."""
-    return Path(data) if data else Path(resolve(model)) / "editing"
-
-
-def load_records(model="pocket", data="", split="train", seed=0):
-    """{task: [EditRecord]} of every {task}_{split}.json; FileNotFoundError if there is none.
-
-    seed draws the sentiment that each ConvSent record wants.
-    """
-    folder = records_folder(model, data)
-    paths = {task: folder / f"{task}_{split}.json" for task in instructions.TITLES}
-    records = {task: read_records(path, task, seed=seed)
-               for task, path in paths.items() if path.is_file()}
-    if not records:
-        raise FileNotFoundError(f"{folder}: no records of an editing task for the split {split!r}")
-    return records
+    return instructions.descriptions() | dict(config.descriptions)
 
 
 def training_records(config):
@@ -269,19 +244,16 @@ def training_records(config):
     return chosen
 
 
-def training_examples(config, model, tok, records, number=None):
-    """The Examples of records behind instructions, a description drawn for each unless given."""
-    prefixes = []
-    for record in records:
-        drawn = instructions.drawn(record, config.seed, config.n_descriptions)
-        prefixes.append(instructions.prefix(record, drawn if number is None else number,
-                                            config.style, descriptions_of(config)))
-    facts = [examples.asked(record, prefix, config.seed)
-             for record, prefix in zip(records, prefixes)]
-    conditions = KINDS[config.editor][1](model, tok, facts)
-    return [dataclasses.replace(
-        examples.of(tok, record, prefix, config.loss_on, config.replies, config.seed),
-        condition=tuple(ids)) for record, prefix, ids in zip(records, prefixes, conditions)]
+def examples_of(config, network, model, tok, records):
+    """The Examples of records, each behind its instruction with a drawn description."""
+    instructed = [instructions.add_instruction(
+        record, instructions.draw(record, config.seed, config.n_descriptions), config.style,
+        descriptions_of(config)) for record in records]
+    facts = [record_as_fact(record, config.seed) for record in instructed]
+    conditions = network.conditions(model, tok, facts)
+    return [training.training_example(tok, record, loss_on=config.loss_on, replies=config.replies,
+                                      seed=config.seed, condition=tuple(ids))
+            for record, ids in zip(instructed, conditions)]
 
 
 # Training ------------------------------------------------------------------------------------
@@ -308,7 +280,7 @@ def train(config, out_dir="results/editors"):
     Beside the network lie losses.jsonl and train.json (parameters, seconds, peak memory in MB).
     """
     folder = Path(out_dir) / identifier(check(config))
-    path = folder / hyper.RESULT
+    path = folder / training.RESULT
     about = folder / "train.json"
     if path.is_file() and about.is_file():
         return path
@@ -322,19 +294,19 @@ def train(config, out_dir="results/editors"):
 def _train(config, folder):
     """Train a config into its folder; return what train.json says."""
     began = time.monotonic()
-    settings, training = configured(config)
+    settings, plan = configured(config)
     records = training_records(config)
     model, tok = load(config.model, default_device())
-    network = KINDS[config.editor][0](model, settings)
-    network = hyper.train(model, network, training_examples(config, model, tok, records), training,
-                          folder)
+    network = EDITORS[config.editor].prepare(model, tok, settings)
+    examples = examples_of(config, network, model, tok, records)
+    network = training.train(model, network, examples, plan, folder)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     memory = peak_memory(default_device()) or resident
     parameters = dataclasses.asdict(config)
     parameters |= {"model": Path(config.model).name, "data": Path(config.data).name}
-    return {"config": parameters, "records": len(records), "examples": training.examples,
+    return {"config": parameters, "records": len(records), "examples": plan.examples,
             "seconds": round(time.monotonic() - began, 2), "peak_mb": round(memory / 2 ** 20),
-            "parameters": sum(weight.numel() for weight in network.weights.values())}
+            "parameters": sum(weight.numel() for weight in network.parameters())}
 
 
 def train_all(configs, out_dir="results/editors", workers=1):

@@ -1,227 +1,355 @@
-"""A model, an untrained hypernetwork and examples of edits in; the hypernetwork trained, its file and its losses out.
+"""Train a hypernetwork: examples of edits, the losses after them, and a loop that survives a kill.
 
-    network = train(model, mend.start(model, config), examples, Training(30000), folder)        # or ke.start
+    network = train(model, network, examples, Training(30000), folder)
 
-Adam lowers edit_weight L_edit + locality_weight L_loc of `hyperloss` (MEND, arXiv:2110.11309, section 3.3).
+Each example is edited as at test time, by a low-rank change that is never added to a weight. Adam
+lowers edit_weight L_edit + locality_weight L_loc (MEND, arXiv:2110.11309, section 3.3; for
+ConvSent arXiv:2206.06520, section 5).
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+import random
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy
 
 from editcore.files import atomic, sha256_text
-from editcore.instructedit import hypernet
-from editcore.instructedit.hyperloss import UNLIKELY, evaluate, kind_of, lay, losses
+from editcore.hooks import capture
+from editcore.instructedit import mend, token_tree
+from editcore.instructedit.records import edit_target
+from editcore.likelihood import BlockInputs
+from editcore.model import layout
 from editcore.progress import bar
-from editcore.suffix import fused
+from editcore.suffix import fused, head
+from editcore.tokens import encode, target_ids
 
-STATE, RESULT, LOG = "state.safetensors", "network.safetensors", "losses.jsonl"
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")     # what Adam keeps of a parameter
+RESULT = "network.safetensors"
+LOSS_ON = ("edit", "rephrase")
 
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of the training; examples has no default, the rest is as published."""
+    """Settings of the training; examples has no default, the others are as published."""
 
-    examples: int                   # edits that are drawn in all (the published "iterations"), epoch after epoch
+    examples: int                   # edits that are drawn in all, epoch after epoch
     lr: float = 1e-6                # of Adam; small models need about 1e-4
     alpha_lr: float = 1e-4          # of Adam for alpha
     edit_weight: float = 0.1        # of the loss on `after` and `against`
     locality_weight: float = 1.0    # of the loss on `locality`
-    unlikely: str = "token"         # a key of hyperloss.UNLIKELY: p of a token, or of a "reply"
+    unlikely: str = "token"         # a key of UNLIKELY: p of a token, or of a "reply"
     clip: float = 100.0             # largest norm of the gradient of all parameters
-    accumulate: int = 2             # examples a step
-    warmup: int = 0                 # edits that the normaliser sees before the first step
+    accumulate: int = 2             # examples per step
+    warmup: int = 0                 # edits that the normaliser observes before the first step
     frozen: bool = False            # the normaliser stays as the warm-up left it
-    every: int = 1000               # examples between checkpoints, and between looks at the validation examples
-    snapshots: tuple = ()           # numbers of examples after which the hypernetwork is saved under its own name
-    keep: bool = False              # keep what does not depend on the hypernetwork of every example, in memory
+    every: int = 1000               # examples between checkpoints
+    snapshots: tuple = ()           # numbers of examples after which the network is saved as well
+    keep: bool = False              # keep what does not depend on the network in memory
     seed: int = 0                   # of the order
 
 
-def total(found, training):
-    """The training loss of `losses`: edit_weight (edit + against) + locality_weight locality."""
-    return training.edit_weight * (found["edit"] + found["against"]) + training.locality_weight * found["locality"]
+# Examples -------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Example:
+    """One edit and what is asked after it, as (prompt ids, target ids) pairs."""
+
+    name: str               # of the record, for errors and the log
+    edit: tuple             # the gradients of their mean-token NLL, summed, are transformed
+    after: tuple            # must be likely after it: the edit itself, rephrases, or replies
+    locality: tuple = ()    # over these targets' positions the prediction must stay
+    against: tuple = ()     # must be unlikely after it: replies of the other sentiment
+    condition: tuple = ()   # ids of the text that KE reads an edit off
 
 
-def train(model, network, examples, training, folder, validation=()):
-    """The Network after `training`, which is also folder/network.safetensors; losses in folder/losses.jsonl.
+def training_example(tok, record, *, loss_on="edit", replies=4, seed=0, condition=()):
+    """The Example of an EditRecord behind its instruction; ValueError names the record.
 
-    A stopped training goes on from its last checkpoint to the same result, bit for bit. ValueError names a record that
-    cannot be used or whose loss is not finite, a damaged file, or what has changed since the training there began.
+    loss_on: what must be likely after the edit, the "edit" itself (InstructEdit) or its "rephrase"
+    where there is one (MEND). ConvSent: a wanted reply, drawn with the seed, is the edit; up to
+    `replies` others must be likely after it, as many opposite ones unlikely, and as many of another
+    topic stay.
     """
-    folder, examples = Path(folder), list(examples)
+    draw = random.Random(f"{seed} example {record.task} {record.case_id}")
+    target = edit_target(record, seed)
+    wanted = _sample(draw, [reply for reply in record.wanted if reply != target], replies)
+    prompts = record.rephrase if loss_on == "rephrase" and record.rephrase else (record.prompt,)
+    locality = []
+    for ask in record.locality:
+        answers = _sample(draw, ask.answers, replies) if record.topic else ask.answers[:1]
+        locality += [(ask.prompt, answer) for answer in answers]
+    unwanted = _sample(draw, record.unwanted, replies)
+    try:
+        return Example(f"{record.task} {record.case_id}", _encode(tok, [(record.prompt, target)]),
+                       after=_encode(tok, _crossed(prompts, wanted or (target,))),
+                       locality=_encode(tok, locality),
+                       against=_encode(tok, _crossed(prompts[:1], unwanted)), condition=condition)
+    except ValueError as error:
+        raise ValueError(f"{record.task} record {record.case_id}: {error}") from error
+
+
+def _sample(draw, texts, count):
+    """`count` of the texts, or all if there are fewer, in a drawn order."""
+    return tuple(draw.sample(texts, min(count, len(texts))))
+
+
+def _crossed(prompts, replies):
+    """(prompt, reply) pairs: every reply with one of the prompts, or every prompt with it."""
+    count = max(len(prompts), len(replies)) if replies else 0
+    return [(prompts[i % len(prompts)], replies[i % len(replies)]) for i in range(count)]
+
+
+def _encode(tok, texts):
+    """(prompt ids, target ids) of (prompt, target) texts."""
+    prompts = encode(tok, [prompt for prompt, _ in texts])
+    return tuple((tuple(ids), tuple(target_ids(tok, target)))
+                 for ids, (_, target) in zip(prompts, texts))
+
+
+# Losses ---------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """What an example's losses need of the unedited model."""
+
+    gradients: dict         # {map: (u, delta)} of the edit
+    inputs: BlockInputs     # what the edited blocks and those above run on
+    place: torch.Tensor     # (M,) where the tokens of after, against and locality are predicted
+    token: torch.Tensor     # (M,)
+    pair: torch.Tensor      # (M,) counted through the three from 0
+    weight: torch.Tensor    # (M,) 1 / tokens of the pair's target
+    counts: tuple           # pairs of each of the three
+    unedited: torch.Tensor  # (P, d) final states at the locality places
+    condition: torch.Tensor | None  # (T, d) embeddings of the condition, if there is one
+
+
+def encode_example(model, network, example):
+    """Encode an example: one pass forward, and one back for the edit's gradients.
+
+    ValueError names the record if it has no edit, nothing to say after it, or is too long.
+    """
+    label = f"record {example.name}"
+    for part in ("edit", "after"):
+        if not getattr(example, part):
+            raise ValueError(f"{label}: {part} is empty")
+    pairs = [*example.edit, *example.after, *example.against, *example.locality]
+    token_tree.check_pairs(model, pairs, [label] * len(pairs))
+    batch = token_tree.pack([token_tree.build(pairs)], next(model.parameters()).device)
+    sizes = torch.tensor([len(target) for _, target in pairs], device=batch.ids.device)
+    weight = 1 / sizes[batch.pair].double()
+    first = len(example.edit)
+    edit, asked = batch.pair < first, batch.pair >= first
+    stay = batch.pair >= len(pairs) - len(example.locality)
+    inputs = mend.below(model, batch, min(network.settings["layers"]))
+    norm = layout(model).norm
+    with capture(model, [norm], stop=False) as final, \
+            token_tree.last_mlp_at(model, batch.place.unique()):
+        found = mend.gradients(model, inputs, [site.name for site in network.sites],
+                               place=batch.place[edit], token=batch.token[edit],
+                               weight=weight[edit])
+    return EncodedExample(
+        mend.nonzero(found, 0), inputs, batch.place[asked], batch.token[asked],
+        batch.pair[asked] - first, weight[asked],
+        (len(example.after), len(example.against), len(example.locality)),
+        final[norm][0, batch.place[stay]].detach(), mend.embeddings(model, example.condition))
+
+
+def losses(model, network, encoded, unlikely="token"):
+    """{"edit", "against", "locality"}: losses after the edit, scalars in nats; 0 for none.
+
+    edit: mean over `after` of the mean-token NLL; against: mean over `against` of the unlikelihood
+    -log(1 - p), p of what `unlikely` says; locality: mean-token KL(P_before || P_after).
+    """
+    factors = network(encoded.gradients, encoded.condition)
+    with mend.edited_forward(model, network, factors), \
+            token_tree.last_mlp_at(model, encoded.place.unique()):
+        logits = mend.logits(model, encoded.inputs, encoded.place)
+    n_after, n_against, n_locality = encoded.counts
+    weight = encoded.weight.to(logits.dtype)
+    likely = encoded.pair < n_after
+    stay = encoded.pair >= n_after + n_against
+    against = ~likely & ~stay
+    nll = cross_entropy(logits[~stay], encoded.token[~stay], reduction="none")
+    edit_nll = nll[likely[~stay]] * weight[likely]
+    doubt = UNLIKELY[unlikely](-nll[against[~stay]], weight[against],
+                               encoded.pair[against] - n_after)
+    before = head(model, encoded.unedited).log_softmax(-1)
+    after = logits[stay].log_softmax(-1)
+    kl = (before.exp() * (before - after)).sum(-1) * weight[stay]
+    return {"edit": edit_nll.sum() / max(n_after, 1), "against": doubt.sum() / max(n_against, 1),
+            "locality": kl.sum() / max(n_locality, 1)}
+
+
+def unlikelihood(log_p):
+    """-log(1 - p) of log p, finite at p = 1."""
+    log_p = log_p.clamp(max=-1e-6)
+    near_one = torch.log(-torch.expm1(log_p))   # where the other form loses all digits
+    return -torch.where(log_p > -0.7, near_one, torch.log1p(-log_p.exp()))
+
+
+def reply_unlikelihood(log_p, weight, pair):
+    """-log(1 - p) of whole texts, p the geometric mean of their tokens' probabilities."""
+    count = int(pair.max()) + 1 if len(pair) else 0
+    return unlikelihood(log_p.new_zeros(count).index_add(0, pair, log_p * weight))
+
+
+# (log p of tokens, 1 / tokens of their text, number of their text) -> terms of the unlikelihood
+UNLIKELY = {"token": lambda log_p, weight, pair: unlikelihood(log_p) * weight,
+            "reply": reply_unlikelihood}
+
+
+# The loop -------------------------------------------------------------------------------------
+
+def train(model, network, examples, training, folder):
+    """Train a network; it is also folder/network.safetensors, its losses are in losses.jsonl.
+
+    A stopped training goes on from its last checkpoint to the same result, bit for bit. ValueError
+    names a record that cannot be used or whose loss is not finite, or what differs from the
+    training that the folder holds.
+    """
+    folder = Path(folder)
+    examples = list(examples)
     _check(examples, training)
-    identity = _identity(network, examples, training, list(validation))
-    if (finished := _finished(folder, identity, training, network)) is not None:
-        return hypernet.moved(finished, _device(network))
-    network = replace(network, weights={name: weight.detach().clone().requires_grad_()
-                                        for name, weight in network.weights.items()})
-    optimiser, laid = _optimiser(network, training), _from(model, network, examples, training.keep)
+    identity = _identity(network, examples, training)
+    if (folder / RESULT).is_file():
+        finished = mend.load(type(network), folder / RESULT)
+        _compare(finished.info["identity"], identity, folder / RESULT)
+        if finished.info["examples"] == training.examples:
+            return finished.to(next(network.parameters()).device)
+    optimiser = _optimiser(network, training)
+    encoded = _encoder(model, network, examples, training.keep)
     with fused(model):
-        network, done, log = _resumed(folder, network, optimiser, identity, training.examples) or \
-            (_warm(network, laid, len(examples), training), 0, [])
-        draws = _order(len(examples), training.seed, done)
-        for number in bar(range(done + 1, training.examples + 1), "training", training.examples, done):
+        log = _resume(folder, network, optimiser, identity)
+        if len(log) > training.examples:
+            raise ValueError(f"{folder}: {len(log)} examples are done, {training.examples} wanted; "
+                             "take another folder")
+        if not log:
+            draws = _order(len(examples), training.seed, 0)
+            for _ in range(training.warmup):
+                network.observe(encoded(next(draws)).gradients)
+        draws = _order(len(examples), training.seed, len(log))
+        for number in bar(range(len(log) + 1, training.examples + 1), "training",
+                          training.examples, len(log)):
             index = next(draws)
-            network, row = _learn(model, network, laid(index), training, examples[index].name)
-            log.append({"example": number} | row)
+            row = _learn(model, network, encoded(index), training, examples[index].name)
+            log.append({"example": number, "record": examples[index].name, **row})
             if number % training.accumulate == 0:
-                log[-1]["gradient"] = _step(network, optimiser, training)
+                log[-1]["gradient"] = _step(network, optimiser, training.clip)
             if number in training.snapshots:
-                hypernet.save(_result(network, identity, number), folder / f"network-{number}.safetensors")
+                mend.save(network, folder / f"network-{number}.safetensors", examples=number,
+                          identity=identity)
             if number % training.every == 0 or number == training.examples:
-                held = evaluate(model, network, validation, training.unlikely) if validation else {}
-                log[-1] |= {f"validation_{name}": value for name, value in held.items()}
                 _checkpoint(folder, network, optimiser, log, identity)
-    result = _result(network, identity, training.examples)
-    hypernet.save(result, folder / RESULT)
-    return result
+    mend.save(network, folder / RESULT, examples=training.examples, identity=identity)
+    return network
 
 
 def _check(examples, training):
     if not examples:
         raise ValueError("training: there are no examples")
-    for name in ("examples", "every", *(["snapshots"] if training.snapshots else [])):
-        values = getattr(training, name)
-        for value in values if name == "snapshots" else (values,):
-            if value < 1 or value % training.accumulate:
-                raise ValueError(f"training: {name} is {value}, but must be a multiple of accumulate, "
-                                 f"{training.accumulate}")
+    numbers = {"examples": training.examples, "every": training.every}
+    numbers |= {f"snapshot {number}": number for number in training.snapshots}
+    for name, number in numbers.items():
+        if number < 1 or number % training.accumulate:
+            raise ValueError(f"training: {name} is {number}, but must be a multiple of accumulate, "
+                             f"{training.accumulate}")
     if training.unlikely not in UNLIKELY:
-        raise ValueError(f"training: unlikely is {training.unlikely!r}, but must be one of {', '.join(UNLIKELY)}")
+        raise ValueError(f"training: unlikely is {training.unlikely!r}, but must be one of "
+                         f"{', '.join(UNLIKELY)}")
 
 
-def _identity(network, examples, training, validation):
-    """What the result depends on besides the code, as texts by name; more examples of the same training are welcome."""
-    later = ("examples", "every", "snapshots", "keep")
-    said = {name: value for name, value in asdict(training).items() if name not in later}
-    first = [(name, tensor.double().sum().item(), tensor.double().square().sum().item())
-             for name, tensor in hypernet.tensors(network).items()]
-    return {"training": json.dumps(said), "settings": json.dumps(network.settings), "start": sha256_text(*first),
-            "model": json.dumps([[site.name, round(site.size, 3)] for site in network.sites]),
-            "examples": sha256_text(*examples), "validation": sha256_text(*validation)}
+def _identity(network, examples, training):
+    """Hashes of what the result depends on; more examples of one training are welcome."""
+    kept = {name: value for name, value in asdict(training).items()
+            if name not in ("examples", "every", "snapshots", "keep")}
+    start = [(name, tensor.double().sum().item(), tensor.double().square().sum().item())
+             for name, tensor in network.state_dict().items()]
+    return {"training": sha256_text(kept), "network": sha256_text(network.settings, *start),
+            "model": sha256_text(*[(site.name, round(site.size, 3)) for site in network.sites]),
+            "examples": sha256_text(*examples)}
 
 
 def _compare(found, wanted, path):
     for name, value in wanted.items():
         if found.get(name) != value:
-            raise ValueError(f"{path}: {name} has changed since that training began ({found.get(name)} then, {value} "
-                             "now); put it back, or take another folder")
-
-
-def _finished(folder, identity, training, network):
-    """The Network of a training that is done, or None."""
-    if not (folder / RESULT).is_file():
-        return None
-    name, kind = kind_of(network)
-    found = hypernet.load(folder / RESULT, "cpu", name, kind.begin)
-    _compare(found.info.get("identity", {}), identity, folder / RESULT)
-    return found if found.info["examples"] == training.examples else None
-
-
-def _device(network):
-    return next(iter(network.weights.values())).device
-
-
-def _result(network, identity, done):
-    return replace(network, weights={name: weight.detach().clone() for name, weight in network.weights.items()},
-                   info={"examples": done, "identity": identity})
+            raise ValueError(f"{path}: {name} has changed since that training began; put it back, "
+                             "or take another folder")
 
 
 def _optimiser(network, training):
-    groups = [[weight for name, weight in network.weights.items() if name.endswith("/alpha") == steps]
-              for steps in (False, True)]
-    rates = training.lr, training.alpha_lr
-    return torch.optim.Adam([{"params": group, "lr": lr} for group, lr in zip(groups, rates)])
+    alphas = [weight for name, weight in network.named_parameters() if name.endswith("alpha")]
+    others = [weight for name, weight in network.named_parameters() if not name.endswith("alpha")]
+    return torch.optim.Adam([{"params": others, "lr": training.lr},
+                             {"params": alphas, "lr": training.alpha_lr}])
 
 
 def _order(count, seed, done):
-    """Indices of the examples to draw, without end, `done` of them left out; each epoch is shuffled from its number."""
+    """Indices of examples, without end, after the first `done`; shuffled every epoch."""
     epoch, skip = divmod(done, count)
     while True:
         draw = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         yield from torch.randperm(count, generator=draw).tolist()[skip:]
-        epoch, skip = epoch + 1, 0
+        epoch += 1
+        skip = 0
 
 
-def _from(model, network, examples, keep):
-    """The function index -> Laid of that example; with keep, each is made once."""
+def _encoder(model, network, examples, keep):
+    """The function index -> EncodedExample; with keep each is encoded once."""
     memory = {}
 
-    def laid(index):
-        made = memory.get(index) or lay(model, network, examples[index])
+    def encoded(index):
+        example = memory.get(index) or encode_example(model, network, examples[index])
         if keep:
-            memory[index] = made
-        return made
-    return laid
+            memory[index] = example
+        return example
+    return encoded
 
 
-def _warm(network, laid, count, training):
-    """The Network whose normaliser has seen the first edits that will be drawn."""
-    draws = _order(count, training.seed, 0)
-    for _ in range(training.warmup):
-        network = hypernet.watch(network, laid(next(draws)).found)
-    return network
-
-
-def _learn(model, network, laid, training, name):
-    """(Network with the example in its normaliser, its losses as floats); gradients are added to the weights'."""
+def _learn(model, network, encoded, training, name):
+    """Add an example's gradients to the parameters'; return its losses as floats."""
     if not training.frozen:
-        network = hypernet.watch(network, laid.found)
-    found = losses(model, network, laid, training.unlikely)
-    loss = total(found, training)
+        network.observe(encoded.gradients)
+    terms = losses(model, network, encoded, training.unlikely)
+    loss = training.edit_weight * (terms["edit"] + terms["against"])
+    loss = loss + training.locality_weight * terms["locality"]
     if not torch.isfinite(loss):
-        raise ValueError(f"record {name}: the loss is {loss.item()}; the model's weights may be broken, or lr is too "
-                         "large")
-    torch.autograd.backward(loss / training.accumulate, inputs=list(network.weights.values()))
-    return network, {"record": str(name), **{key: value.item() for key, value in found.items()}, "loss": loss.item()}
+        raise ValueError(f"record {name}: the loss is {loss.item()}; the model's weights may be "
+                         "broken, or lr is too large")
+    (loss / training.accumulate).backward(inputs=list(network.parameters()))
+    return {**{key: value.item() for key, value in terms.items()}, "loss": loss.item()}
 
 
-def _step(network, optimiser, training):
-    """One step of Adam; the norm of the gradient before it was clipped."""
-    norm = torch.nn.utils.clip_grad_norm_(list(network.weights.values()), training.clip)
+def _step(network, optimiser, clip):
+    """One step of Adam; return the norm of the gradient before it was clipped."""
+    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
     optimiser.step()
     optimiser.zero_grad()
     return norm.item()
 
 
 def _checkpoint(folder, network, optimiser, log, identity):
-    """Write the log, then the state, which says how much of the log counts: a kill leaves one state or the other."""
-    with atomic(folder / LOG) as tmp:
+    """Write the log, then the state, which says how much of the log counts."""
+    with atomic(folder / "losses.jsonl") as tmp:
         tmp.write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
-    moments = {f"adam/{name}/{part}": optimiser.state[weight][part].detach().cpu().contiguous()
-               for name, weight in network.weights.items() for part in MOMENTS}
-    words = hypernet.words(network) | {"examples": str(len(log)), "identity": json.dumps(identity)}
-    with atomic(folder / STATE) as tmp:
-        save_file(hypernet.tensors(network) | moments, tmp, metadata=words)
+    with atomic(folder / "state.pt") as tmp:
+        torch.save({"network": network.state_dict(), "optimiser": optimiser.state_dict(),
+                    "examples": len(log), "identity": identity}, tmp)
 
 
-def _resumed(folder, network, optimiser, identity, wanted):
-    """(Network, examples done, log) of the checkpoint in `folder`, Adam's moments put back; None if there is none."""
-    path = folder / STATE
+def _resume(folder, network, optimiser, identity):
+    """Put the checkpoint's state back; return the log of the examples that are done."""
+    path = folder / "state.pt"
     if not path.is_file():
-        return None
+        return []
     try:
-        with safe_open(path, "pt", device="cpu") as file:
-            words, found = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        _compare(json.loads(words["identity"]), identity, path)
-        done, device = int(words["examples"]), _device(network)
-        saved = hypernet.moved(hypernet.built(words, found, kind_of(network)[1].begin), device)
-        with torch.no_grad():
-            for name, weight in network.weights.items():
-                weight.copy_(saved.weights[name])
-                optimiser.state[weight] = {part: found[f"adam/{name}/{part}"].clone().to(
-                    "cpu" if part == "step" else device) for part in MOMENTS}
-        if done > wanted:
-            raise ValueError(f"{path}: {done} examples are done already, {wanted} are wanted; take another folder")
-        lines = (folder / LOG).read_text(encoding="utf-8").splitlines()[:done]
-        if len(lines) < done:
-            raise ValueError(f"{folder / LOG} has {len(lines)} lines, but {done} examples are done")
-        return replace(network, norms=saved.norms), done, [json.loads(line) for line in lines]
-    except (SafetensorError, KeyError, TypeError, OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: damaged, or not a checkpoint ({error}); remove it to start anew") from error
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        _compare(state["identity"], identity, path)
+        network.load_state_dict(state["network"], strict=True)
+        optimiser.load_state_dict(state["optimiser"])
+        lines = (folder / "losses.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines[:state["examples"]]]
+    except (KeyError, OSError, EOFError, RuntimeError, UnpicklingError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: damaged, or not a checkpoint ({error}); remove it to start "
+                         "anew") from error

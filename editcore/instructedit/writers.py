@@ -9,7 +9,7 @@ import urllib.request
 from dataclasses import dataclass
 
 from editcore.files import write_json
-from editcore.instructedit.instructions import ABOUT, SLOTS, TITLES, checked
+from editcore.instructedit.instructions import SLOTS, TITLES, check_descriptions, read
 
 # Openings and endings of the offline bank; every opening fits every ending of its task.
 PHRASES = {
@@ -133,7 +133,8 @@ def log_to(path):
 def request(task, history):
     """The text that asks the writer for ten descriptions: about the data, then all scores, then the best set."""
     slots = f" Each has the slots {' and '.join(SLOTS)}, once each." if task == "convsent" else ""
-    text = (f"A language model is edited. Name of the editing task: {TITLES[task]}.\nIts data: {ABOUT[task]}\n\n"
+    text = (f"A language model is edited. Name of the editing task: {TITLES[task]}.\n"
+            f"Its data: {read()[task]['about']}\n\n"
             f"Write ten different descriptions of the task for the model, one sentence each, numbered 1 to 10, "
             f"one on a line, nothing else.{slots}\n")
     if not history:
@@ -162,7 +163,7 @@ def _asked(task, writer, prompt, tries=3):
     for _ in range(tries):
         reply = writer(prompt + problem)
         try:
-            return reply, checked(task, parsed(reply))
+            return reply, check_descriptions(task, parsed(reply))
         except ValueError as error:
             problem, last = f"\nYour last reply could not be used: {error}. Write it again.\n", error
     raise ValueError(f"the writer gave no usable descriptions in {tries} replies; the last: {last}")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from editcore import generate, model
-from editcore.instructedit.instructions import instructed
+from editcore.instructedit.instructions import add_instruction
 from editcore.instructedit.records import read_records
 from editcore.tokens import encode, target_ids
 from editing_tasks import Sizes, build, splits
@@ -116,13 +116,13 @@ def test_prompts_fit_the_pocket_model_and_it_answers_them_behind_instructions(re
     sample = [record for rows in records.values() for record in rows[::10]]
     prompts = []
     for number in range(10):
-        for record in (instructed(record, number) for record in sample):
+        for record in (add_instruction(record, number) for record in sample):
             prompts += [record.prompt, *record.rephrase]
             prompts += [ask.prompt for ask in record.portability]
     longest = max(len(target_ids(tok, answer)) for record in sample for answer in record.wanted)
     assert max(map(len, encode(tok, prompts))) + longest <= model.max_length(pocket)
     rows = records["zsre_test"][:20] + records["counterfact_test"][:20]
-    pairs = [(instructed(record, 9).prompt, record.old) for record in rows]
+    pairs = [(add_instruction(record, 9).prompt, record.old) for record in rows]
     pairs += [(ask.prompt, ask.answers[0]) for record in rows for ask in record.locality]
     texts = generate.texts(pocket, tok, [prompt for prompt, _ in pairs], 4)
     right = [answer.strip().startswith(old) for answer, (_, old) in zip(texts, pairs, strict=True)]
