@@ -1,6 +1,7 @@
 """Render executed notebooks as HTML pages that load nothing, with an index and a page of cases."""
 
 import base64
+import copy
 import html
 import logging
 import math
@@ -18,12 +19,13 @@ from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
 from editcore import figures
-from editcore.files import atomic
+from editcore.files import atomic, read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = Path(__file__).parent / "templates"
 FINDINGS = ROOT / "data" / "findings.md"    # the index page, written by hand
 N_CASES = 2000      # rows on the page of cases: what a browser sorts at once
+PROGRESS = r"^.*: \d+ of \d+, about \d+ s left\n?"       # lines of progress.bar
 log = logging.getLogger("editcore")
 
 
@@ -45,7 +47,7 @@ def write_report(paths, out_dir, folders=()):
             notebooks[stem] = broken_notebook(notebook, error)
             write_page(notebooks[stem], out_dir / f"{stem}.html", before=before, after=after)
     write_cases(folders, out_dir)
-    index = write_index(notebooks, out_dir)
+    index = write_index(notebooks, out_dir, folders)
     failed = {stem: failure(notebook) for stem, notebook in notebooks.items()}
     if messages := [f"{stem} failed ({reason})" for stem, reason in failed.items() if reason]:
         raise RuntimeError(f"{'; '.join(messages)}; see {index}")
@@ -88,22 +90,33 @@ def render(executed, out_dir):
 
 def write_page(notebook, path, *, before="", after="", kind="notebook"):
     """Render a notebook, its figures also as figures/<name>.png; one without end says so."""
-    cells = [cell for cell in notebook.cells
-             if not any(tag.startswith("papermill-error") for tag in cell.metadata.get("tags", []))]
-    content = nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
-    page, _ = exporter().from_notebook_node(content, {
+    page, _ = exporter().from_notebook_node(shown_part(notebook), {
         "title": title(notebook), "before": before, "after": after, "kind": kind,
         "styles": styles(), "script": (TEMPLATES / "report/script.js").read_text("utf-8"),
         "failure": failure(notebook) if kind == "notebook" else "", "repository": repository()})
     page = page.replace(f"{ROOT}{os.sep}", "")      # where in the repository, not on which disk
     page = re.sub(r"<thead>.*?</thead>", lambda head: scoped(head.group(), "col"), page, flags=re.S)
-    page = scoped(page, "row").replace("</section>", f"</section>{contents(page)}", 1)
+    page = scoped(page, "row")
+    if kind == "notebook":
+        page = page.replace("</section>", f"</section>{contents(page)}", 1)
     with atomic(path) as file:
         file.write_text(page, encoding="utf-8")
     for name, output in shown_figures(notebook).items():
         with atomic(path.parent / "figures" / f"{name}.png") as file:
             file.write_bytes(base64.b64decode(output.data["image/png"]))
     return path
+
+
+def shown_part(notebook):
+    """Return a notebook without papermill's notes on errors and without lines of progress."""
+    cells = []
+    for cell in copy.deepcopy(notebook.cells):
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                output.text = re.sub(PROGRESS, "", output.text, flags=re.M)
+        if not any(tag.startswith("papermill-error") for tag in cell.metadata.get("tags", [])):
+            cells.append(cell)
+    return nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
 
 
 def scoped(text, scope):
@@ -158,7 +171,7 @@ def shown_figures(notebook):
             if "figure" in output.get("metadata", {}).get("editcore", {})}
 
 
-def write_index(notebooks, out_dir):
+def write_index(notebooks, out_dir, folders=()):
     """Write the index page: findings.md, in it figures of the notebooks and the list of reports.
 
     A line <!-- figure NOTEBOOK NAME --> stands for a figure, <!-- reports --> for the list.
@@ -172,13 +185,13 @@ def write_index(notebooks, out_dir):
             outputs = [shown[words[2]]] if words[2] in shown else []
             cells.append(nbformat.v4.new_code_cell(outputs=outputs))
         else:
-            source = report_list(notebooks, out_dir) if words == ["reports"] else part
+            source = report_list(notebooks, folders) if words == ["reports"] else part
             cells.append(nbformat.v4.new_markdown_cell(source))
     notebook = nbformat.v4.new_notebook(cells=cells)
     return write_page(notebook, out_dir / "index.html", kind="index")
 
 
-def report_list(notebooks, out_dir):
+def report_list(notebooks, folders):
     """Return the reports as an HTML table: question, notebook, state and time."""
     rows = []
     for stem, notebook in notebooks.items():
@@ -187,11 +200,12 @@ def report_list(notebooks, out_dir):
         state = f'<span class="failed">failed: {reason}</span>' if reason else "done"
         rows.append(f'<tr><td><a href="{stem}.html">{html.escape(title(notebook))}</a></td>'
                     f"<td>{stem}</td><td>{state}</td><td>{seconds:.0f} s</td></tr>")
-    if (out_dir / "cases.html").is_file():
-        rows.append('<tr><td><a href="cases.html">Which facts were edited, and what became of '
-                    "them?</a></td><td>cases</td><td></td><td></td></tr>")
     head = "<th>Question</th><th>Report</th><th>State</th><th>Time</th>"
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    seconds = sum(read_json(Path(folder) / "run.json")["seconds"] for folder in folders)
+    return table + (f"<p>They rest on {len(folders)} runs of {seconds / 60:.0f} minutes, which are "
+                    'kept: <a href="cases.html">which facts were edited, and what became of them?'
+                    "</a></p>" if folders else "")
 
 
 def write_cases(folders, out_dir):
@@ -210,7 +224,7 @@ def write_cases(folders, out_dir):
         "step": shown["step"], "subject": shown["subject"], "prompt": shown["prompt"],
         "new answer": shown["target_new"], "answer before": shown["answer_before"],
         "right after": shown["answer_after"], "at the end": shown["answer_end"],
-        "forgotten at": shown["forgotten_at"].astype("Int64")})
+        "forgotten at": shown["forgotten_at"].map("{:.0f}".format, na_action="ignore").fillna("")})
     page = table.to_html(index=False, na_rep="", border=0, classes="search")
     intro = (f"# Which facts were edited, and what became of them?\n\n{len(table):,} of "
              f"{len(cases):,} edits of all runs. *Step* counts edits of the run, *forgotten at* is "

@@ -278,10 +278,11 @@ def execute(path, executed, values, key, *, progress_bar=False):
         warnings.simplefilter("ignore", DeprecationWarning)     # papermill's own
         # Kernels on TCP race for free ports when several start at once; sockets cannot.
         manager = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}
+        lines = NotebookLog(path.stem)
         try:
             papermill.execute_notebook(
                 str(path), str(executed), values, kernel_name="python3", cwd=str(ROOT),
-                progress_bar=progress_bar, stderr_file=NotebookLog(path.stem),
+                progress_bar=progress_bar, stdout_file=lines, stderr_file=lines,
                 config=Config({"KernelManager": manager}), shutdown_kernel="immediate",
                 extra_arguments=["--IPKernelApp.capture_fd_output=False"])
         except (papermill.PapermillExecutionError, RuntimeError) as error:
@@ -296,7 +297,7 @@ def execute(path, executed, values, key, *, progress_bar=False):
 
 @dataclass(frozen=True)
 class NotebookLog:
-    """A file for what a running notebook writes to standard error: lines of the log."""
+    """A file for what a running notebook writes: lines of the log."""
 
     name: str
 

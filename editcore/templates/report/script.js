@@ -48,6 +48,10 @@ document.querySelectorAll("table.dataframe").forEach((table) => {
       value(b, column), undefined, { numeric: true }) * (up ? 1 : -1));
     body.append(...rows);
   }));
+  heads.forEach((head, column) => {     // numbers stand to the right, words to the left
+    const words = [...body.rows].some((row) => !/^$|^[-+−.\d]/.test(value(row, column)));
+    if (words) for (const row of table.rows) row.cells[column]?.classList.add("words");
+  });
   if (!table.classList.contains("search")) return;
   const field = document.createElement("input");
   field.type = "search";
