@@ -18,7 +18,7 @@ from editcore.model import is_input_first
 
 # What a Patch's parts are called in files, and their classes (imported when a file is read: they
 # stand with their editors). A part has `kind`, tensors, `output(x, y, positions)`, `+` and `fits`.
-PARTS = {"codebook": "editcore.patch:Codebook", "beside": "editcore.patch:Beside"}
+PARTS = {"codebook": "editcore.editors.grace:Codebook", "slots": "editcore.editors.calinet:Slots"}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, DynamicCache, PreTrainedTokenizerFast
 from editcore import facts as records
 from editcore import templates
 from editcore.editors import EDITORS, EditorInputs, configure, rome
-from editcore.files import read_json, write_json
+from editcore.files import read_json, read_lines, write_json
 from editcore.hooks import Stop, capture
 from editcore.likelihood import states
 from editcore.model import default_device, load, max_length, name_of, resolve
@@ -154,7 +154,7 @@ def tabulated(run, facts, cache=None):
         raise ValueError(f"{run.editor} divides by no denominator; choose one of {', '.join(OWN)}")
     inputs.check_editor(run, EDITORS[run.editor], paths)
     model, tok = load(run.model, run.device or default_device(), inputs.dtype_of(run.dtype))
-    given = EditorInputs(tuple(inputs.read_lines(paths["texts"])) if "texts" in paths else (), paths.get("stats"),
+    given = EditorInputs(tuple(read_lines(paths["texts"])) if "texts" in paths else (), paths.get("stats"),
                     templates.read(paths["contexts"]) if "contexts" in paths else (), run.seed,
                     str(cache) if cache else None, tuple(facts))
     return denominators(model, tok, facts, config, EDITORS[run.editor].prepare(model, tok, config, given))

@@ -43,6 +43,16 @@ def read_json(path):
         raise ValueError(f"{path}: not valid JSON ({error})") from error
 
 
+def read_lines(path, limit=0):
+    """The (first `limit`) non-empty lines of a text file, "\\n" in them read as a line break."""
+    lines = [line.strip().replace("\\n", "\n")
+             for line in _existing(path).read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line]
+    if not lines:
+        raise ValueError(f"{path}: no text in it")
+    return lines[:limit or None]
+
+
 def save_tensors(path, tensors, metadata):
     """Write a safetensors file; metadata values that are no strings are written as JSON."""
     from safetensors.torch import save_file  # torch takes seconds to import

@@ -15,7 +15,7 @@ from scipy.stats import binomtest, rankdata
 from editcore import disabling
 from editcore.analysis_old import RUN
 from editcore.depth import LEVEL
-from editcore.editors import closed_form as solve
+from editcore.editors import closed_form
 from editcore.model import name_of
 from editcore.study import measure as lab
 from editcore.study import run as inputs
@@ -118,7 +118,7 @@ def directions(run, facts, out_dir="results/runs"):
     rest = (mean * len(contexts) - plain) / max(1, len(contexts) - 1)
     written = {"mean": mean, "plain": plain, "mixed": (plain + rest) / 2 if len(contexts) > 1 else plain}[kind]
     name = name_of(bench.model, "mlp_out", layer)
-    solved = (bench.prepared.brackets.get(name) or solve.bracket(bench.prepared.moments, name)).solve(written)
+    solved = (bench.prepared.inverses.get(name) or closed_form.inverse(bench.prepared.moments, name)).solve(written)
     if hasattr(config, "convention"):
         divisor = (solved * (mean if config.convention == "r-rome" else plain)).sum(1)
     else:

@@ -10,7 +10,7 @@ import torch
 from conftest import corpus, make
 
 from editcore import disabling
-from editcore.cli import main
+from editcore.__main__ import main
 from editcore.delta import dense
 from editcore.editors import EDITORS, EditorInputs, configure
 from editcore.editors.target_value import EditSite, encode_facts, optimise
@@ -118,8 +118,8 @@ def test_an_update_is_as_long_as_its_denominator_says(editor, gpt2, facts):
     table = disabling.denominators(model, tok, facts, config, given)
     made = encode_facts(model, tok, [facts], [given.contexts], config)
     values = optimise(model, made, EditSite(1, "mlp_out", 1), config)
-    written = values.delta if editor != "r-rome" else values.delta + values.h0 - values.mean
-    by = {one.name: norm for one, norm in zip(values.facts, written.norm(dim=1).tolist())}
+    written = values.delta if editor != "r-rome" else values.delta + values.h0 - values.mean_h0
+    by = {one.case_id: norm for one, norm in zip(values.facts, written.norm(dim=1).tolist())}
     for one, delta, denominator in zip(facts, EDITORS[editor].edit_each(model, tok, facts, config, given),
                                        table[disabling.OWN[editor]], strict=True):
         (change,) = delta.changes.values()

@@ -12,9 +12,10 @@ from sklearn.metrics import roc_auc_score
 from editcore import foresight
 from editcore.delta import dense
 from editcore.editors import EDITORS, EditorInputs, configure
-from editcore.editors.memit import mixed
+from editcore.editors.memit import fact_keys
 from editcore.editors.target_value import EditSite, encode_facts, unedited_values
 from editcore.facts import Fact
+from editcore.files import read_lines
 from editcore.study import loop as study
 from editcore.study import run as inputs
 
@@ -168,7 +169,7 @@ def test_directions_are_those_that_the_editor_writes_along(editor, place, gpt2, 
         for read in reads:
             assert np.linalg.norm(change @ read) == pytest.approx(size * abs(writes[row] @ read), rel=1e-3, abs=1e-6)
         if editor in ("memit", "encore"):       # Δ (λC + k kᵀ) = r kᵀ, so ‖r‖ is known from Δ alone
-            key = mixed(values.keys)[row].numpy()
+            key = fact_keys(values.keys)[row].numpy()
             moved = change @ (5 * moment + getattr(config, "ridge", 0.0) * np.eye(len(key)) + np.outer(key, key))
             residual = np.linalg.norm(moved) / np.linalg.norm(key)
         else:                                   # the value is reached: Δ k = r for the key that is divided by
@@ -179,7 +180,7 @@ def test_directions_are_those_that_the_editor_writes_along(editor, place, gpt2, 
 
 def inputs_of(place, run, tmp_path):
     """What the run gives its editor to prepare from."""
-    return EditorInputs(tuple(inputs.read_lines(place / "texts.txt")), None, (), run.seed, str(tmp_path / "moments"))
+    return EditorInputs(tuple(read_lines(place / "texts.txt")), None, (), run.seed, str(tmp_path / "moments"))
 
 
 def test_foretell_joins_runs_of_several_orders(place, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from editcore.editors import EDITORS
 from editcore.facts import order
+from editcore.files import read_lines
 from editcore.model import resolve, short_name
 from editcore.study import run as inputs
 
@@ -57,11 +58,11 @@ def test_second_moments_must_come_from_somewhere(folder):
 
 
 def test_lines_of_a_text(folder, tmp_path):
-    assert inputs.read_lines(folder / "texts.txt") == ["one line", "two\nlines", "three"]
-    assert inputs.read_lines(folder / "texts.txt", 2) == ["one line", "two\nlines"]
+    assert read_lines(folder / "texts.txt") == ["one line", "two\nlines", "three"]
+    assert read_lines(folder / "texts.txt", 2) == ["one line", "two\nlines"]
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(ValueError, match=r"empty.txt: no text in it"):
-        inputs.read_lines(tmp_path / "empty.txt")
+        read_lines(tmp_path / "empty.txt")
 
 
 def test_task_items_are_balanced_when_cut(folder):

@@ -1,4 +1,4 @@
-"""The table of editors: how each is set, prepared and called. The only place that knows them by name."""
+"""Edit facts with any of the editors: the table that names them, their settings, `edit` itself."""
 
 import contextlib
 import dataclasses
@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
+from editcore import templates
 from editcore.editors.prepare import EditorInputs, Prepared
+from editcore.files import cache_folder, read_lines
+from editcore.generate import own_texts
+from editcore.model import resolve
 
-__all__ = ["EDITORS", "Editor", "EditorInputs", "Prepared", "configure", "published"]
+__all__ = ["EDITORS", "Editor", "EditorInputs", "Prepared", "configure", "edit", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -18,24 +22,26 @@ class Editor:
 
     The module defines `Settings` (a frozen dataclass) and
 
-        edit(model, tok, facts, config, prepared) -> Delta (or Patch) with all facts; the model stays as it was
+        edit(model, tok, facts, config, prepared) -> Delta or Patch; the model stays as it was
 
-    and may define PAPER ({model: {field: published value}}), prepare, edit_groups, remember and finish as below.
+    and may define PAPER ({model: {field: published value}}), prepare, edit_groups, edit_each,
+    remember and finish, which are called as the methods below.
     """
 
     module: str                     # imported on first use
-    variant: dict = field(default_factory=dict)     # settings that make it this editor of several in one module
-    names: dict = field(default_factory=dict)       # other names of what the module defines: {"edit": "random_update"}
+    variant: dict = field(default_factory=dict)     # settings that make it one of several editors
+    names: dict = field(default_factory=dict)       # other names in the module, e.g. of "edit"
     needs_moments: bool = False     # `prepare` needs second moments of the keys
-    shares_passes: bool = False     # the module's edit_groups edits several models in the same passes, without chance
+    shares_passes: bool = False     # has edit_groups: several models in the same passes, no chance
     makes_patch: bool = False       # an edit stands beside the weights: a Patch, no Delta
 
     def _defined(self, name, default=None):
-        return getattr(importlib.import_module(self.module), self.names.get(name, name), default)
+        module = importlib.import_module(self.module)
+        return getattr(module, self.names.get(name, name), default)
 
     @property
     def config(self):
-        """The frozen dataclass of its settings."""
+        """The dataclass of its settings."""
         return self._defined("Settings")
 
     @property
@@ -44,40 +50,45 @@ class Editor:
         return self._defined("PAPER", {})
 
     def prepare(self, model, tok, config, inputs=None):
-        """What its edits need of the unedited model, taken once per run; inputs: EditorInputs."""
-        prepare = self._defined("prepare")
-        return prepare(model, tok, config, inputs or EditorInputs()) if prepare else None
+        """What its edits need of the unedited model, taken once; inputs: EditorInputs."""
+        function = self._defined("prepare")
+        return function(model, tok, config, inputs or EditorInputs()) if function else None
 
     def edit(self, model, tok, facts, config, prepared=None):
         """One Delta or Patch with all facts, as one update of the model as it is."""
         return self._defined("edit")(model, tok, facts, config, prepared)
 
+    def edit_each(self, model, tok, facts, config, prepared=None):
+        """One Delta or Patch per fact, each alone on the model as it is."""
+        if function := self._defined("edit_each"):
+            return function(model, tok, facts, config, prepared)
+        groups = [[fact] for fact in facts]
+        return self.edit_groups(model, tok, groups, config, prepared=[prepared] * len(facts))
+
     def edit_groups(self, model, tok, groups, config, *, prepared, current=None):
         """One Delta per group of facts, each an edit of its own copy of the model.
 
-        prepared: one per group; current: the Delta that each group's model carries already, None if none does.
+        prepared: one per group; current: the Delta that each group's model carries already, None if
+        none does.
         """
         if self.shares_passes:
-            return self._defined("edit_groups")(model, tok, groups, config, prepared=prepared, current=current)
+            return self._defined("edit_groups")(model, tok, groups, config, prepared=prepared,
+                                                current=current)
         deltas = []
         for index, group in enumerate(groups):
             with current[index].applied(model) if current else contextlib.nullcontext():
                 deltas.append(self.edit(model, tok, group, config, prepared[index]))
         return deltas
 
-    def edit_each(self, model, tok, facts, config, prepared=None):
-        """One Delta per fact, each alone on the model as it is."""
-        return self.edit_groups(model, tok, [[fact] for fact in facts], config, prepared=[prepared] * len(facts))
-
     def remember(self, prepared, keys, config):
-        """What later updates use: `prepared` with the `keys` of an update's Delta, if the editor remembers them."""
-        remember = self._defined("remember")
-        return remember(prepared, keys, config) if remember else prepared
+        """`prepared` with the keys of an update's Delta, for editors that remember them."""
+        function = self._defined("remember")
+        return function(prepared, keys, config) if function else prepared
 
     def finish(self, total, weights, config):
-        """The change that is measured of the sum of all updates; weights: {name: unedited parameter}."""
-        finish = self._defined("finish")
-        return finish(total, weights, config) if finish else total
+        """What is measured of the sum of updates; weights: {name: unedited parameter}."""
+        function = self._defined("finish")
+        return function(total, weights, config) if function else total
 
 
 def _rome(**variant):
@@ -85,9 +96,12 @@ def _rome(**variant):
 
 
 def _memit(paper="PAPER", **variant):
-    return Editor("editcore.editors.memit", variant, {"PAPER": paper}, needs_moments=True, shares_passes=True)
+    return Editor("editcore.editors.memit", variant, {"PAPER": paper}, needs_moments=True,
+                  shares_passes=True)
 
 
+RANDOM_NAMES = {"Settings": "RandomSettings", "PAPER": "RANDOM_PAPER", "edit": "random_update",
+                "prepare": "prepare_random"}
 EDITORS = {
     "rome": _rome(),
     "r-rome": _rome(convention="r-rome"),
@@ -103,59 +117,106 @@ EDITORS = {
     "mend": Editor("editcore.instructedit.mend", shares_passes=True),
     "ke": Editor("editcore.instructedit.ke", shares_passes=True),
     "ft": Editor("editcore.editors.ft"),
-    "random": Editor("editcore.editors.control", needs_moments=True),
-    "grace": Editor("editcore.editors.grace", shares_passes=True, makes_patch=True),
+    "random": Editor("editcore.editors.rome", names=RANDOM_NAMES, needs_moments=True),
+    "grace": Editor("editcore.editors.grace", makes_patch=True),
     "calinet": Editor("editcore.editors.calinet", makes_patch=True),
 }
 
 
-def configure(name, settings=None, model=""):
-    """The configuration of editor `name`: what is published for `model` (a name or folder), overridden by `settings`.
+def edit(model, tok, facts, editor="rome", *, texts=None, moments=None, contexts=None, seed=0,
+         cache=None, **settings):
+    """Edit facts into a model as one update; the model stays as it was.
 
-    settings: {field: value}, values of the field's type or text that reads as it ("5", "0,1,2"); "lambda" is
-    accepted for `lambda_`. ValueError names an unknown editor or field, a value that does not fit, or what is missing.
+        delta = edit(model, tok, [fact], "rome", layer=3)
+        with delta.applied(model):
+            ...
+
+    Everything else as in `prepare`. Returns a Delta, or a Patch from "grace" and "calinet".
     """
-    if name not in EDITORS:
-        raise ValueError(f"unknown editor {name!r}: choose one of {', '.join(EDITORS)}")
-    editor = EDITORS[name]
-    paper = editor.paper
-    fields = {field.name: field for field in dataclasses.fields(editor.config)}
-    values = editor.variant | paper.get(published(model, paper), {})
+    facts = list(facts)
+    config, prepared = prepare(model, tok, editor, texts=texts, moments=moments, contexts=contexts,
+                               seed=seed, cache=cache, pilot=facts, **settings)
+    return EDITORS[editor].edit(model, tok, facts, config, prepared)
+
+
+def prepare(model, tok, editor="rome", *, texts=None, moments=None, contexts=None, seed=0,
+            cache=None, pilot=(), **settings):
+    """(config, prepared) of an editor, for many calls of EDITORS[editor].edit.
+
+    settings replace those published for the model's name. Context templates are sampled from the
+    model unless given as `contexts`. Second moments are `moments` (or the path of their file), else
+    counted on `texts`, else on texts.txt beside the model, else on texts that the model writes;
+    they and the templates are kept by content in `cache` (default: files.cache_folder()). seed: of
+    all draws; pilot: facts for "nas". ValueError if a setting without default is published for another model only.
+    """
+    if "seed" in {field.name for field in dataclasses.fields(EDITORS[editor].config)}:
+        settings = {"seed": seed} | settings
+    config = configure(editor, settings, model.config.name_or_path)
+    cache = str(cache or cache_folder())
+    if EDITORS[editor].needs_moments:
+        contexts = contexts or templates.cached(model, tok, config.context_groups, seed, cache)
+        if moments is None and texts is None:
+            texts = _texts(model, tok, config.n_tokens, seed, cache)
+    inputs = EditorInputs(tuple(texts or ()), moments, tuple(contexts or ()), seed, cache,
+                          tuple(pilot))
+    return config, EDITORS[editor].prepare(model, tok, config, inputs)
+
+
+def _texts(model, tok, n_tokens, seed, cache):
+    """The texts beside a model folder, else the model's own."""
+    beside = Path(resolve(model.config.name_or_path)) / "texts.txt"
+    return read_lines(beside) if beside.is_file() else own_texts(model, tok, n_tokens, seed, cache)
+
+
+def configure(editor, settings=None, model=""):
+    """The settings of an editor: what is published for `model` (a name or folder) and `settings`.
+
+    settings: {field: value}, values of the field's type or text that reads as it ("5", "0,1,2");
+    "lambda" stands for `lambda_`. ValueError names an unknown editor or field, a value that does
+    not fit, or what is missing.
+    """
+    if editor not in EDITORS:
+        raise ValueError(f"unknown editor {editor!r}: choose one of {', '.join(EDITORS)}")
+    config = EDITORS[editor].config
+    paper = EDITORS[editor].paper
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    values = EDITORS[editor].variant | paper.get(published(model, paper), {})
     for key, value in (settings or {}).items():
         key = "lambda_" if key == "lambda" else key
         if key not in fields:
-            raise ValueError(f"{name} has no setting {key!r}; it has {', '.join(fields)}")
-        values[key] = _read(value, fields[key], name)
-    missing = [key for key, field in fields.items() if field.default is dataclasses.MISSING and key not in values]
+            raise ValueError(f"{editor} has no setting {key!r}; it has {', '.join(fields)}")
+        try:
+            values[key] = _read(value, fields[key].type)
+        except (TypeError, ValueError, KeyError) as error:
+            wanted = ", ".join(get_args(fields[key].type))
+            wanted = f"one of {wanted}" if wanted else fields[key].type.__name__
+            raise ValueError(f"{editor}: {key} is {value!r}, but must be {wanted}") from error
+    missing = [key for key, field in fields.items()
+               if field.default is dataclasses.MISSING and key not in values]
     if missing:
-        raise ValueError(f"{name}: nothing is published for model {str(model)!r} (only for {', '.join(paper)}); "
-                         f"give {', '.join(missing)}")
-    return editor.config(**values)
+        raise ValueError(f"{editor}: nothing is published for model {str(model)!r} (only for "
+                         f"{', '.join(paper)}); give {', '.join(missing)}")
+    return config(**values)
 
 
 def published(model, paper):
-    """The key of `paper` that a model's name or folder means ("openai-community/gpt2-xl" -> "gpt2-xl"), or None."""
+    """The key of `paper` that a model's name or folder means: "…/gpt2-xl" -> "gpt2-xl", or None."""
     parts = [part.lower().removesuffix("-hf") for part in Path(str(model)).parts]
     return next((part for part in reversed(parts) if part in paper), None)
 
 
-def _read(value, field, name):
-    """`value` as the field's type: int, float, str, bool, tuple of int or a Literal. ValueError names the setting."""
-    kind = field.type
-    if allowed := get_args(kind):
-        if value not in allowed:
-            raise ValueError(f"{name}: {field.name} is {value!r}, but must be one of {', '.join(allowed)}")
-        return value
-    try:
-        if kind is tuple:
-            items = value.split(",") if isinstance(value, str) else (value,) if isinstance(value, int) else value
-            return tuple(int(item) if isinstance(item, (str, int)) else item for item in items)
-        if kind is bool:
-            return {"true": True, "false": False}[str(value).lower()]
-        if kind is int and float(value) != int(float(value)):
-            raise ValueError
-        if kind is str and not isinstance(value, str):
-            raise ValueError
-        return kind(float(value)) if kind is int else kind(value)
-    except (TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"{name}: {field.name} is {value!r}, but must be {kind.__name__}") from error
+def _read(value, kind):
+    """`value` as an int, float, str, bool, tuple of int or a choice (Literal)."""
+    if choices := get_args(kind):
+        return choices[choices.index(value)]
+    if kind is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        items = (items,) if isinstance(items, int) else items
+        return tuple(int(item) if isinstance(item, (str, int)) else item for item in items)
+    if kind is bool:
+        return {"true": True, "false": False}[str(value).lower()]
+    if kind is int and float(value) != int(float(value)):
+        raise ValueError
+    if kind is str and not isinstance(value, str):
+        raise TypeError
+    return int(float(value)) if kind is int else kind(value)

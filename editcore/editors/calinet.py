@@ -1,27 +1,27 @@
-"""Facts in; a small calibration MLP beside the model's own, trained on all of them at once, out (arXiv:2210.03329)."""
+"""CaliNet: a small MLP beside the model's own, trained on all facts at once (arXiv:2210.03329)."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
 from editcore.delta import Patch
 from editcore.editors.target_value import adam
-from editcore.editors.teacher_forcing import counted, finite, forced, nll
-from editcore.model import name_of
-from editcore.patch import Beside
+from editcore.editors.teacher_forcing import check_finite, encode_batch, nll
+from editcore.model import n_layers, name_of
 from editcore.suffix import fused, head, resume, start
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of CaliNet. The last layers and 64 to a few hundred slots are published; other numbers chosen here."""
+    """Settings of CaliNet. Published are the last layers and 64 to a few hundred slots."""
 
     layers: tuple = (-1,)       # whose MLP gets slots beside it; negative ones count from the last
     slots: int = 64             # of each of these layers
     wordings: int = 8           # paraphrases of each fact used beside its prompt, at most
     lr: float = 1e-3            # of Adam
     steps: int = 500            # most steps
-    rows: int = 32              # wordings a step, drawn evenly; 0: all of them
+    rows: int = 32              # wordings per step, drawn evenly; 0: all of them
     stop_loss: float = 0.01     # done once the mean loss of the last (all / rows) steps is below
     seed: int = 0               # of the slots' keys and the draws
 
@@ -33,77 +33,116 @@ PAPER = {   # settings by model; the defaults where a model is not named
 }
 
 
-def prepare(model, tok, config, given):
-    """Nothing but a check. ValueError if there are no layers or the model lacks one."""
-    counted(model, config.layers)
+@dataclass(frozen=True)
+class Slots:
+    """A part of a Patch: y + GELU(x Kᵀ) V at the output y of an MLP with input x."""
+
+    keys: torch.Tensor      # (s, d) K
+    values: torch.Tensor    # (s, d) V
+    kind: ClassVar = "slots"
+
+    def output(self, x, y, positions=None):
+        """y (B, T, d) with the slots' answer to x (B, T, d) added, at every position."""
+        keys = self.keys.to(x.device)
+        values = self.values.to(x.device)
+        answer = torch.nn.functional.gelu(x.to(keys.dtype) @ keys.T) @ values
+        return y + answer.to(y.dtype)
+
+    def __add__(self, other):
+        """The slots of both, which is the sum of their answers."""
+        return Slots(torch.cat([self.keys, other.keys]), torch.cat([self.values, other.values]))
+
+    def fits(self, module, width):
+        """True if keys and values have the model's width."""
+        return self.keys.shape[1] == self.values.shape[1] == width
 
 
-def edit(model, tok, facts, config, prepared):
+def prepare(model, tok, config, inputs):
+    """Nothing but a check: ValueError if there are no layers or the model lacks one."""
+    layer_numbers(model, config.layers)
+
+
+def edit(model, tok, facts, config, prepared=None):
     """A Patch: one set of slots for all facts, trained on their prompts and paraphrases.
 
     ValueError names a record too long or with a broken loss.
     """
+    facts = worded(facts, config.wordings)
+    batch = encode_batch(model, tok, facts)
+    generator = torch.Generator().manual_seed(config.seed)
+    patch = empty_slots(model, config, generator)
     with fused(model):
-        return _trained(model, tok, wordings(facts, config.wordings), config)
+        loss = _descend(model, batch, patch, generator, facts=facts, config=config)
+    return replace(patch, info=patch.info | {"nll": loss, "wordings": len(facts)})
 
 
-def wordings(facts, most):
+def layer_numbers(model, layers):
+    """The layers counted from 0; ValueError if there are none or the model lacks one."""
+    if not layers:
+        raise ValueError("layers: at least one is needed")
+    numbers = tuple(layer + n_layers(model) if layer < 0 else layer for layer in layers)
+    for number in numbers:
+        name_of(model, "block", number)
+    return numbers
+
+
+def worded(facts, most):
     """The facts, each followed by itself in up to `most` of its paraphrases."""
-    return [one for fact in facts for one in (fact, *(replace(fact, prompt=text.replace("{}", fact.subject))
-                                                      for text in fact.paraphrases[:most]))]
+    wordings = []
+    for fact in facts:
+        prompts = [text.replace("{}", fact.subject) for text in fact.paraphrases[:most]]
+        wordings += [fact, *(replace(fact, prompt=prompt) for prompt in prompts)]
+    return wordings
 
 
-def fresh(model, config, generator):
+def empty_slots(model, config, generator):
     """A Patch that changes nothing yet: keys drawn with variance 1 / d, values 0."""
-    d, weight = model.config.hidden_size, next(model.parameters())
+    d = model.config.hidden_size
+    weight = next(model.parameters())
     wide = torch.promote_types(weight.dtype, torch.float32)
-    return Patch({name_of(model, "mlp", layer): Beside(
-        torch.randn(config.slots, d, generator=generator).div(d ** 0.5).to(weight.device, wide),
-        torch.zeros(config.slots, d, device=weight.device, dtype=wide)) for layer in counted(model, config.layers)}, {
-            "editor": "calinet"})
+    parts = {}
+    for layer in layer_numbers(model, config.layers):
+        keys = torch.randn(config.slots, d, generator=generator).div(d ** 0.5)
+        values = torch.zeros(config.slots, d, device=weight.device, dtype=wide)
+        parts[name_of(model, "mlp", layer)] = Slots(keys.to(weight.device, wide), values)
+    return Patch(parts, {"editor": "calinet"})
 
 
-def begin(model, rows, config):
-    """The State below the first layer with slots: nothing below it or in it changes in training.
+def below_slots(model, batch, config):
+    """The State below the first layer with slots: nothing up to there changes in training.
 
-    Slots move every position, so all tokens of a row are kept; final states are those that predict the targets.
+    Slots move every position, so all tokens of a row stay; wanted are those that predict targets.
     """
-    below, zero = min(counted(model, config.layers)) - 1, torch.zeros_like(rows.begin)
-    return start(model, rows.ids, rows.mask, zero, below, rows.begin[:, None] + rows.offsets)
+    below = min(layer_numbers(model, config.layers)) - 1
+    begin = torch.zeros_like(batch.begin)
+    return start(model, batch.ids, batch.mask, begin, below, batch.begin[:, None] + batch.offsets)
 
 
-def losses(model, state, rows, patch):
-    """(n,) mean-token NLL of Forced rows with the patch in place; differentiable in its tensors alone."""
+def losses(model, state, batch, patch):
+    """(n,) mean-token NLL of a Batch with the patch in place; differentiable in its tensors."""
     with patch.applied(model):
-        return nll(head(model, resume(model, state, state.hidden)), rows.targets, rows.weights)
+        return nll(head(model, resume(model, state, state.hidden)), batch)
 
 
-def _trained(model, tok, facts, config):
-    """The Patch after Adam on all slots."""
-    draw = torch.Generator().manual_seed(config.seed)
-    patch, rows = fresh(model, config, draw), forced(model, tok, facts)
-    state, seen = begin(model, rows, config), []
-    moments = [[(torch.zeros_like(one), torch.zeros_like(one)) for one in vars(part).values()]
-               for part in patch.parts.values()]
+def _descend(model, batch, patch, generator, *, facts, config):
+    """Run Adam on the tensors of `patch`, in place; returns the mean loss of the last steps."""
+    state = below_slots(model, batch, config)
+    tensors = [tensor for part in patch.parts.values() for tensor in (part.keys, part.values)]
+    moments = [(torch.zeros_like(tensor), torch.zeros_like(tensor)) for tensor in tensors]
     size = min(config.rows or len(facts), len(facts))
-    passes = (len(facts) + size - 1) // size    # steps in which every wording comes up once on average
+    passes = (len(facts) + size - 1) // size    # in which every wording comes up once on average
+    recent = []
     for step in range(config.steps):
-        index = torch.randperm(len(facts), generator=draw)[:size].to(rows.ids.device)
-        live = {name: Beside(part.keys.clone().requires_grad_(), part.values.clone().requires_grad_())
-                for name, part in patch.parts.items()}
-        loss = losses(model, state.rows(index), rows.rows(index), Patch(live))
-        finite(loss, [facts[i] for i in index.tolist()], step + 1)
-        seen = [*seen, loss.mean().item()][-passes:]
-        if sum(seen) / len(seen) < config.stop_loss:
+        index = torch.randperm(len(facts), generator=generator)[:size].to(batch.ids.device)
+        live = [tensor.clone().requires_grad_() for tensor in tensors]
+        pairs = zip(live[::2], live[1::2])
+        trial = Patch({name: Slots(*pair) for name, pair in zip(patch.parts, pairs)})
+        loss = losses(model, state.rows(index), batch.rows(index), trial)
+        check_finite(loss, [facts[i] for i in index.tolist()], step + 1)
+        recent = [*recent, loss.mean().item()][-passes:]
+        if sum(recent) / len(recent) < config.stop_loss:
             break
-        _step(patch, moments, torch.autograd.grad(loss.mean(), [one for part in live.values()
-                                                                for one in vars(part).values()]), (step + 1, config.lr))
-    return replace(patch, info=patch.info | {"nll": sum(seen) / max(1, len(seen)), "wordings": len(facts)})
-
-
-def _step(patch, moments, gradients, how):
-    """One step of Adam on the patch's tensors, in place; gradients in the order of parts and their fields."""
-    gradients = iter(gradients)
-    for part, pairs in zip(patch.parts.values(), moments, strict=True):
-        for one, (mean, square) in zip(vars(part).values(), pairs, strict=True):
-            adam(one, mean, square, torch.arange(len(one), device=one.device), (next(gradients), *how))
+        gradients = torch.autograd.grad(loss.mean(), live)
+        for tensor, pair, gradient in zip(tensors, moments, gradients, strict=True):
+            adam(tensor, pair, gradient, step=step + 1, lr=config.lr)
+    return sum(recent) / max(1, len(recent))

@@ -1,6 +1,7 @@
-"""Keys, residuals and a second moment in; the closed-form update of one linear map out: what the family shares.
+"""Solve the closed-form update of one linear map that ROME, MEMIT and their kin share.
 
-Every editor of the family minimises ‖(W + Δ) K − V‖² + (what is to be preserved), and so is one formula,
+Every editor of the family minimises ‖(W + Δ) K − V‖² + (what is to be preserved), and so is one
+formula,
 
     Δ = R (weight·I + Kᵀ A⁺ K)⁻¹ (A⁺ K)ᵀ   with   R = V − W K,
 
@@ -8,21 +9,24 @@ with another A and weight (K (m, n) keys, C (m, m) second moment, d rows of W, p
 
     ROME       A = C, weight 0, one fact            arXiv:2202.05262 eq. 2 (equality constraint)
     EMMET      A = C, weight α                      arXiv:2403.14236
-    MEMIT      A = C, weight λ                      arXiv:2210.07229 eq. 14: R Kᵀ (λC + K Kᵀ)⁻¹ by the push-through rule
+    MEMIT      A = C, weight λ                      arXiv:2210.07229 eq. 14: R Kᵀ (λC + K Kᵀ)⁻¹,
+                                                    by the push-through rule
     remembered A = C + K_p K_pᵀ / weight            λC → λC + K_p K_pᵀ
     ENCORE     A = C + (ridge / λ) I, weight λ      arXiv:2502.01636
-    AlphaEdit  A⁺ = Q Qᵀ, weight λ                  arXiv:2410.02355; Q spans the eigenvectors of C under a threshold
+    AlphaEdit  A⁺ = Q Qᵀ, weight λ                  arXiv:2410.02355; Q spans the eigenvectors of C
+                                                    under a threshold
 
-So EMMET is MEMIT with λ = α, and AlphaEdit with Q = I and nothing remembered is MEMIT with C = I. All in float64.
+So EMMET is MEMIT with λ = α, and AlphaEdit with Q = I and nothing remembered is MEMIT with C = I.
+RECT, PRUNE and the norm anchor (NAS) make an update milder. All in float64.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 
 @dataclass(frozen=True)
-class Bracket:
+class Inverse:
     """A⁺, by a Cholesky factor of A or by a basis."""
 
     lower: torch.Tensor | None = None   # (m, m) with A = lower lowerᵀ
@@ -46,62 +50,101 @@ class Memory:
     lower: torch.Tensor     # (p, p) Cholesky factor of weight·I + K_pᵀ A⁺ K_p
 
 
-def bracket(stats, name, ridge=0.0, null_space=0.0):
-    """The Bracket of module `name`: C itself, C + ridge·I, or the projector on C's eigenvectors under `null_space`.
+def inverse(moments, name, ridge=0.0, null_space=0.0):
+    """The Inverse of module `name`: of C, of C + ridge·I, or by C's eigenvectors under `null_space`.
 
-    ValueError if C is not positive definite where it must be, or no eigenvalue is under the threshold.
+    ValueError if C is not positive definite, or no eigenvalue is under the threshold.
     """
     if null_space:
-        values, vectors = torch.linalg.eigh(stats.moments[name].double())
+        values, vectors = torch.linalg.eigh(moments.moments[name].double())
         count = int((values < null_space).sum())
         if count == 0:
-            raise ValueError(f"{name}: no eigenvalue of the second moment is under null_space {null_space}; they are "
-                             f"{values[0]:.3g} to {values[-1]:.3g}")
-        return Bracket(basis=vectors[:, :count])
+            raise ValueError(f"{name}: no eigenvalue of the second moment is under null_space "
+                             f"{null_space}; they are {values[0]:.3g} to {values[-1]:.3g}")
+        return Inverse(basis=vectors[:, :count])
     if ridge:
-        moment = stats.moments[name].double()
-        return Bracket(lower=torch.linalg.cholesky(moment + ridge * torch.eye(len(moment), dtype=moment.dtype,
-                                                                              device=moment.device)))
-    return Bracket(lower=stats.factor(name))
+        moment = moments.moments[name].double()
+        identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+        return Inverse(lower=torch.linalg.cholesky(moment + ridge * identity))
+    return Inverse(lower=moments.factor(name))
 
 
 def update(keys, solved, residual, weight, memory=None):
     """(left (n, d), right (n, m)) in float64 with Δ = leftᵀ right of the formula above.
 
-    keys (n, m) are Kᵀ, solved (n, m) is (A⁺K)ᵀ, residual (n, d) is Rᵀ; memory: earlier keys that the update shall leave
-    where they are, as far as `weight` lets it. ValueError if the facts' keys are linearly dependent and weight is 0.
+    keys (n, m): Kᵀ; solved (n, m): (A⁺K)ᵀ; residual (n, d): Rᵀ; memory: earlier keys that shall
+    stay where they are, as far as `weight` lets them. ValueError if the keys are linearly dependent
+    and weight is 0.
     """
-    keys, residual = keys.double(), residual.double()
+    keys = keys.double()
     if memory is not None:      # A + K_p K_pᵀ / weight, inverted by the Woodbury identity
         cross = memory.keys @ solved.T
         solved = solved - torch.cholesky_solve(cross, memory.lower).T @ memory.solved
-    small = _small(keys, solved, weight)
-    lower, failed = torch.linalg.cholesky_ex(small)
+    lower, failed = torch.linalg.cholesky_ex(_gram(keys, solved, weight))
     if failed:
-        raise ValueError(f"the keys of {len(keys)} facts are linearly dependent: they cannot all be inserted exactly")
-    return torch.cholesky_solve(residual, lower), solved
+        raise ValueError(f"the keys of {len(keys)} facts are linearly dependent: they cannot all "
+                         "be inserted exactly")
+    return torch.cholesky_solve(residual.double(), lower), solved
 
 
-def remember(memory, bracket, keys, weight):
-    """The Memory with `keys` (n, m) added; its factor grows by n rows instead of being computed anew.
+def remember(memory, inverse, keys, weight):
+    """The Memory with `keys` (n, m) added; its factor grows by n rows and is not computed anew.
 
-    Deterministic: the same keys in the same portions give the same bits, so a killed run is taken up exactly.
+    Deterministic: the same keys in the same portions give the same bits, so that a killed run is
+    taken up exactly.
     """
     if weight <= 0:
         raise ValueError("keys can only be remembered with a weight (λ) above 0")
     keys = keys.double()
-    solved = bracket.solve(keys)
-    corner = _small(keys, solved, weight)
+    solved = inverse.solve(keys)
+    corner = _gram(keys, solved, weight)
     if memory is None:
         return Memory(keys, solved, torch.linalg.cholesky(corner))
-    side = torch.linalg.solve_triangular(memory.lower, memory.keys @ solved.T, upper=False)     # (p, n)
+    cross = memory.keys @ solved.T                                                  # (p, n)
+    side = torch.linalg.solve_triangular(memory.lower, cross, upper=False)          # (p, n)
     corner = torch.linalg.cholesky(corner - side.T @ side)
     top = torch.cat([memory.lower, torch.zeros_like(side)], 1)
     lower = torch.cat([top, torch.cat([side.T, corner], 1)], 0)
     return Memory(torch.cat([memory.keys, keys]), torch.cat([memory.solved, solved]), lower)
 
 
-def _small(keys, solved, weight):
+def _gram(keys, solved, weight):
     """(n, n) weight·I + Kᵀ A⁺ K, symmetric."""
-    small = keys @ solved.T
-    return (small + small.T) / 2 + weight * torch.eye(len(keys), dtype=keys.dtype, device=keys.device)
+    gram = keys @ solved.T
+    identity = torch.eye(len(keys), dtype=keys.dtype, device=keys.device)
+    return (gram + gram.T) / 2 + weight * identity
+
+
+def rect(change, weight, keep):
+    """Keep the share `keep` of entries of `change` with the largest |ΔW_ij / W_ij|; the rest is 0.
+
+    RECT, arXiv:2401.04700. Shapes of change and weight are equal; ties at the limit are kept.
+    """
+    if keep >= 1:
+        return change
+    size = (change.double() / weight.double()).abs().nan_to_num(nan=0.0, posinf=torch.inf)
+    count = max(1, round(keep * size.numel()))
+    limit = size.flatten().kthvalue(size.numel() - count + 1).values
+    return torch.where(size >= limit, change, torch.zeros_like(change))
+
+
+def prune(change, weight, base):
+    """Restrain the singular values of the total `change` of `weight`: PRUNE, arXiv:2405.16821.
+
+    With s the largest singular value of the unedited weight, those of the change above s become
+    s + log_base(σ / s). The result belongs on the *unedited* weight: adding it to the edited one,
+    as some public code does, applies the edits twice.
+    """
+    limit = torch.linalg.matrix_norm(weight.double(), ord=2)
+    left, values, right = torch.linalg.svd(change.double(), full_matrices=False)
+    if not (values > limit).any():
+        return change
+    mild = limit + torch.log(values / limit) / torch.log(torch.tensor(base).double())
+    return ((left * torch.where(values > limit, mild, values)) @ right).to(change.dtype)
+
+
+def norm_anchor(values, norms):
+    """The TargetValues with every v* rescaled to `norms` (n,), its direction kept (NAS)."""
+    v_star = values.v_star
+    norms = norms.to(v_star)
+    return replace(values, delta=v_star * (norms / v_star.norm(dim=1))[:, None] - values.h0)

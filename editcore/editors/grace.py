@@ -1,24 +1,27 @@
-"""Facts in; a codebook at one linear map that answers their prompts, and nothing else, out (GRACE, arXiv:2211.11031).
+"""GRACE: a codebook at one linear map that answers the edited prompts only (arXiv:2211.11031).
 
-The key of a fact is the map's input at the prompt's last token, its value a vector that takes the place of the map's
-output there, trained until the target follows. Keys do not depend on what a codebook at the same map already holds, so
-`total + edit(...)` is one long codebook. Where the codebook is looked up afterwards: see `Patch.applied`.
+The key of a fact is the map's input at the prompt's last token, its value a vector that takes the
+place of the map's output there, trained until the target follows. Keys do not depend on what a
+codebook at the same map holds already, so that `total + edit(...)` is one long codebook. Where it
+is looked up afterwards: see `delta.Patch.applied`.
 """
 
 import zlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
 from editcore.delta import Patch
 from editcore.editors.target_value import adam
-from editcore.editors.teacher_forcing import finite, forced, nll
+from editcore.editors.teacher_forcing import check_finite, encode_batch, nll
 from editcore.hooks import capture, replaced
-from editcore.model import batch_tokens, name_of
-from editcore.patch import Codebook
+from editcore.model import batch_tokens, in_out, name_of
 from editcore.suffix import fused, head, resume, start
 from editcore.tokens import batches
+
+MARGIN = 1e-5       # what a split leaves between two entries
+SLACK = 1e-4        # relative, of a widened radius: inputs differ by rounding from batch to batch
 
 
 @dataclass(frozen=True)
@@ -26,87 +29,167 @@ class Settings:
     """Settings of GRACE; layer and part have no default."""
 
     layer: int                  # the layer with the codebook
-    part: Literal["mlp_in", "mlp_out"]     # its linear map: "mlp_in" or "mlp_out"
+    part: Literal["mlp_in", "mlp_out"]      # its linear map
     radius: float = 1.0         # ε of a new entry that stands alone, in units of the map's input
     lr: float = 1.0             # of Adam on the value
     steps: int = 100            # of Adam, all of them taken
-    begin: Literal["own", "random"] = "own"     # value before training: the map's output, or in [0, 1)
+    begin: Literal["own", "random"] = "own"     # value before training: the map's output; in [0, 1)
     seed: int = 0               # of random values; each fact draws its own
 
 
 PAPER = {   # published settings by model
     "gpt2-xl": {"layer": 35, "part": "mlp_in"},
     "llama-2-7b": {"layer": 27, "part": "mlp_out"},
-    "pocket": {"layer": 3, "part": "mlp_in"},       # not published: the same map at the same depth as in gpt2-xl
+    "pocket": {"layer": 3, "part": "mlp_in"},   # not published: as deep as in gpt2-xl
 }
 
 
-def prepare(model, tok, config, given):
-    """Nothing but a check: GRACE needs neither contexts nor statistics. ValueError if the model lacks the layer."""
+@dataclass(frozen=True)
+class Codebook:
+    """A part of a Patch: an input within an entry's radius gets that entry's output."""
+
+    keys: torch.Tensor      # (k, in) inputs of the map
+    values: torch.Tensor    # (k, out) outputs that take the place of its own
+    radii: torch.Tensor     # (k,) Euclidean; a negative one is never hit
+    labels: tuple           # (k,) texts: what the entries say
+    kind: ClassVar = "codebook"
+
+    def output(self, x, y, positions=None):
+        """y (B, T, out) with the nearest entry's value where x (B, T, in) lies within its radius.
+
+        positions (B, T) bool: which are looked up; None: all.
+        """
+        if positions is None:
+            positions = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
+        places = positions.to(x.device).nonzero(as_tuple=True)
+        distance, index = self.nearest(x[places])
+        hit = distance <= self.radii.to(x.device)[index]
+        if not hit.any():
+            return y
+        values = self.values.to(y.device, y.dtype)[index[hit]]
+        return y.index_put(tuple(place[hit] for place in places), values)
+
+    def nearest(self, queries):
+        """(distance (q,), entry (q,)) of the entry nearest to each query (q, in)."""
+        keys = self.keys.to(queries.device)
+        # not by |a|² + |b|² - 2ab, which loses small distances to rounding
+        distances = torch.cdist(queries.to(keys.dtype), keys,
+                                compute_mode="donot_use_mm_for_euclid_dist")
+        return distances.min(1)
+
+    def insert(self, key, value, label, radius):
+        """The Codebook after one more edit: key (in,), value (out,), radius of a lonely entry.
+
+        With d the distance to the nearest entry i: beyond radius + radius_i a new entry; nearer,
+        with i's own label, i is widened to reach the key and keeps its value; with another label a
+        new entry of radius d / 2, and i is split off at d / 2 - 1e-5. A key that equals i's
+        (d <= 2e-5: nothing left to split) takes over i's value and label.
+        """
+        distance, nearest = (part.item() for part in self.nearest(key[None]))
+        radii = self.radii.clone()
+        near = distance <= radius + radii[nearest].item()
+        if near and self.labels[nearest] == label:
+            radii[nearest] = max(radii[nearest].item(), distance * (1 + SLACK))
+            return Codebook(self.keys, self.values, radii, self.labels)
+        if near and distance <= 2 * MARGIN:
+            values = self.values.clone()
+            values[nearest] = value
+            labels = (*self.labels[:nearest], label, *self.labels[nearest + 1:])
+            return Codebook(self.keys, values, radii, labels)
+        if near:
+            radii[nearest] = distance / 2 - MARGIN
+            radius = distance / 2
+        return Codebook(torch.cat([self.keys, key[None]]), torch.cat([self.values, value[None]]),
+                        torch.cat([radii, radii.new_tensor([radius])]), (*self.labels, label))
+
+    def __add__(self, other):
+        """This codebook after the other's entries, inserted one by one."""
+        total = self
+        entries = zip(other.keys, other.values, other.labels, other.radii.tolist(), strict=True)
+        for entry in entries:
+            total = total.insert(*entry)
+        return total
+
+    def fits(self, module, width):
+        """True if keys and values have the widths of the module's weight."""
+        widths = (self.keys.shape[1], self.values.shape[1])
+        return hasattr(module, "weight") and in_out(module) == widths
+
+
+def prepare(model, tok, config, inputs):
+    """Nothing but a check: ValueError if the model lacks the layer."""
     name_of(model, config.part, config.layer)
 
 
-def edit(model, tok, facts, config, prepared):
-    """A Patch of all facts, inserted in their order; ValueError names a record too long or with a broken loss."""
-    return edit_groups(model, tok, [facts], config, prepared=[None])[0]
+def edit(model, tok, facts, config, prepared=None):
+    """A Patch of all facts, inserted in their order.
+
+    ValueError names a record too long or with a broken loss.
+    """
+    return _patch(model, _entries(model, tok, facts, config), config)
 
 
-def edit_groups(model, tok, groups, config, *, prepared, current=None):
-    """One Patch per group of facts, each of its own model; without `current` (what each model carries already) the
-    values of all facts are trained together."""
-    if current is not None:
-        patches = []
-        for group, total in zip(groups, current, strict=True):
-            with total.applied(model):
-                patches.append(edit(model, tok, group, config, None))
-        return patches
-    facts = [fact for group in groups for fact in group]
-    rows, entries = forced(model, tok, facts), [None] * len(facts)
-    with fused(model):
-        for batch in batches(rows.mask.sum(1).tolist(), 4 * batch_tokens(rows.ids.device)):
-            index = torch.tensor(batch, device=rows.ids.device)
-            for place, entry in zip(batch, zip(*trained(model, rows.rows(index), [facts[i] for i in batch], config))):
-                entries[place] = entry
-    return [_patch(model, [entries.pop(0) for _ in group], group, config) for group in groups]
+def edit_each(model, tok, facts, config, prepared=None):
+    """One Patch per fact; the values of all are trained in the same passes."""
+    return [_patch(model, [entry], config) for entry in _entries(model, tok, facts, config)]
 
 
-def trained(model, rows, facts, config):
-    """(keys (n, in), values (n, out), loss (n,) before the last step) of facts given as Forced rows, each on its own.
+def train_values(model, batch, facts, config):
+    """(keys (n, in), values (n, out), loss (n,) before the last step) of facts, each on its own.
 
-    Values are trained with Adam in float32 or better on the mean-token NLL of the target; only what lies above the map,
-    from the prompt's last token on, is run.
+    Adam in float32 or better on the mean-token NLL of the targets of the Batch; only what lies
+    above the map, from the prompt's last token on, is run.
     """
     name = name_of(model, config.part, config.layer)
-    state = start(model, rows.ids, rows.mask, rows.begin, config.layer - 1, rows.offsets)
-    with torch.no_grad(), capture(model, [name], "input", stop=False) as x, capture(model, [name], stop=False) as y:
+    state = start(model, batch.ids, batch.mask, batch.begin, config.layer - 1, batch.offsets)
+    with (torch.no_grad(), capture(model, [name], "input", stop=False) as inputs,
+          capture(model, [name], stop=False) as outputs):
         resume(model, state, state.hidden)
-    wide = torch.promote_types(y[name].dtype, torch.float32)
-    keys, values = x[name][:, 0].to(wide), _first(y[name][:, 0].to(wide), facts, config)
-    mean, square = torch.zeros_like(values), torch.zeros_like(values)
-    every, loss = torch.arange(len(values), device=values.device), torch.full((len(values),), torch.nan)
+    wide = torch.promote_types(outputs[name].dtype, torch.float32)
+    keys = inputs[name][:, 0].to(wide)
+    values = _first_values(outputs[name][:, 0].to(wide), facts, config)
+    moments = (torch.zeros_like(values), torch.zeros_like(values))
+    loss = torch.full((len(values),), torch.nan)
     for step in range(config.steps):
         live = values.clone().requires_grad_()
-        with replaced(model, name, lambda h, live=live: torch.cat([live[:, None].to(h.dtype), h[:, 1:]], 1)):
-            loss = nll(head(model, resume(model, state, state.hidden)), rows.targets, rows.weights)
-        finite(loss, facts, step + 1)
+
+        def answer(h, live=live):
+            return torch.cat([live[:, None].to(h.dtype), h[:, 1:]], 1)
+
+        with replaced(model, name, answer):
+            loss = nll(head(model, resume(model, state, state.hidden)), batch)
+        check_finite(loss, facts, step + 1)
         (gradient,) = torch.autograd.grad(loss.sum(), live)
-        adam(values, mean, square, every, (gradient, step + 1, config.lr))
+        adam(values, moments, gradient, step=step + 1, lr=config.lr)
     return keys, values, loss.detach()
 
 
-def _first(own, facts, config):
+def _entries(model, tok, facts, config):
+    """[(key, value, label, loss)] of facts, trained as many at a time as suit the device."""
+    batch = encode_batch(model, tok, facts)
+    entries = [None] * len(facts)
+    device = batch.ids.device
+    with fused(model):
+        for indices in batches(batch.mask.sum(1).tolist(), 4 * batch_tokens(device)):
+            rows = batch.rows(torch.tensor(indices, device=device))
+            results = train_values(model, rows, [facts[i] for i in indices], config)
+            for index, (key, value, loss) in zip(indices, zip(*results)):
+                entries[index] = (key, value, facts[index].target_new.strip(), loss.item())
+    return entries
+
+
+def _first_values(outputs, facts, config):
     """(n, out) values before training."""
     if config.begin == "own":
-        return own.clone()
-    draws = [torch.Generator().manual_seed(zlib.crc32(f"{config.seed} {fact.case_id}".encode())) for fact in facts]
-    return torch.stack([torch.rand(own.shape[1], generator=draw) for draw in draws]).to(own)
+        return outputs.clone()
+    seeds = [zlib.crc32(f"{config.seed} {fact.case_id}".encode()) for fact in facts]
+    rows = [torch.rand(outputs.shape[1], generator=torch.Generator().manual_seed(seed))
+            for seed in seeds]
+    return torch.stack(rows).to(outputs)
 
 
-def _patch(model, entries, group, config):
-    """The Patch of a group's entries (key, value, loss)."""
-    book = None
-    for (key, value, _), fact in zip(entries, group, strict=True):
-        one = Codebook(key[None], value[None], key.new_tensor([config.radius]), (fact.target_new.strip(),))
-        book = one if book is None else book + one
-    info = {"editor": "grace", "nll": [loss.item() for *_, loss in entries]}
-    return Patch({name_of(model, config.part, config.layer): book}, info)
+def _patch(model, entries, config):
+    books = [Codebook(key[None], value[None], key.new_tensor([config.radius]), (label,))
+             for key, value, label, _ in entries]
+    info = {"editor": "grace", "nll": [loss for *_, loss in entries]}
+    return Patch({name_of(model, config.part, config.layer): sum(books[1:], books[0])}, info)

@@ -1,36 +1,41 @@
-"""Facts in; ROME's rank-one changes of one MLP output projection out (Meng et al. 2022, arXiv:2202.05262)."""
+"""ROME: rank-one edits of one MLP output projection (Meng et al. 2022, arXiv:2202.05262).
 
+Also r-ROME and p-ROME, which use other keys, NAS, which fixes the norm of v*, and the control
+"random": updates of given norms in random directions, that is, drift without a fact.
+"""
+
+import zlib
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from editcore.delta import Delta, oriented
-from editcore.editors import prepare as sources
-from editcore.editors.restrain import anchored
-from editcore.editors.rowwise import versions
-from editcore.editors.target_value import EditSite, encode_facts, optimise
+from editcore.editors.closed_form import norm_anchor
+from editcore.editors.prepare import anchor_norm, prepare_layers
+from editcore.editors.rowwise import edited_maps
+from editcore.editors.target_value import EditSite, encode_facts, optimise, unedited_values
 from editcore.model import module_of, name_of
 from editcore.templates import TemplateGroup
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of ROME; without a layer there is no default, the rest is as published."""
+    """Settings of ROME; the layer has no default, the rest is as published."""
 
     layer: int                          # the edited layer
     steps: int = 20                     # evaluations of the loss; the last one does not step
     lr: float = 0.5                     # of Adam on δ
     stop_loss: float = 0.05             # a fact is done once its loss is below
-    early_stop: int = 0                 # ... or the answer was the argmax in every context so often in a row; 0: off
+    early_stop: int = 0                 # ... or its target was the argmax so often in a row; 0: off
     kl_factor: float = 0.0625           # weight of the KL term
     weight_decay: float = 0.5           # weight of ‖δ‖ / ‖h0‖²
     clamp: float = 4.0                  # ‖δ‖ is kept at or below clamp · ‖h0‖
-    kl_prompt: str = "{} is a"          # prompt of the KL term
-    kl_position: Literal["subject", "last"] = "subject"  # token at which it is read there (published: "subject")
-    convention: Literal["rome", "r-rome", "p-rome"] = "rome"     # keys of the update (see `update`)
-    anchor: int = 0                     # pilot edits to whose mean ‖v*‖ every v* is rescaled; 0: off
-    context_groups: tuple = (TemplateGroup(5, 10), TemplateGroup(10, 10))   # sampled context templates
+    kl_prompt: str = "{} is a"          # prompt of the KL term ...
+    kl_position: Literal["subject", "last"] = "subject"     # ... and the token where it is read
+    convention: Literal["rome", "r-rome", "p-rome"] = "rome"    # keys of the update, see `update`
+    anchor: int = 0                     # pilot edits whose mean ‖v*‖ every v* gets (NAS); 0: off
+    context_groups: tuple = (TemplateGroup(5, 10), TemplateGroup(10, 10))   # sampled templates
     n_tokens: int = 0                   # tokens of the second moment; 0: all of the texts
     length: int = 512                   # its sequence length
 
@@ -45,79 +50,141 @@ PAPER = {   # published settings by model
 }
 
 
-def prepare(model, tok, config, given):
-    """Prepared context templates and second moment (from the unedited model, once a run)."""
-    prepared = sources.prepare(model, tok, (config.layer,), given, config)
+def prepare(model, tok, config, inputs):
+    """Context templates and second moment, from the unedited model; the anchor's norm."""
+    prepared = prepare_layers(model, tok, (config.layer,), inputs, config)
     if not config.anchor:
         return prepared
-    pilot = sources.pilot(given, config)
-    made = encode_facts(model, tok, [pilot], [prepared.contexts], config)
-    return replace(prepared, anchor=sources.mean_norm(optimise(model, made, _site(config), config)))
+    norm = anchor_norm(model, tok, _site(config), inputs, contexts=prepared.contexts,
+                                 config=config)
+    return replace(prepared, anchor=norm)
 
 
 def edit(model, tok, facts, config, prepared):
-    """One Delta with all facts, as one update."""
+    """One Delta with all facts, each solved on top of those before it as in the published code."""
     return edit_groups(model, tok, [facts], config, prepared=[prepared])[0]
 
 
 def edit_groups(model, tok, groups, config, *, prepared, current=None):
-    """One Delta per group of facts, each an edit of its own copy of the model, all in the same passes.
+    """One Delta per group of facts, each an edit of its own copy of the model, in shared passes.
 
-    prepared: one per group; current: the Delta that each group's model carries already, None if none does.
-    The facts of a group are solved each on top of those before it, as the published code goes through a batch.
+    prepared: one per group; current: the Delta that each group's model carries already, None if
+    none does.
     """
     totals = [Delta({}) for _ in groups]
-    for turn in range(max(map(len, groups))):
-        live = [index for index, group in enumerate(groups) if turn < len(group)]
-        now = [totals[i] if current is None else current[i] + totals[i] for i in live]
-        made = encode_facts(model, tok, [[groups[i][turn]] for i in live], [prepared[i].contexts for i in live], config)
-        own = versions(model, now) if current is not None or turn else None
-        values = optimise(model, made, _site(config), config, own)
+    for number in range(max(map(len, groups))):
+        live = [index for index, group in enumerate(groups) if number < len(group)]
+        contexts = [prepared[index].contexts for index in live]
+        facts = encode_facts(model, tok, [[groups[index][number]] for index in live], contexts,
+                             config)
+        versions = None
+        if current is not None or number:
+            carried = [current[index] + totals[index] if current else totals[index]
+                       for index in live]
+            versions = edited_maps(model, carried)
+        values = optimise(model, facts, _site(config), config, versions)
         if config.anchor:
-            values = anchored(values, torch.tensor([prepared[i].anchor for i in live]))
-        deltas = _deltas(model, values, prepared[live[0]].moments, config)
-        for index, delta in zip(live, deltas):
-            totals[index] = Delta((totals[index] + delta).changes, _joined(totals[index].info, delta.info))
+            values = norm_anchor(values, torch.tensor([prepared[index].anchor for index in live]))
+        for index, delta in zip(live, _deltas(model, values, prepared[live[0]].moments, config)):
+            totals[index] = _joined(totals[index], delta)
     return totals
+
+
+def update(values, moments, name, convention):
+    """(left (n, d), right (n, m)) in float64 with ΔW = left rightᵀ for each of n facts.
+
+    Eq. 2 of arXiv:2202.05262, ΔW = (v* − W k)(C⁻¹k)ᵀ / (kᵀC⁻¹k), with the keys of a convention:
+    "rome", as the published code has it, takes u = C⁻¹k̄ of the mean key k̄ and the plain prompt's
+    key k₀ elsewhere, ΔW = δ uᵀ / (uᵀk₀); "r-rome" takes k̄ everywhere, "p-rome" k₀.
+    """
+    plain = values.keys[:, 0]
+    mean = values.keys.mean(1)
+    inner = plain if convention == "p-rome" else mean
+    outer = mean if convention == "r-rome" else plain
+    right = moments.solve(name, inner.T).T
+    right = right / right.norm(dim=1, keepdim=True)
+    change = values.delta.double()
+    if convention == "r-rome":      # v* − W k̄ = δ + W k₀ − W k̄
+        change = change + (values.h0 - values.mean_h0).double()
+    return change / (right * outer.double()).sum(1, keepdim=True), right
 
 
 def _site(config):
     return EditSite(config.layer, "mlp_out", config.layer)
 
 
-def _deltas(model, values, stats, config):
+def _deltas(model, values, moments, config):
     """The rank-one Delta of every fact. ValueError names a record whose update is not finite."""
-    module, name = module_of(model, "mlp_out", config.layer), name_of(model, "mlp_out", config.layer)
-    left, right = update(values, stats, name, config.convention)
-    dtype = torch.promote_types(module.weight.dtype, torch.float32)
+    name = name_of(model, "mlp_out", config.layer)
+    left, right = update(values, moments, name, config.convention)
+    v_star = values.v_star
     deltas = []
     for row, fact in enumerate(values.facts):
-        change = oriented(left[row, :, None].to(dtype), right[row, None].to(dtype), module)
-        deltas.append(Delta({name + ".weight": change}, {
-            "editor": "rome", "losses": [values.losses[row][-1]], "evaluations": [len(values.losses[row])],
-            "value_norm": [(values.h0 + values.delta)[row].norm().item()]}))
-        if not deltas[-1].is_finite():
-            raise ValueError(f"record {fact.name}: the update is not finite (its key may be zero)")
+        info = {"editor": "rome", "losses": [values.losses[row][-1]],
+                "evaluations": [len(values.losses[row])],
+                "value_norm": [v_star[row].norm().item()]}
+        delta = _delta(model, config, left[[row]], right[[row]], info)
+        if not delta.is_finite():
+            raise ValueError(f"record {fact.case_id}: the update is not finite (its key may be "
+                             "zero)")
+        deltas.append(delta)
     return deltas
 
 
-def update(values, stats, name, convention):
-    """(left (n, d), right (n, m)) in float64, so that ΔW = left rightᵀ for each of n facts.
+def _delta(model, config, left, right, info):
+    """The Delta of leftᵀ right, factors in the weight's dtype or float32."""
+    name = name_of(model, "mlp_out", config.layer)
+    module = module_of(model, "mlp_out", config.layer)
+    dtype = torch.promote_types(module.weight.dtype, torch.float32)
+    return Delta({name + ".weight": oriented(left.T.to(dtype), right.to(dtype), module)}, info)
 
-    Eq. 2 of arXiv:2202.05262, ΔW = (v* − W k)(C⁻¹k)ᵀ / (kᵀC⁻¹k), with the keys that `convention` names: "rome", as the
-    published code has it, takes u = C⁻¹k̄ of the mean key and the plain prompt's key k₀ elsewhere, ΔW = δ uᵀ / (uᵀk₀);
-    "r-rome" the mean key everywhere; "p-rome" the plain one everywhere.
-    """
-    plain, mean = values.keys[:, 0], values.keys.mean(1)
-    inner, outer = {"rome": (mean, plain), "r-rome": (mean, mean), "p-rome": (plain, plain)}[convention]
-    right = stats.solve(name, inner.T).T
+
+def _joined(total, delta):
+    """The sum of two Deltas; lists in their info one after the other."""
+    info = {name: total.info.get(name, []) + value if isinstance(value, list) else value
+            for name, value in delta.info.items()}
+    return replace(total + delta, info=info)
+
+
+@dataclass(frozen=True)
+class RandomSettings:
+    """Settings of the control "random"; layer and norms have no default."""
+
+    layer: int                          # the layer whose MLP output projection is changed
+    norms: tuple = ()                   # (case id, ‖ΔW‖_F) of each fact, as a run of ROME had them
+    direction: Literal["v", "both"] = "both"    # "v": u is ROME's, v random; "both": u random too
+    seed: int = 0                       # of the directions; each fact draws its own
+    kl_prompt: str = "{} is a"          # this and what follows: as in ROME's settings
+    kl_position: Literal["subject", "last"] = "subject"
+    context_groups: tuple = Settings.context_groups
+    n_tokens: int = 0
+    length: int = 512
+
+
+RANDOM_PAPER = {model: {"layer": values["layer"]} for model, values in PAPER.items()}
+
+
+def prepare_random(model, tok, config, inputs):
+    """Context templates and second moment, as ROME's."""
+    return prepare_layers(model, tok, (config.layer,), inputs, config)
+
+
+def random_update(model, tok, facts, config, prepared):
+    """The Delta Σ ‖ΔW‖ v uᵀ over the facts, v and u unit vectors; ValueError without a norm."""
+    norms = {str(case_id): norm for case_id, norm in config.norms}
+    for fact in facts:
+        if str(fact.case_id) not in norms:
+            raise ValueError(f"record {fact.case_id}: norms has no entry for it")
+    encoded = encode_facts(model, tok, [facts], [prepared.contexts], config)
+    values = unedited_values(model, encoded, _site(config))
+    right = prepared.moments.solve(name_of(model, "mlp_out", config.layer), values.keys.mean(1).T).T
+    left = torch.empty_like(values.h0).double()
+    for row, fact in enumerate(facts):
+        seed = zlib.crc32(f"{config.seed} {fact.case_id}".encode())
+        generator = torch.Generator().manual_seed(seed)
+        left[row] = torch.randn(left.shape[1], generator=generator, dtype=torch.float64)
+        left[row] *= norms[str(fact.case_id)] / left[row].norm()
+        if config.direction == "both":
+            right[row] = torch.randn(right.shape[1], generator=generator, dtype=torch.float64)
     right = right / right.norm(dim=1, keepdim=True)
-    change = values.delta.double()
-    if convention == "r-rome":      # v* − W k̄ = δ + W k₀ − W k̄
-        change = change + (values.h0 - values.mean).double()
-    return change / (right * outer.double()).sum(1, keepdim=True), right
-
-
-def _joined(before, now):
-    """The info of two Deltas: lists one after the other."""
-    return {name: before.get(name, []) + value if isinstance(value, list) else value for name, value in now.items()}
+    return _delta(model, config, left, right, {"editor": "random"})

@@ -1,97 +1,88 @@
-"""A model and several Deltas in; the model out as many models at once: each row of a batch sees one Delta's weights.
+"""Run several edited models in one pass: each row of a batch sees the weights of its own.
 
-Runs of one model differ in a few linear maps only. All else is computed for their rows together:
+The edited models differ in a few linear maps only; everything else is computed for all rows at once:
 
-    weights = versions(model, totals)               # the changed maps of every version
-    with rows(model, weights, owner):               # row b of every batch in the block belongs to version owner[b]
+    maps = edited_maps(model, deltas)
+    with each_row(model, maps, owners):         # row b of every batch sees deltas[owners[b]]
         run(model, input_ids=ids, attention_mask=mask)
 """
 
-import contextlib
+from functools import partial
 
 import torch
 from torch.nn.functional import linear
 
 from editcore.delta import LowRank, added
+from editcore.hooks import hooked
 from editcore.model import is_input_first
 
 
-def versions(model, totals):
-    """For each Delta of `totals`, {module name: (weight, bias or None)} of the linear maps that any of them changes.
+def edited_maps(model, deltas):
+    """For each Delta, {module name: (weight, bias or None)} of all linear maps that any changes.
 
-    Weights are what `Delta.applied` gives the model, in its dtype and orientation. ValueError as `Delta.check`; also if
-    a changed parameter belongs to no linear map.
+    Weights are what `Delta.applied` gives the model. ValueError as `Delta.check`, and if a changed
+    parameter belongs to no linear map.
     """
-    names = sorted({parameter for total in totals for parameter in total.changes})
-    modules = sorted({name.rpartition(".")[0] for name in names})
-    for total in totals:
-        total.check(model)
-    for name in modules:
+    names = set()
+    for delta in deltas:
+        delta.check(model)
+        names |= {parameter.rpartition(".")[0] for parameter in delta.changes}
+    for name in names:
         if model.get_submodule(name).weight.ndim != 2:
-            raise ValueError(f"versions: {name} is not a linear map")
-    return [{name: (_now(model, total, name + ".weight"), _now(model, total, name + ".bias")) for name in modules}
-            for total in totals]
+            raise ValueError(f"{name} is not a linear map")
+    return [{name: (_edited(model, delta, name, "weight"), _edited(model, delta, name, "bias"))
+             for name in sorted(names)} for delta in deltas]
 
 
-def _now(model, total, name):
-    """The parameter with the Delta added; None if the model has none of that name."""
-    module, _, kind = name.rpartition(".")
-    weight = getattr(model.get_submodule(module), kind, None)
-    if weight is None or name not in total.changes:
-        return None if weight is None else weight.detach()
-    return added(weight.detach(), total.changes[name])
+def each_row(model, maps, owners):
+    """In the block, row b of every batch sees the linear maps of maps[owners[b]].
 
-
-@contextlib.contextmanager
-def rows(model, weights, owner):
-    """In the block, row b of every batch sees the linear maps weights[owner[b]]; owner: a list of ints, one a row."""
-    def hook(module, args, output, name):
-        out = torch.empty_like(output)
-        for version in sorted(set(owner)):
-            index = torch.tensor([row for row, one in enumerate(owner) if one == version], device=output.device)
-            out[index] = _apply(module, args[0][index], *weights[version][name])
-        return out
-
-    with _hooks(model, list(weights[0]) if weights else [], hook):      # None: the model as it is
-        yield
-
-
-@contextlib.contextmanager
-def added_rows(model, name, changes, owner):
-    """In the block, row b of every batch sees the named linear map's weight plus changes[owner[b]].
-
-    changes: LowRank or tensors in the stored orientation, or None for no change.
+    maps: what `edited_maps` gives, or None for the model as it is; owners: a list of ints.
     """
-    same = all(isinstance(one, LowRank) and min(one.left.shape[1], one.right.shape[0]) == 1 for one in changes)
+    def hook(name, module, args, output):
+        new = torch.empty_like(output)
+        for owner, rows in _rows_by_owner(owners, output.device):
+            new[rows] = _apply(module, args[0][rows], *maps[owner][name])
+        return new
 
-    def hook(module, args, output, _):
-        first = is_input_first(module)
-        if same:    # rank one each: two vectors a row
-            sides = [(one.left[:, 0], one.right[0]) for one in (changes[row] for row in owner)]
-            source, target = (torch.stack(side).to(output.dtype) for side in zip(*(s if first else s[::-1]
-                                                                                   for s in sides)))
-            return output + (args[0] * source[:, None]).sum(-1, keepdim=True) * target[:, None]
-        out = output.clone()
-        for group in sorted(set(owner)):
-            if changes[group] is not None:
-                index = torch.tensor([row for row, one in enumerate(owner) if one == group], device=output.device)
-                out[index] += _product(args[0][index], changes[group], first).to(output.dtype)
-        return out
-
-    with _hooks(model, [name], hook):
-        yield
+    return hooked(model, {name: partial(hook, name) for name in (maps[0] if maps else ())})
 
 
-@contextlib.contextmanager
-def _hooks(model, names, hook):
-    """`hook(module, args, output, name)` on the named modules, taken off at the end."""
-    handles = [model.get_submodule(name).register_forward_hook(
-        lambda module, args, output, name=name: hook(module, args, output, name)) for name in names]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def each_row_added(model, name, changes, owners):
+    """In the block, row b of every batch sees the named linear map's weight + changes[owners[b]].
+
+    changes: LowRank or tensors in the stored orientation, None for no change.
+    """
+    rank_one = all(isinstance(change, LowRank) and change.left.shape[1] == 1 for change in changes)
+
+    def hook(module, args, output):
+        x = args[0]
+        if rank_one:    # two vectors per row
+            pairs = [_factors(module, changes[owner]) for owner in owners]
+            source, target = (torch.stack(side).to(output.dtype) for side in zip(*pairs))
+            return output + (x * source.mT).sum(-1, keepdim=True) * target
+        new = output.clone()
+        for owner, rows in _rows_by_owner(owners, output.device):
+            if changes[owner] is not None:
+                new[rows] += _product(module, x[rows], changes[owner]).to(output.dtype)
+        return new
+
+    return hooked(model, {name: hook})
+
+
+def _edited(model, delta, name, kind):
+    """The parameter with the Delta added; None if the module has none of this kind."""
+    weight = getattr(model.get_submodule(name), kind, None)
+    if weight is None:
+        return None
+    change = delta.changes.get(f"{name}.{kind}")
+    return weight.detach() if change is None else added(weight.detach(), change)
+
+
+def _rows_by_owner(owners, device):
+    """(owner, indices of its rows), owner by owner."""
+    owners = torch.tensor(owners, device=device)
+    return [(owner, (owners == owner).nonzero()[:, 0]) for owner in owners.unique().tolist()]
 
 
 def _apply(module, x, weight, bias):
@@ -103,9 +94,16 @@ def _apply(module, x, weight, bias):
     return out.view(*x.shape[:-1], -1)
 
 
-def _product(x, change, first):
+def _factors(module, change):
+    """(source (in, r), target (r, out)) of a LowRank change: x -> (x @ source) @ target."""
+    if is_input_first(module):
+        return change.left, change.right
+    return change.right.T, change.left.T
+
+
+def _product(module, x, change):
     """x (B, T, in) times a change in the stored orientation."""
     if isinstance(change, LowRank):
-        a, b = (change.left, change.right) if first else (change.right.T, change.left.T)
-        return (x @ a.to(x.dtype)) @ b.to(x.dtype)
-    return x @ (change if first else change.T).to(x.dtype)
+        source, target = _factors(module, change)
+        return (x @ source.to(x.dtype)) @ target.to(x.dtype)
+    return x @ (change if is_input_first(module) else change.T).to(x.dtype)

@@ -10,6 +10,7 @@ from editcore import metrics
 from editcore import templates as contexts
 from editcore.delta import added
 from editcore.editors import EDITORS, EditorInputs, configure
+from editcore.files import read_lines
 from editcore.model import content_hash, default_device, load, max_length
 from editcore.study import run as inputs
 from editcore.study.run import Run
@@ -44,8 +45,8 @@ def set_up(run, paths, templates, cache, shared=None):
     """
     facts, rest = inputs.schedule(run, paths["facts"])
     items = inputs.read_tasks(paths["tasks"], run.items) if "tasks" in paths and run.downstream_every else {}
-    held_out = inputs.read_lines(paths["held_out"], run.items) if "held_out" in paths and run.downstream_every else []
-    texts = tuple(inputs.read_lines(paths["texts"])) if "texts" in paths else ()
+    held_out = read_lines(paths["held_out"], run.items) if "held_out" in paths and run.downstream_every else []
+    texts = tuple(read_lines(paths["texts"])) if "texts" in paths else ()
     if "contexts" in paths and not templates:
         templates = contexts.read(paths["contexts"])
     config = configure(run.editor, dict(run.settings), run.model)

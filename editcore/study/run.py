@@ -187,15 +187,6 @@ def check_prompts(model_limit, tok, facts, templates=("{}",)):
                       model_limit - room)
 
 
-def read_lines(path, limit=0):
-    """The (first `limit`) non-empty lines of a text file, "\\n" read as a line break; ValueError if there is none."""
-    lines = [line.strip().replace("\\n", "\n") for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if line]
-    if not lines:
-        raise ValueError(f"{path}: no text in it")
-    return lines[:limit or None]
-
-
 def read_tasks(folder, limit=0):
     """{task: items} of the known tasks' JSON files in a folder; with a limit, so many items, as many of each label."""
     paths = {name: Path(folder) / f"{name}.json" for name in TASKS}
