@@ -6,18 +6,18 @@ WORKERS ?= 2
 .DEFAULT_GOAL := report
 .PHONY: report study test publish clean
 
-report: .venv/ready            ## run the notebooks, write results/reports/index.html; goes on where it was stopped
-	@$(RUN) -m editcore report
+report: .venv/ready            ## make the runs, run the notebooks, write results/reports/index.html
+	@$(RUN) -m editcore report --workers $(WORKERS)
 
-study: .venv/ready               ## the full study: many hours; missing runs first, then results/study/reports
+study: .venv/ready             ## the full study: hours; goes on where it was stopped
 	@$(RUN) -m editcore study --full --workers $(WORKERS)
-	@$(RUN) -m editcore report --full -o results/study/reports
+	@$(RUN) -m editcore report --full --workers $(WORKERS) -o results/study/reports
 
 test: .venv/ready              ## the whole suite
 	@$(RUN) -m pytest
 
-publish: .venv/ready           ## the full study's report into docs/, its findings into README.md
-	@$(RUN) -m editcore report --full --publish docs
+publish: .venv/ready           ## the full study's report into docs/
+	@$(RUN) -m editcore report --full --workers $(WORKERS) -o results/study/reports --publish docs
 
 clean:                         ## the environment, caches and rendered reports; results/runs, which took long, stay
 	rm -rf .venv results/reports results/figures *.egg-info .pytest_cache .ruff_cache

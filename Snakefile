@@ -17,12 +17,11 @@ FULL = config.get("full", False)                        # the parameters of the 
 GRIDS = shlex.split(str(config.get("grids", "")))       # grids, with full notebooks; all of them if empty
 MODELS = shlex.split(str(config.get("models", "")))     # those of the grids if empty
 WORDS = shlex.split(str(config.get("words", "")))       # parameters of all runs, with full of all notebooks
-FILE = config.get("file", "data/study.toml")
 NOTEBOOKS = config.get("notebooks", "notebooks")
 OUT = config.get("out", "results/runs")
 REPORTS = config.get("reports", "results/study/reports" if FULL else "results/reports")
 
-COMMON = ["--file", FILE, "--notebooks", NOTEBOOKS, *(["--full"] if FULL else [])]
+COMMON = ["--notebooks", NOTEBOOKS, *(["--full"] if FULL else [])]
 STUDY = shlex.join([PYTHON, "-m", "editcore", "study", *GRIDS, *COMMON, "-o", OUT,
                     *(["--model", *MODELS] if MODELS else []), *(["-p", *WORDS] if WORDS else [])])
 # One report a model; without `full` the notebooks keep their own parameters.

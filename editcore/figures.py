@@ -16,6 +16,7 @@ import io
 import re
 
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from IPython import get_ipython
 from IPython.display import display
@@ -41,7 +42,7 @@ STYLES = {  # editor: label, colour, marker, dashes; told apart without colours 
     "ft": ("FT-L", "#029e73", "^", (5, 1.5, 1, 1.5)),
     "random": ("random updates", "#949494", "*", (1, 3)),
     "instructedit": ("InstructEdit", "#0173b2", "D", ""),
-    "mend-multi": ("MEND multi-task", "#d55e00", "s", (5, 2)),
+    "mend-multi": ("MEND multi-task", "#d55e00", "p", (5, 2)),
     "mend": ("MEND", "#aa4499", ">", (3, 2)),
     "ke": ("KE", "#ca9161", "v", (9, 2, 2, 2)),
     "grace": ("GRACE", "#cc78bc", "X", (4, 1, 1, 1)),
@@ -62,7 +63,8 @@ TASK_COLORS = {"Recent": "#029e73", "CounterFact": "#0173b2", "ZsRE": "#d55e00",
 
 
 def theme():
-    """Set the look of the study: white grid, opaque white background, colour-blind palette."""
+    """Set the look of figures (white grid, colour-blind palette) and of tables (three digits)."""
+    pd.set_option("display.precision", 3, "display.max_colwidth", None, "display.max_columns", 40)
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.9, rc={
         "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
         "figure.dpi": 100, "axes.titlesize": 10.5, "axes.titleweight": "bold",
@@ -100,7 +102,8 @@ def show(figure, caption, alt, name=None, data=None):
             f"<figcaption>{html.escape(caption)} {link}</figcaption></figure>")
     bundle = {"text/html": page, "image/png": encoded, "text/plain": f"{caption} [{alt}]"}
     if get_ipython() is not None:
-        display(bundle, raw=True, metadata={"image/png": {"alt": alt}, "editcore": {"figure": name}})
+        metadata = {"image/png": {"alt": alt}, "editcore": {"figure": name}}
+        display(bundle, raw=True, metadata=metadata)
 
 
 def figure_of(item):

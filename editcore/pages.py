@@ -1,215 +1,268 @@
-"""Executed notebooks in, offline self-contained HTML pages out; and `show`, the one way a figure gets into them."""
+"""Render executed notebooks as HTML pages that load nothing, with an index and a page of cases."""
 
 import base64
+import copy
 import html
-import io
+import logging
+import math
 import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
 import nbformat
-import numpy as np
-from IPython import get_ipython
-from IPython.display import display
-from matplotlib import pyplot
+import pandas as pd
+import yaml
 from nbconvert import HTMLExporter
 from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
-from .files import atomic
+from editcore import figures
+from editcore.files import atomic, read_json
 
-DPI = 144           # pixels an inch of the stored figures: sharp on a dense screen
-SCREEN = 96         # pixels an inch of a CSS inch: figures appear at their size on paper
-FIGURES = "EDITCORE_FIGURES"    # environment variable with the folder for figures, set by report.run_notebook
-
-
-def home():
-    """The repository root: the nearest folder above the working one, else above the package, that has notebooks/."""
-    for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[1]):
-        if (folder / "editcore" / "__init__.py").is_file():
-            return folder
-    return Path.cwd()
+ROOT = Path(__file__).resolve().parents[1]
+TEMPLATES = Path(__file__).parent / "templates"
+FINDINGS = ROOT / "data" / "findings.md"    # the index page, written by hand
+N_CASES = 2000      # rows on the page of cases: what a browser sorts at once
+PROGRESS = r"^.*: \d+ of \d+, about \d+ s left\n?"       # lines of progress.bar
+log = logging.getLogger("editcore")
 
 
-def show(figure, caption, alt, name=None):
-    """Show a figure with its caption (the finding) and its alternative text (the shape), and save it as PNG.
+def write_report(paths, out_dir, folders=()):
+    """Render the executed notebooks, the cases of their runs and the index; return its path.
 
-    `figure` is a Figure, Axes, an array of Axes or a seaborn grid. One MIME bundle is shown: text/html with the image
-    inside, image/png and text/plain beside it. The PNG goes to results/figures/<name>.png; `name` defaults to the
-    first words of the caption. The figure is closed, so that nothing is shown twice. Raises ValueError on an empty
-    caption or alternative text.
+    paths: of the notebooks; folders: of the runs. No notebook stops the others. RuntimeError names
+    those that failed, once all is written.
     """
-    if not caption.strip() or not alt.strip():
-        raise ValueError(f"figure {name or ''}: a caption and an alternative text are needed")
-    figure = figure_of(figure)
-    png, width = picture(figure)
-    words = re.findall(r"[a-z0-9]+", caption.lower())
-    path = Path(os.environ.get(FIGURES, "results/figures")) / f"{name or '-'.join(words[:6])}.png"
-    with atomic(path) as tmp:
-        tmp.write_bytes(png)
-    pyplot.close(figure)    # else the notebook's own display would show it a second time
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    page = (f'<figure><img alt="{html.escape(alt)}" src="{source}" width="{width}" style="max-width:100%;height:auto">'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>")
-    bundle = {"text/html": page, "image/png": base64.b64encode(png).decode(), "text/plain": f"{caption} [{alt}]"}
-    emit(bundle, [path], {"image/png": {"alt": alt}})
+    notebooks = {path.stem: executed_copy(path, out_dir) for path in paths}
+    stems = list(notebooks)
+    for place, (stem, notebook) in enumerate(notebooks.items()):
+        log.info("rendering %s (%d of %d)", stem, place + 1, len(stems))
+        before = stems[place - 1] if place else ""
+        after = stems[place + 1] if place + 1 < len(stems) else ""
+        try:
+            write_page(notebook, out_dir / f"{stem}.html", before=before, after=after)
+        except Exception as error:      # whatever it is, it concerns one page
+            notebooks[stem] = broken_notebook(notebook, error)
+            write_page(notebooks[stem], out_dir / f"{stem}.html", before=before, after=after)
+    write_cases(folders, out_dir)
+    index = write_index(notebooks, out_dir, folders)
+    failed = {stem: failure(notebook) for stem, notebook in notebooks.items()}
+    if messages := [f"{stem} failed ({reason})" for stem, reason in failed.items() if reason]:
+        raise RuntimeError(f"{'; '.join(messages)}; see {index}")
+    return index
 
 
-def declare(*paths):
-    """Say which files this notebook made: a line in the report, and the notebook counts as done only while they exist.
-
-    Raises FileNotFoundError when one of them is not there.
-    """
-    missing = [str(path) for path in paths if not Path(path).exists()]
-    if missing:
-        raise FileNotFoundError(f"declared but not made: {', '.join(missing)}")
-    emit({"text/plain": "made " + ", ".join(str(relative(path)) for path in paths)}, paths, {})
-
-
-def emit(bundle, paths, metadata):
-    """Display a MIME bundle that carries the names of the files behind it; nothing happens outside a notebook."""
-    if get_ipython() is not None:
-        files = [str(relative(path)) for path in paths]
-        display(bundle, raw=True, metadata={**metadata, "editcore": {"files": files}})
+def failure(notebook):
+    """Return why an executed notebook is not whole, "" if it is."""
+    run = notebook.metadata.get("papermill", {})
+    errors = [output for cell in notebook.cells for output in cell.get("outputs", [])
+              if output.output_type == "error"]
+    if errors:
+        return f"{errors[-1].ename}: {errors[-1].evalue}".splitlines()[0]
+    whole = run.get("end_time") and not run.get("exception") and "editcore" in notebook.metadata
+    return "" if whole else "it did not run to its end"
 
 
-def relative(path):
-    """`path` as seen from the working folder when it lies inside it, else unchanged."""
-    path = Path(path)
-    return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
+def executed_copy(path, out_dir):
+    """Return the executed notebook, or its source where nothing was executed."""
+    executed = out_dir / path.name
+    try:
+        return nbformat.read(executed, as_version=4)
+    except (FileNotFoundError, ValueError):
+        return nbformat.read(path, as_version=4)
 
 
-def figure_of(item):
-    """The Figure that a Figure, an Axes, an array of Axes or a seaborn grid belongs to."""
-    item = np.ravel(item)[0] if isinstance(item, (np.ndarray, list, tuple)) else item
-    figure = getattr(item, "figure", item)
-    if not hasattr(figure, "savefig"):
-        raise ValueError(f"show() needs a figure or axes, not {type(item).__name__}")
-    return figure
+def broken_notebook(notebook, error):
+    """Return what is shown of a notebook that cannot be rendered: its title and why."""
+    output = nbformat.v4.new_output("error", ename=type(error).__name__, evalue=str(error))
+    cells = [nbformat.v4.new_markdown_cell(f"# {title(notebook)}"),
+             nbformat.v4.new_code_cell(outputs=[output])]
+    return nbformat.v4.new_notebook(cells=cells)
 
 
-def picture(figure):
-    """The figure as PNG bytes, and the width in CSS pixels at which it has its size on paper."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", facecolor="white", metadata={"Software": None})
-    png = buffer.getvalue()
-    return png, round(int.from_bytes(png[16:20], "big") * SCREEN / DPI)  # bytes 16-19 of a PNG are its width
+def render(executed, out_dir):
+    """Render one executed notebook as out_dir/<stem>.html and return that path."""
+    notebook = nbformat.read(executed, as_version=4)
+    return write_page(notebook, Path(out_dir) / f"{Path(executed).stem}.html")
 
 
-
-def render(executed, out_dir, index=None):
-    """Write the executed notebook as out_dir/<stem>.html and return that path; `index` is the page it links back to.
-
-    The page loads nothing from outside: styles and pictures are inside it. Raises FileNotFoundError without notebook
-    and ValueError when its content would load something else or shows a picture without description.
-    """
-    executed = Path(executed)
-    if not executed.is_file():
-        raise FileNotFoundError(f"{executed}: no such notebook")
-    return write_page(nbformat.read(executed, as_version=4), Path(out_dir) / f"{executed.stem}.html", index)
-
-
-def write_page(notebook, path, index=None):
-    """Render a notebook node to `path`."""
-    text, _ = exporter().from_notebook_node(notebook, resources={
-        "title": title(notebook), "index": index, "styles": styles(), "run": notebook.metadata.get("editcore", {}),
-        "failure": notebook.metadata.get("papermill", {}).get("exception")})
-    text = text.replace(f"{home()}{os.sep}", "")  # tracebacks and paths say where in the repository, not on which disk
-    check_page(text, path)
-    with atomic(path) as tmp:
-        tmp.write_text(text, encoding="utf-8")
+def write_page(notebook, path, *, before="", after="", kind="notebook"):
+    """Render a notebook, its figures also as figures/<name>.png; one without end says so."""
+    page, _ = exporter().from_notebook_node(shown_part(notebook), {
+        "title": title(notebook), "before": before, "after": after, "kind": kind,
+        "styles": styles(), "script": (TEMPLATES / "report/script.js").read_text("utf-8"),
+        "failure": failure(notebook) if kind == "notebook" else "", "repository": repository()})
+    page = page.replace(f"{ROOT}{os.sep}", "")      # where in the repository, not on which disk
+    page = re.sub(r"<thead>.*?</thead>", lambda head: scoped(head.group(), "col"), page, flags=re.S)
+    page = scoped(page, "row")
+    if kind == "notebook":
+        page = page.replace("</section>", f"</section>{contents(page)}", 1)
+    with atomic(path) as file:
+        file.write_text(page, encoding="utf-8")
+    for name, output in shown_figures(notebook).items():
+        with atomic(path.parent / "figures" / f"{name}.png") as file:
+            file.write_bytes(base64.b64decode(output.data["image/png"]))
     return path
+
+
+def shown_part(notebook):
+    """Return a notebook without papermill's notes on errors and without lines of progress."""
+    cells = []
+    for cell in copy.deepcopy(notebook.cells):
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                output.text = re.sub(PROGRESS, "", output.text, flags=re.M)
+        if not any(tag.startswith("papermill-error") for tag in cell.metadata.get("tags", [])):
+            cells.append(cell)
+    return nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
+
+
+def scoped(text, scope):
+    """Say of table headers what they head; an empty one is a cell."""
+    text = re.sub(r"<th([^>]*)>\s*</th>", r"<td\1></td>", text)
+    return re.sub(r"<th(?![^>]*scope=)(?=[\s>])", f'<th scope="{scope}"', text)
+
+
+def contents(page):
+    """Return the list of a page's sections."""
+    heads = re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', page, re.S)
+    items = "".join(f'<li><a href="#{anchor}">{text}</a></li>' for anchor, text in heads)
+    return f'<nav class="contents" aria-label="Contents"><ol>{items}</ol></nav>' if items else ""
+
+
+def repository():
+    """Return the repository's address as CITATION.cff has it, "" where it has none."""
+    file = ROOT / "CITATION.cff"
+    citation = yaml.safe_load(file.read_text("utf-8")) if file.is_file() else {}
+    return citation.get("repository-code", "")
 
 
 def exporter():
-    """nbconvert's HTML exporter with this package's own template, which names no script and no style sheet."""
-    priority = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
+    """Return nbconvert's HTML exporter with the package's own template, which loads nothing."""
+    priority = ["text/html", "text/markdown", "image/svg+xml", "image/png", "text/plain"]
     config = Config({"NbConvertBase": {"display_data_priority": priority},
-                     "CoalesceStreamsPreprocessor": {"enabled": True},      # one folded log a cell, not one a line
-                     "HTMLExporter": {"exclude_anchor_links": True}})
+                     "CoalesceStreamsPreprocessor": {"enabled": True}})
     return HTMLExporter(config=config, template_name="report",
-                        extra_template_basedirs=[str(Path(__file__).parent / "templates")])
+                        extra_template_basedirs=[str(TEMPLATES)])
 
 
 def styles():
-    """The page's style sheet and the colours of code, for light and dark screens."""
-    sheet = (Path(__file__).parent / "templates" / "report" / "style.css").read_text(encoding="utf-8")
+    """Return the style sheet and the colours of code, for light and dark screens."""
     light = HtmlFormatter(style="default").get_style_defs(".highlight")
+    light = light.replace("#3D7B7B", "#336666").replace("#A2F", "#9112df")      # contrast
     dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
-    plain = "\n.highlight, .highlight .err { background: none; border: none }\n"
-    return f"{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}\n{plain}{sheet}"
-
-
-def check_page(text, name):
-    """ValueError when a page would load something from outside itself or holds a picture without alternative text."""
-    tag = r"<(?:script|img|iframe|source|video|audio|embed|link|object)\b[^>]*?\s(?:src|href|srcset|data)\s*="
-    loads = re.findall(rf"""(?:{tag}|url\(|@import)\s*["']?((?!data:|[#\s"'])[^\s"')>]+)""", text, re.I)
-    if loads:
-        raise ValueError(f"{name}: would load {loads[0]}; a report must hold all that it shows")
-    bare = [tag[:80] for tag in re.findall(r"<img\b[^>]*>", text, re.I) if not re.search(r'\balt\s*=\s*"[^"]+"', tag)]
-    if bare:
-        raise ValueError(f"{name}: picture without alternative text ({bare[0]}…); show figures with report.show")
+    sheet = (TEMPLATES / "report/style.css").read_text("utf-8")
+    return f"{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}\n{sheet}"
 
 
 def title(notebook):
-    """The first heading of a notebook, without its marks."""
-    heading = re.search(r"^#+\s+(.+)$", prose(notebook), re.M)
+    """Return the first heading of a notebook, without its marks."""
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    heading = re.search(r"^#\s+(.+)$", "\n".join(sources), re.M)
     return heading.group(1).strip() if heading else "Untitled"
 
 
-def summary(notebook):
-    """The first sentence under the first heading, as Markdown."""
-    paragraphs = [part.strip() for part in re.split(r"\n\s*\n", prose(notebook))]
-    text = next((" ".join(part.split()) for part in paragraphs if part and not part.startswith("#")), "")
-    return re.split(r"(?<=[.?!])\s", text)[0]
+def shown_figures(notebook):
+    """Return {name: output} of the figures that `figures.show` displayed."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return {output.metadata["editcore"]["figure"]: output for output in outputs
+            if "figure" in output.get("metadata", {}).get("editcore", {})}
 
 
-def prose(notebook):
-    """The first Markdown cell that has a heading."""
-    cells = [cell.source for cell in notebook.cells if cell.cell_type == "markdown" and "papermill-error" not in
-             "".join(cell.metadata.get("tags", []))]
-    return next((source for source in cells if source.lstrip().startswith("#")), "")
+def write_index(notebooks, out_dir, folders=()):
+    """Write the index page: findings.md, in it figures of the notebooks and the list of reports.
 
-
-def tagged(notebook, tag):
-    """The displayed outputs of the code cells that carry `tag`."""
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and tag in cell.metadata.get("tags", [])]
-    return [output for cell in cells for output in cell.outputs if "data" in output]
-
-
-def index_page(notebooks, lead, stamp, path):
-    """Write the index: `lead` Markdown, what cells tagged `headline` showed, the list of pages, the stamp.
-
-    `notebooks` maps a file stem to its executed notebook, in reading order; `stamp` maps a name to text.
-    Returns `path`.
+    A line <!-- figure NOTEBOOK NAME --> stands for a figure, <!-- reports --> for the list.
     """
-    outputs = [output for notebook in notebooks.values() for output in tagged(notebook, "headline")]
-    cells = [nbformat.v4.new_markdown_cell(lead),
-             nbformat.v4.new_code_cell("", outputs=outputs, metadata={"transient": {"remove_source": True}}),
-             nbformat.v4.new_markdown_cell(contents(notebooks)), nbformat.v4.new_markdown_cell(stamp_table(stamp))]
-    write_page(nbformat.v4.new_notebook(cells=cells), path)
-    return path
+    text = FINDINGS.read_text("utf-8") if FINDINGS.is_file() else "# Reports\n<!-- reports -->"
+    cells = []
+    for part in re.split(r"^(<!-- .+ -->)$", text, flags=re.M):
+        words = part.split()[1:-1] if part.startswith("<!--") else []
+        if words[:1] == ["figure"]:
+            shown = shown_figures(notebooks[words[1]]) if words[1] in notebooks else {}
+            outputs = [shown[words[2]]] if words[2] in shown else []
+            cells.append(nbformat.v4.new_code_cell(outputs=outputs))
+        else:
+            source = report_list(notebooks, folders) if words == ["reports"] else part
+            cells.append(nbformat.v4.new_markdown_cell(source))
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    return write_page(notebook, out_dir / "index.html", kind="index")
 
 
-def contents(notebooks):
-    """The reports as an HTML table: question, first sentence, wall time; a failed one says so."""
+def report_list(notebooks, folders):
+    """Return the reports as an HTML table: question, notebook, state and time."""
     rows = []
     for stem, notebook in notebooks.items():
-        run = notebook.metadata.get("papermill", {})
-        failed = run.get("exception") or not run.get("end_time")
-        state = "failed" if failed else f"{run.get('duration') or 0:.0f} s"
-        rows.append(f'<tr><td><a href="{stem}.html">{html.escape(title(notebook))}</a><br>'
-                    f"<small>{html.escape(plain(summary(notebook)))}</small></td><td>{stem}</td><td>{state}</td></tr>")
-    head = '<table class="contents"><thead><tr><th>Question</th><th>Notebook</th><th>Wall time</th></tr></thead><tbody>'
-    return f"## Reports\n\n{head}{''.join(rows)}</tbody></table>"
+        reason = html.escape(failure(notebook))
+        seconds = notebook.metadata.get("papermill", {}).get("duration") or 0
+        state = f'<span class="failed">failed: {reason}</span>' if reason else "done"
+        rows.append(f'<tr><td><a href="{stem}.html">{html.escape(title(notebook))}</a></td>'
+                    f"<td>{stem}</td><td>{state}</td><td>{seconds:.0f} s</td></tr>")
+    head = "<th>Question</th><th>Report</th><th>State</th><th>Time</th>"
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    seconds = sum(read_json(Path(folder) / "run.json")["seconds"] for folder in folders)
+    return table + (f"<p>They rest on {len(folders)} runs of {seconds / 60:.0f} minutes, which are "
+                    'kept: <a href="cases.html">which facts were edited, and what became of them?'
+                    "</a></p>" if folders else "")
 
 
-def plain(markdown):
-    """Markdown without emphasis, code marks and link targets."""
-    return re.sub(r"[*`]|(?<!\w)_|_(?!\w)", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", markdown))
+def write_cases(folders, out_dir):
+    """Write cases.html, a table of the facts edited in runs, to be searched and sorted."""
+    (out_dir / "cases.html").unlink(missing_ok=True)
+    if not folders:
+        return
+    from editcore.study import results  # torch, which nothing else here needs
+
+    cases = results.cases(folders)
+    if cases.empty:
+        return
+    shown = cases.iloc[::math.ceil(len(cases) / N_CASES)]
+    table = pd.DataFrame({
+        "method": shown["editor"].map(figures.label), "order": shown["order"],
+        "step": shown["step"], "subject": shown["subject"], "prompt": shown["prompt"],
+        "new answer": shown["target_new"], "answer before": shown["answer_before"],
+        "right after": shown["answer_after"], "at the end": shown["answer_end"],
+        "forgotten at": shown["forgotten_at"].map("{:.0f}".format, na_action="ignore").fillna("")})
+    page = table.to_html(index=False, na_rep="", border=0, classes="search")
+    intro = (f"# Which facts were edited, and what became of them?\n\n{len(table):,} of "
+             f"{len(cases):,} edits of all runs. *Step* counts edits of the run, *forgotten at* is "
+             "the first re-test that the edit failed. Type to search, click a heading to sort.")
+    output = nbformat.v4.new_output("display_data", {"text/html": page})
+    cells = [nbformat.v4.new_markdown_cell(intro), nbformat.v4.new_code_cell(outputs=[output])]
+    write_page(nbformat.v4.new_notebook(cells=cells), out_dir / "cases.html", kind="cases")
 
 
-def stamp_table(stamp):
-    """The provenance as an HTML table of two columns."""
-    rows = "".join(f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>" for key, value in stamp.items())
-    return f'## Made from\n\n<table class="stamp"><tbody>{rows}</tbody></table>'
+def publish(out_dir, target):
+    """Copy a whole report and its index's figures to a folder that holds nothing else.
+
+    The folder is written beside its place and then swapped. Raises ValueError if a notebook
+    failed or the folder holds other files, FileNotFoundError without a report.
+    """
+    out_dir = Path(out_dir)
+    target = Path(target)
+    pages = sorted(out_dir.glob("*.html"))
+    if out_dir / "index.html" not in pages:
+        raise FileNotFoundError(f"{out_dir}: no index.html; build the report first")
+    failed = [path.name for path in pages if 'class="failed"' in path.read_text("utf-8")]
+    if failed:
+        raise ValueError(f"{failed[0]}: a notebook failed; nothing is published")
+    names = re.findall(r'<figure id="([^"]+)"', (out_dir / "index.html").read_text("utf-8"))
+    files = pages + [out_dir / "figures" / f"{name}.png" for name in names]
+    here = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    own = {path.name for path in files}
+    foreign = sorted(name for name in here - own if not re.fullmatch(r"\d\d_\w+\.html", name))
+    if foreign or target.is_file():
+        raise ValueError(f"{target}: holds {(foreign or [target.name])[0]}, which is not of a "
+                         "report; give another folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".publish-", dir=target.parent) as folder:
+        new = Path(folder, "new")
+        new.mkdir()
+        for path in files:
+            shutil.copy(path, new / path.name)
+        if target.is_dir():
+            target.rename(Path(folder, "old"))
+        new.rename(target)
+    return target / "index.html"

@@ -25,7 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from editcore import look
+from editcore import figures
 from editcore.facts import Fact
 
 torch.set_num_threads(1)
@@ -105,7 +105,7 @@ def themed():
     """The study's look while one test draws; its figures closed and matplotlib's settings put back after it."""
     plt.switch_backend("agg")
     with plt.rc_context():
-        look.theme()
+        figures.theme()
         yield
         plt.close("all")
 

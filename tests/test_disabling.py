@@ -10,7 +10,7 @@ import torch
 from conftest import corpus, make
 
 from editcore import disabling
-from editcore.__main__ import main
+from editcore.cli import main
 from editcore.delta import dense
 from editcore.editors import EDITORS, EditorInputs, configure
 from editcore.editors.target_value import EditSite, encode_facts, optimise

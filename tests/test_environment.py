@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-CONDA_NAMES = {"pytorch": "torch"}     # conda-forge calls the same project something else
+CONDA_NAMES = {"pytorch": "torch", "huggingface_hub": "huggingface-hub"}
 
 
 def read(name):

@@ -1,4 +1,4 @@
-"""What README.md tells a reader to type: its commands are understood, its example of an editor edits."""
+"""README.md: its commands are understood, its example of an editor edits."""
 
 import re
 import shlex
@@ -6,23 +6,27 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 
-from editcore import __main__ as cli
+from editcore import cli
 from editcore.editors import EDITORS, Editor, configure
 from editcore.metrics import means, measure
 
 README = Path(__file__).parents[1] / "README.md"
-COMMANDS = re.findall(r"^python -m editcore (.+?)(?:\s+#.*)?$", README.read_text(encoding="utf-8"), re.M)
+TEXT = README.read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^python -m editcore (.+?)(?:\s+#.*)?$", TEXT, re.M)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_readmes_commands_are_understood(command):
-    assert cli.parser().parse_args(shlex.split(command)).command == command.split()[0]
+    words = cli.spread(shlex.split(command))
+    commands = typer.main.get_command(cli.app).commands
+    assert commands[words[0]].make_context("editcore", words[1:]).params
 
 
 def test_readmes_editor_edits(gpt2, facts, tmp_path, monkeypatch):
-    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
-    (line,) = re.findall(r'`"nudge": (Editor\(.*\)),`', README.read_text(encoding="utf-8"))
+    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    (line,) = re.findall(r'`"nudge": (Editor\(.*\)),`', TEXT)
     assert line == 'Editor("editcore.editors.nudge")'
     (tmp_path / "nudge.py").write_text(block)
     monkeypatch.syspath_prepend(tmp_path)

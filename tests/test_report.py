@@ -1,149 +1,152 @@
-"""The report machinery on small notebooks made here: offline pages, parameters, failures, skipping, publishing."""
+"""The report on small notebooks made here: parameters, failures, skipping, offline pages."""
 
 import re
 
 import nbformat
+import pandas as pd
 import pytest
-from matplotlib import pyplot
 
 from editcore import pages, report
-from editcore.publish import BEGIN, END, fill_readme, publish, smaller
 
 PARAMETERS = """size: int = 3  # points
 name: str = "a"  # label
 rate: float = 0.5
-layers: list[int] = [1, 2]  # layers"""
+layers: list[int] = [1, 2]  # layers
+settings: dict = {}"""
 FIGURE = """from matplotlib import pyplot
-from editcore import report
-report.start()
+from editcore import figures
 _, axes = pyplot.subplots()
 _ = axes.plot(range(size))
-report.show(axes, "The finding <b>", "a rising line & nothing else", name="forgetting")"""
+figures.show(axes, "The finding <b>", "a rising line & nothing else", name="forgetting")"""
+TABLE = "import pandas\npandas.DataFrame({'<i>': [98.5], 'text': ['<script>alert(1)</script>']})"
 
 
 def notebook(path, *cells):
-    """Write a notebook of cells: Markdown when it starts with #, else code; (source, tag) tags it. Returns `path`."""
-    made = []
+    """Write a notebook of cells: Markdown when it starts with #; (source, tag) tags one."""
+    nodes = []
     for cell in cells:
         source, tag = cell if isinstance(cell, tuple) else (cell, None)
-        new = nbformat.v4.new_markdown_cell if source.startswith("#") else nbformat.v4.new_code_cell
-        made.append(new(source, metadata={"tags": [tag]} if tag else {}))
-    spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        new = nbformat.v4.new_code_cell
+        if source.startswith("#"):
+            new = nbformat.v4.new_markdown_cell
+        nodes.append(new(source, metadata={"tags": [tag]} if tag else {}))
+    spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=made, metadata=spec), path)
+    nbformat.write(nbformat.v4.new_notebook(cells=nodes, metadata={"kernelspec": spec}), path)
     return path
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A report of two notebooks, built once: (folder of the notebooks, folder of results, index page)."""
+    """A report of three notebooks, one of which fails: (folder of notebooks, folder of pages)."""
     folder = tmp_path_factory.mktemp("study")
-    notebook(folder / "nb" / "00_first.ipynb", "# Does it rise?\n\nIt *does*.", (PARAMETERS, "parameters"), FIGURE,
-             "import sys\nprint('to the log', file=sys.stderr)\nprint(size, 'points')")
-    notebook(folder / "nb" / "90_report.ipynb", "# A study of lines\n\nOne answer.",
-             ("import pandas\npandas.DataFrame({'score': [98.5]})", "headline"),
-             ("from IPython.display import Markdown, display\ndisplay(Markdown('Lines rose in 98.5 %.'))", "readme"))
-    index = report.build(folder / "nb", folder / "results" / "reports", {"00_first": {"size": 5}})
-    return folder / "nb", folder / "results", index
+    notebook(folder / "nb/00_first.ipynb", "# Does it rise?\n\nIt *does*.",
+             (PARAMETERS, "parameters"), "## What it shows", FIGURE, TABLE,
+             "import sys\nprint('to the log', file=sys.stderr)\nprint(size, 'points')",
+             "from editcore import report\nreport.provenance()")
+    notebook(folder / "nb/10_bad.ipynb", "# Does it fail?", "1 + 1", "raise KeyError('no <fact>')")
+    notebook(folder / "nb/20_last.ipynb", "# What is left?", "2 + 2")
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(pages, "FINDINGS", folder / "findings.md")
+    pages.FINDINGS.write_text("# What did the study find?\n\n| a | b |\n|--|--|\n| x | y |\n\n"
+                              "<!-- figure 00_first forgetting -->\n\n"
+                              "<!-- figure 10_bad none -->\n\n## Reports\n\n<!-- reports -->\n")
+    with pytest.raises(RuntimeError, match=r"10_bad failed \(KeyError: 'no <fact>'\); see .*index"):
+        report.build(folder / "nb", folder / "pages", {"00_first": {"size": 5}})
+    monkeypatch.undo()
+    return folder / "nb", folder / "pages"
 
 
-def hosts(text):
-    """Hosts named anywhere in a page, pictures aside; w3.org names the SVG format and is never asked."""
-    text = re.sub(r"base64,[^\"']+", "", text)
-    return re.findall(r"(?:https?:)?//(?!www\.w3\.org)[a-z0-9.-]+\.[a-z]{2,}", text, re.I)
+@pytest.fixture
+def page(built):
+    """Return a function that reads a page."""
+    return lambda name: (built[1] / f"{name}.html").read_text("utf-8")
 
 
-def test_pages_name_no_host_and_describe_every_picture(built):
-    _, results, index = built
-    for page in sorted((results / "reports").glob("*.html")):
-        text = page.read_text(encoding="utf-8")
-        assert hosts(text) == [], page.name
-        assert "<script" not in text and "<link" not in text
-    first = (results / "reports" / "00_first.html").read_text(encoding="utf-8")
-    assert re.findall(r'<img alt="([^"]*)"', first) == ["a rising line &amp; nothing else"]
-    assert first.count("<img") == 1, "the figure is shown once"
-    assert "<figcaption>The finding &lt;b&gt;</figcaption>" in first
-    assert "5 points" in first and "<summary>log</summary><pre>to the log" in first
-    assert str(pages.home()) not in first
-    assert index == results / "reports" / "index.html"
+def loads(text):
+    """Return what a page would load from outside itself."""
+    tag = r"<(?:script|img|iframe|source|video|audio|embed|link|object)\b[^>]*?\s"
+    start = rf"(?:{tag}(?:src|href|srcset|data)\s*=|url\(|@import)"
+    return re.findall(rf"""{start}\s*["']?((?!data:|[#\s"'])[^\s"')>]+)""", text, re.I)
 
 
-def test_index_lists_reports_headline_and_stamp(built):
-    text = built[2].read_text(encoding="utf-8")
-    assert "A study of lines" in text and "98.5" in text
-    assert re.search(r'href="00_first.html">Does it rise\?</a><br/?><small>It does\.', text)
-    for word in ("commit", "torch", "device", "wall time"):
-        assert word in text
+def test_pages_load_nothing_and_describe_every_picture(built, page):
+    for path in built[1].glob("*.html"):
+        text = path.read_text("utf-8")
+        assert loads(text) == [], path.name
+        images = re.findall(r"<img\b[^>]*>", re.sub(r"<script>.*?</script>", "", text, flags=re.S))
+        assert all(re.search(r'alt="[^"]+"', image) for image in images)
+        assert str(report.ROOT) not in text
+    assert loads('<script src="https://a.org/b.js"><p style="background: url(//a.org/b)">')
 
 
-def test_figure_is_saved_beside_the_reports(built):
-    png = (built[1] / "figures" / "forgetting.png").read_bytes()
-    assert png.startswith(b"\x89PNG")
-    assert len(smaller(png)) < len(png)
+def test_a_page_has_contents_figure_table_log_and_its_neighbours(page):
+    text = page("00_first")
+    assert '<li><a href="#What-it-shows">What it shows</a></li>' in text
+    assert "<figcaption>The finding &lt;b&gt;" in text and text.count("<img") == 1
+    assert '<th scope="col">&lt;i&gt;</th>' in text and '<th scope="row">0</th>' in text
+    assert "<td></td>" in text, "an empty header is none"
+    assert "5 points" in text and "<summary>Log</summary><pre>to the log" in text
+    assert "&lt;script&gt;alert(1)" in text and "<script>alert" not in text
+    assert 'href="10_bad.html" rel="next"' in text and 'rel="prev"' not in text
+    assert "https://arxiv.org/abs/2401.07453" in text and "https://arxiv.org/abs/2402.16123" in text
+    assert "#3d7b7b" not in text.lower() and '<details class="code">' in text
+    assert re.search(r"editcore [\d.]+, commit", text), "provenance"
 
 
-def test_done_notebook_is_skipped_until_something_changes(built, tmp_path):
-    folder, results, _ = built
-    executed = results / "reports" / "00_first.ipynb"
+def test_a_failed_notebook_says_so_on_its_page_and_on_the_index(page):
+    assert "This notebook failed: KeyError: 'no &lt;fact&gt;'" in page("10_bad")
+    assert "papermill-error" not in page("10_bad")
+    index = page("index")
+    assert re.search(r'href="10_bad.html">Does it fail\?</a></td><td>10_bad</td><td>'
+                     r'<span class="failed">failed: KeyError', index)
+    assert index.count("<td>done</td>") == 2
+    assert '<figure id="forgetting">' in index and "What did the study find?" in index
+
+
+def test_a_page_that_cannot_be_rendered_does_not_stop_the_others(built, tmp_path, monkeypatch):
+    for path in built[1].glob("*.ipynb"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    contents = pages.contents
+    monkeypatch.setattr(pages, "contents",
+                        lambda text: 1 / 0 if "5 points" in text else contents(text))
+    with pytest.raises(RuntimeError, match="00_first failed .ZeroDivisionError"):
+        pages.write_report(sorted(built[0].glob("*.ipynb")), tmp_path)
+    assert "ZeroDivisionError" in (tmp_path / "00_first.html").read_text("utf-8")
+    assert "What is left?" in (tmp_path / "index.html").read_text("utf-8")
+
+
+def test_a_damaged_or_missing_copy_is_shown_as_failed(built, tmp_path):
+    (tmp_path / "00_first.ipynb").write_text('{"cells": [')
+    with pytest.raises(RuntimeError, match="00_first failed .it did not run to its end"):
+        pages.write_report(sorted(built[0].glob("*.ipynb")), tmp_path)
+
+
+def test_a_notebook_is_run_again_only_if_something_changed(built):
+    folder, out = built
+    executed = out / "00_first.ipynb"
     before = executed.stat().st_mtime_ns
-    assert report.is_done(executed)
-    report.run_notebook(folder / executed.name, {"size": 5}, results / "reports")
+    assert report.is_done(executed) and not report.is_done(out / "10_bad.ipynb")
+    assert report.run_notebook(folder / executed.name, {"size": 5}, out) == executed
     assert executed.stat().st_mtime_ns == before
-    report.run_notebook(folder / executed.name, {"size": 4}, results / "reports")
-    assert executed.stat().st_mtime_ns > before and "4 points" in executed.read_text(encoding="utf-8")
-
-
-def test_copy_without_its_files_is_not_done(built, tmp_path):
-    executed = tmp_path / "reports" / "00_first.ipynb"
-    executed.parent.mkdir()
-    copy = nbformat.read(built[1] / "reports" / executed.name, as_version=4)
-    nbformat.write(copy, executed)
-    assert report.is_done(executed) and not report.is_done(executed, "another key")
-    shown = next(output for cell in copy.cells for output in cell.get("outputs", [])
-                 if "editcore" in output.get("metadata", {}))
-    shown.metadata["editcore"]["files"] = [str(tmp_path / "gone.png")]
-    nbformat.write(copy, executed)
-    assert not report.is_done(executed)
-
-
-def test_killed_run_is_not_done(built, tmp_path):
-    copy = nbformat.read(built[1] / "reports" / "00_first.ipynb", as_version=4)
+    copy = nbformat.read(executed, as_version=4)
+    key = report.notebook_key(folder / executed.name, {"size": 5})
+    assert copy.metadata.editcore.key == key
+    assert report.notebook_key(folder / executed.name, {"size": 4}) != key
     copy.metadata.papermill.end_time = None     # what papermill leaves behind when it is killed
-    nbformat.write(copy, tmp_path / "00_first.ipynb")
-    assert not report.is_done(tmp_path / "00_first.ipynb")
-    (tmp_path / "00_first.ipynb").write_text('{"cells": [', encoding="utf-8")
-    assert not report.is_done(tmp_path / "00_first.ipynb")
+    assert pages.failure(copy) == "it did not run to its end"
 
 
-def test_failed_run_names_cell_and_leaves_a_copy(tmp_path):
-    path = notebook(tmp_path / "nb" / "10_bad.ipynb", "# Fails", "1 + 1", "raise KeyError('no such fact')")
-    notebook(tmp_path / "nb" / "20_good.ipynb", "# Works", "2 + 2")
-    with pytest.raises(RuntimeError, match=r"10_bad\.ipynb: cell 2 failed with KeyError: 'no such fact'"):
-        report.build(path.parent, tmp_path / "results" / "reports")
-    reports = tmp_path / "results" / "reports"
-    assert "no such fact" in (reports / "10_bad.html").read_text(encoding="utf-8")
-    assert not report.is_done(reports / "10_bad.ipynb") and report.is_done(reports / "20_good.ipynb")
-    assert "<td>failed</td>" in (reports / "index.html").read_text(encoding="utf-8")
-    (tmp_path / "results" / "figures").mkdir()
-    (tmp_path / "results" / "figures" / "forgetting.png").write_bytes(b"")
-    with pytest.raises(ValueError, match="did not finish"):
-        publish(tmp_path / "results", tmp_path / "docs")
-
-
-def test_lines_of_a_kernels_children_appear_once_and_in_the_log(tmp_path, capfd, monkeypatch):
-    monkeypatch.delenv("PYTEST_CURRENT_TEST")   # a kernel that sees it leaves its children's output alone
-    run = "subprocess.run([sys.executable, '-c', 'raise SystemExit(\"a \" + \"line\")'])"
-    path = notebook(tmp_path / "nb" / "10_child.ipynb", "# Why?", f"import subprocess, sys, time\n{run}\ntime.sleep(1)")
-    executed = report.run_notebook(path, {}, tmp_path / "reports")
-    assert capfd.readouterr().err.splitlines() == ["10_child: a line"]
-    assert "a line" in executed.read_text(encoding="utf-8")
+def test_a_failed_cell_is_named(built, tmp_path):
+    with pytest.raises(RuntimeError, match="10_bad.ipynb: cell 2 failed with KeyError: 'no <fac"):
+        report.run_notebook(built[0] / "10_bad.ipynb", {}, tmp_path)
 
 
 @pytest.mark.parametrize("values, message", [
-    ({"sise": 3}, r"00_first\.ipynb: unknown parameter 'sise'; known are size: int, name: str, rate: float, layers"),
-    ({"size": "many"}, "size must be int, not 'many'"), ({"size": True}, "size must be int, not True"),
+    ({"sise": 3}, r"00_first.ipynb: unknown parameter 'sise'; known are size: int, name: str"),
+    ({"size": "many"}, "size must be int, not 'many'"), ({"size": True}, "size must be int"),
     ({"size": 2.5}, "size must be int"), ({"layers": [1, "x"]}, r"layers must be list\[int\]"),
-    ({"name": 3}, "name must be str")])
+    ({"name": 3}, "name must be str"), ({"settings": [1]}, "settings must be dict")])
 def test_wrong_parameter_is_an_error_before_the_run(built, tmp_path, values, message):
     with pytest.raises(ValueError, match=message):
         report.run_notebook(built[0] / "00_first.ipynb", values, tmp_path)
@@ -152,12 +155,22 @@ def test_wrong_parameter_is_an_error_before_the_run(built, tmp_path, values, mes
 
 def test_words_become_values_of_the_notebooks_types(built):
     path = built[0] / "00_first.ipynb"
-    words = {"size": "7", "name": "7", "rate": "1", "layers": "0,1"}
-    assert report.typed(path, words) == {"size": 7, "name": "7", "rate": 1, "layers": [0, 1]}
-    assert report.parameters(path)["layers"].help == "layers"
+    words = {"size": "7", "name": "7", "rate": "1e-3", "layers": "0,1",
+             "settings": "{rome: {layer: 3}}"}
+    assert report.typed(path, words) == {"size": 7, "name": "7", "rate": 0.001, "layers": [0, 1],
+                                         "settings": {"rome": {"layer": 3}}}
     assert report.typed(path, {"layers": "4"}) == {"layers": [4]}
+    assert report.parameters(path)["layers"] == report.Parameter("list[int]", [1, 2], "layers")
     with pytest.raises(ValueError, match="size must be int"):
         report.typed(path, {"size": "several"})
+
+
+def test_runs_are_planned_without_a_start(tmp_path):
+    path = notebook(tmp_path / "20_x.ipynb", "# Why?",
+                    ("model: str = 'pocket'\nn_edits: int = 9\nresults: str = 'r'", "parameters"),
+                    ("runs = plans.orders(model, n_edits=n_edits)", "plan"))
+    folder, runs = report.planned_runs(path, {"n_edits": 4})
+    assert folder == "r/runs" and len(runs) == 6 and {run.n_edits for run in runs} == {4}
 
 
 def test_missing_notebooks_are_named(tmp_path):
@@ -165,54 +178,42 @@ def test_missing_notebooks_are_named(tmp_path):
         report.run_notebook(tmp_path / "10_none.ipynb")
     with pytest.raises(FileNotFoundError, match="no notebook named"):
         report.build(tmp_path)
-    with pytest.raises(FileNotFoundError, match="10_none.ipynb"):
-        report.render(tmp_path / "10_none.ipynb", tmp_path)
+    with pytest.raises(ValueError, match="parameters for 30_y"):
+        report.build(notebook(tmp_path / "20_x.ipynb", "# Why?").parent, parameters={"30_y": {}})
 
 
-def test_page_that_loads_from_outside_or_shows_a_bare_picture_is_refused():
-    pages.check_page('<a href="https://example.org">a link loads nothing</a><img alt="x" src="data:,">\n'
-                     'the src="a.png" of a <code>&lt;img src="a.png"&gt;</code>', "page")
-    for text in ('<script src="https://example.org/a.js">', '<img alt="x" src="//example.org/a.png">',
-                 '<img alt="x" src="example.org.png">', "<style>@import 'https://example.org'</style>",
-                 "p { background: url(http://example.org/a.png) }"):
-        with pytest.raises(ValueError, match="would load .*example.org"):
-            pages.check_page(text, "page")
-    with pytest.raises(ValueError, match="without alternative text"):
-        pages.check_page('<img alt="" src="data:,">', "page")
+def test_cases_are_a_table_of_text(tmp_path, monkeypatch):
+    cases = pd.DataFrame({"editor": "rome", "order": 0, "step": range(5000), "subject": "<b>",
+                          "prompt": "p", "target_new": "n", "answer_before": "a",
+                          "answer_after": "b", "answer_end": "c",
+                          "forgotten_at": [None, 20] * 2500})
+    monkeypatch.setattr("editcore.study.results.cases", lambda folders: cases)
+    pages.write_cases(["run"], tmp_path)
+    text = (tmp_path / "cases.html").read_text("utf-8")
+    assert text.count("<tr") <= pages.N_CASES + 1 and "&lt;b&gt;" in text and ">ROME<" in text
+    assert 'class="dataframe search"' in text and loads(text) == []
+    pages.write_cases([], tmp_path)
+    assert not (tmp_path / "cases.html").exists()
 
 
-def test_show_wants_caption_alt_and_a_figure(tmp_path, monkeypatch):
-    monkeypatch.setenv(pages.FIGURES, str(tmp_path))
-    figure, axes = pyplot.subplots(1, 2)
-    with pytest.raises(ValueError, match="caption and an alternative text"):
-        pages.show(figure, "caption", " ")
-    with pytest.raises(ValueError, match="needs a figure or axes, not str"):
-        pages.show("figure", "caption", "shape")
-    pages.show(axes, "The finding, in one line", "two empty axes")
-    assert [path.name for path in tmp_path.iterdir()] == ["the-finding-in-one-line.png"]
-    assert pyplot.get_fignums() == []
-
-
-def test_declare_wants_files_that_exist(tmp_path):
-    with pytest.raises(FileNotFoundError, match="rows.parquet"):
-        report.declare(tmp_path / "rows.parquet")
-
-
-def test_publish_copies_within_its_limit_and_fills_the_readme(built, tmp_path):
-    docs, readme = tmp_path / "docs", tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
-    (docs / "old").mkdir(parents=True)
-    with pytest.raises(ValueError, match="more than 100"):
-        publish(built[1], docs, limit=100)
-    assert (docs / "old").exists(), "a refused publication changes nothing"
-    assert publish(built[1], docs) == docs / "index.html"
-    assert sorted(path.name for path in docs.iterdir()) == ["00_first.html", "90_report.html", "forgetting.png",
-                                                            "index.html"]
-    before, rest = readme.read_text(encoding="utf-8").split(f"{BEGIN}\n")
-    filled, after = rest.split(f"\n{END}")
-    assert (before, after) == ("before\n", "\nafter\n")
-    assert filled.endswith("\n\nLines rose in 98.5 %.") and "| `00_first` | Does it rise? | 0." in filled
-    fill_readme(tmp_path / "none.md", ["text"])
-    assert not (tmp_path / "none.md").exists()
+def test_a_report_is_published_whole_or_not_at_all(built, tmp_path):
+    with pytest.raises(ValueError, match="10_bad.html: a notebook failed"):
+        pages.publish(built[1], tmp_path / "docs")
+    whole = tmp_path / "pages"
+    for name in ("index.html", "00_first.html"):
+        text = (built[1] / name).read_text("utf-8").replace('class="failed"', "")
+        whole.mkdir(exist_ok=True)
+        (whole / name).write_text(text)
+    (whole / "figures").mkdir()
+    (whole / "figures/forgetting.png").write_bytes(b"png")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/20_old.html").write_text("old")
+    (tmp_path / "docs/thesis.doc").write_text("mine")
+    with pytest.raises(ValueError, match="docs: holds thesis.doc, which is not of a report"):
+        pages.publish(whole, tmp_path / "docs")
+    (tmp_path / "docs/thesis.doc").unlink()
+    assert pages.publish(whole, tmp_path / "docs") == tmp_path / "docs/index.html"
+    names = sorted(path.name for path in (tmp_path / "docs").iterdir())
+    assert names == ["00_first.html", "forgetting.png", "index.html"]
     with pytest.raises(FileNotFoundError, match="build the report first"):
-        publish(tmp_path, docs)
+        pages.publish(tmp_path / "none", tmp_path / "docs")

@@ -1,0 +1,571 @@
+"""Answer the command line: python -m editcore COMMAND; --help lists the commands."""
+
+import ast
+import contextlib
+import dataclasses
+import inspect
+import itertools
+import multiprocessing
+import re
+import shutil
+import sys
+import tempfile
+import time
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Commands import what they need themselves: torch takes seconds, and --help needs none of it.
+PACKAGE = Path(__file__).parent
+DATA = PACKAGE.parent / "data"
+SEVERAL = ("--set", "--metrics", "--model", "-p")   # options of many words
+GROUP = 16      # independent single edits that are solved together
+
+
+def argument(metavar, help):
+    """Return the type of a positional argument."""
+    return Annotated[str, typer.Argument(metavar=metavar, help=help)]
+
+
+def option(name, metavar, help, *more, kind=str):
+    """Return the type of an option; more: its other names."""
+    return Annotated[kind, typer.Option(name, *more, metavar=metavar, help=help)]
+
+
+Model = argument("MODEL", '"pocket", a model folder, or a Hugging Face name')
+Facts = argument("FACTS.json", "list of {prompt, subject, target_new}, or CounterFact's records")
+Texts = option("--texts", "FILE.txt", "text for the second moments of keys, one passage per line; "
+               "default: texts.txt in the model's folder, else what the model itself writes")
+Moments = option("--stats", "FILE", "ready second moments, tensors C/{module}")
+Contexts = option("--contexts", "FILE", "context templates; default: sampled from the model")
+Settings = option("--set", "NAME=VALUE ...", "the editor's: layer=3 layers=0,1 lambda=200",
+                  kind=list[str])
+Words = option("-p", "NAME VALUE ...", "parameters, as in -p n_edits 300 orders 0,1",
+               kind=list[str])
+Seed = option("--seed", "N", "of everything that is drawn", kind=int)
+Dtype = option("--dtype", "NAME", "of the weights: float32, float16, bfloat16")
+Device = option("--device", "NAME", "default: a GPU where there is one")
+Workers = option("--workers", "N", "processes", kind=int)
+Force = option("--force", None, "even if it is done, or was made for other weights", kind=bool)
+Full = option("--full", None, "with the parameters of the full study", kind=bool)
+Notebooks = option("--notebooks", "DIR", "folder of the notebooks")
+Output = option("-o", "FILE|DIR", "where the result goes", "--output")
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+                  help="Edit facts in language models, and measure what the edits do.")
+
+
+def example(words):
+    """Return the last line of a command's help."""
+    return f"example: python -m editcore {words}"
+
+
+class EditHelp(typer.core.TyperCommand):
+    """The help of `edit`: all editors and their settings at its end."""
+
+    def format_epilog(self, ctx, formatter):
+        """Write what the sources say; nothing is imported."""
+        formatter.write("\nEditors and their settings:\n")
+        for editor, settings in editor_settings().items():
+            formatter.write(f"  {editor}: {settings}\n")
+        formatter.write(f"\n{self.epilog}\n")
+
+
+def editor_settings():
+    """Return {editors: "setting=default ..."} as the sources have them, without an import."""
+    table = (PACKAGE / "editors/__init__.py").read_text("utf-8")
+    makers = dict(re.findall(r'def (\w+)\(.*?\n    return Editor\("([\w.]+)"', table))
+    editors = {}
+    for name, maker, module in re.findall(r'^    "([\w-]+)": (\w+)\((?:"([\w.]+)")?', table, re.M):
+        editors.setdefault(makers.get(maker, module), []).append(name)
+    found = {}
+    for module, names in editors.items():
+        source = PACKAGE.parent / f"{module.replace('.', '/')}.py"
+        classes = {part.name: part for part in ast.parse(source.read_text("utf-8")).body
+                   if isinstance(part, ast.ClassDef)}
+        settings = next(classes[name] for name in ("Settings", "Mend", "Ke") if name in classes)
+        found[", ".join(names)] = " ".join(
+            f"{part.target.id}={ast.unparse(part.value) if part.value else '?'}".replace(" ", "")
+            for part in settings.body if isinstance(part, ast.AnnAssign))
+    return found
+
+
+# ── edits ───────────────────────────────────────────────────────────────────────────────────────
+
+@app.command(cls=EditHelp, epilog=example(
+    "edit pocket facts.json --editor rome --set layer=0 lr=0.05 --sequential -o delta.safetensors"))
+def edit(model: Model, facts: Facts, output: Output,
+         editor: option("--editor", "NAME", "one of those below"), set: Settings = (),
+         contexts: Contexts = "", texts: Texts = "", stats: Moments = "",
+         sequential: option("--sequential", None, "every update edits the model as those before "
+                            "left it; default: the unedited model", kind=bool) = False,
+         batch_size: option("--batch-size", "N", "facts per update; default: all, or 1 with "
+                            "--sequential", kind=int) = None,
+         seed: Seed = 0, dtype: Dtype = "float32", device: Device = ""):
+    """Edit facts into a model and write the change of its weights."""
+    from editcore import model as models
+    from editcore.editors import EDITORS, configure
+    from editcore.facts import read_facts
+    from editcore.files import sha256
+
+    refuse_inputs(output, facts, texts, stats, contexts)
+    records = read_facts(facts)
+    config = configure(editor, pairs(set), model)
+    size = batch_size if batch_size is not None else 1 if sequential else len(records)
+    if size < 1:
+        raise ValueError(f"--batch-size must be at least 1, found {size}")
+    inputs = editor_inputs(model, texts, stats, contexts=contexts, seed=seed, pilot=records)
+    net, tok = load_model(model, device, dtype)
+    prepared = EDITORS[editor].prepare(net, tok, config, inputs)
+    began = time.monotonic()
+    total = edit_all(net, tok, records, editor, config, prepared=prepared, size=size,
+                     sequential=sequential)
+    models.synchronize(next(net.parameters()).device)
+    seconds = time.monotonic() - began
+    total = dataclasses.replace(total, info={
+        "editor": editor, "settings": dataclasses.asdict(config), "model": model,
+        "model_hash": models.content_hash(net), "dtype": dtype, "facts": Path(facts).name,
+        "facts_hash": sha256(facts), "edits": len(records), "batch_size": size,
+        "sequential": sequential, "seed": seed,
+        "contexts": list(getattr(prepared, "contexts", ())), "seconds": seconds,
+        "seconds_per_edit": seconds / len(records)})
+    total.save(output)
+    say(f"{output}: {len(records)} facts, {seconds / len(records):.3f} s per edit")
+    for name in sorted(getattr(total, "changes", None) or total.parts):
+        say(f"  {name}  norm {total.norm(name):.4f}")
+
+
+def edit_all(net, tok, facts, editor, config, *, prepared, size, sequential):
+    """Return the sum of all updates of `size` facts, on the unedited model or one after another."""
+    from editcore.editors import EDITORS
+    from editcore.progress import bar
+
+    method = EDITORS[editor]
+    total = None
+    alone = size == 1 and not sequential
+    step = GROUP if alone else size
+    groups = [facts[start:start + step] for start in range(0, len(facts), step)]
+    for group in bar(groups, f"{editor} edits"):
+        if alone:
+            updates = method.edit_each(net, tok, group, config, prepared)
+        else:
+            before = total.applied(net) if sequential and total else contextlib.nullcontext()
+            with before:
+                updates = [method.edit(net, tok, group, config, prepared)]
+        for update in updates:
+            if not update.is_finite():
+                raise ValueError(f"the update for record {group[0].case_id} and those with it is "
+                                 "not finite")
+            total = update if total is None else total + update
+            if sequential:
+                prepared = method.remember(prepared, getattr(update, "keys", {}), config)
+    weights = {name: net.get_parameter(name) for name in getattr(total, "changes", ())}
+    return method.finish(total, weights, config)
+
+
+def editor_inputs(model, texts, stats, *, contexts="", seed=0, pilot=()):
+    """Return the EditorInputs of a command's files; FileNotFoundError names a missing one."""
+    from editcore import templates
+    from editcore.editors import EditorInputs
+    from editcore.files import read_lines
+    from editcore.model import resolve
+
+    if texts and stats:
+        raise ValueError("give --texts or --stats, not both")
+    for path in (texts, stats):
+        if path and not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+    beside = Path(resolve(model)) / "texts.txt"
+    if not texts and not stats and beside.is_file():
+        texts = beside
+    return EditorInputs(tuple(read_lines(texts)) if texts else (), stats or None,
+                        templates.read(contexts) if contexts else (), seed, pilot=tuple(pilot))
+
+
+@app.command(epilog=example("apply pocket delta.safetensors -o edited"))
+def apply(model: Model, delta: argument("DELTA.safetensors", "what `edit` wrote"), output: Output,
+          dtype: option("--dtype", "NAME", "of the weights; default: the edit's") = "",
+          device: Device = "", force: Force = False):
+    """Write a model with an edit in its weights, which transformers loads."""
+    from editcore.delta import load
+
+    folder = Path(output)
+    change = load(delta)
+    if not hasattr(change, "changes"):
+        raise ValueError(f"{delta}: works beside the weights and cannot be written into them")
+    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise ValueError(f"{folder}: already there; give a new folder")
+    net, tok = load_model(model, device, dtype, change, force=force)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        with change.applied(net):
+            net.save_pretrained(beside)
+        tok.save_pretrained(beside)
+        for path in (beside, *beside.iterdir()):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        beside.replace(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    say(folder)
+
+
+@app.command(epilog=example("evaluate pocket facts.json --delta delta.safetensors -o rows.parquet"))
+def evaluate(model: Model, facts: Facts, output: Output,
+             delta: option("--delta", "FILE", "edit that is in the model while it is asked") = "",
+             metrics: option("--metrics", "NAME ...", "some of ES PS NS PO greedy",
+                             kind=list[str]) = ("ES", "PS", "NS"),
+             dtype: Dtype = "float32", device: Device = "", force: Force = False):
+    """Ask a model, or a model with an edit, about facts; write a row per fact and metric."""
+    import pandas as pd
+
+    from editcore.delta import Delta, load
+    from editcore.facts import read_facts
+    from editcore.files import atomic
+    from editcore.metrics import measure, score
+    from editcore.model import short_name
+    from editcore.study.run import data_name
+
+    refuse_inputs(output, facts, delta)
+    records = read_facts(facts)
+    change = load(delta) if delta else Delta({})
+    net, tok = load_model(model, device, dtype, change, force=force)
+    with change.applied(net):
+        rows = pd.DataFrame(measure(net, tok, records, tuple(metrics)))
+    rows = rows.assign(run="", model=short_name(model), editor=change.info.get("editor", ""),
+                       data=data_name(Path(facts)), seed=0, step=change.info.get("edits", 0))
+    rows["fact"] = rows["fact"].astype(str)
+    columns = ["run", "model", "editor", "data", "seed", "step", "fact", "metric", "value"]
+    with atomic(output) as file:
+        rows[columns].to_parquet(file, index=False)
+    table = rows.groupby("metric", sort=False)["value"].agg(["mean", "size"])
+    table = table.rename(columns={"size": "facts"})
+    if {"ES", "PS", "NS"} <= set(table.index):
+        table.loc["S"] = [score(rows.to_dict("records")), len(records)]
+    say(table.astype({"facts": int}).to_string(float_format="%.4f"))
+
+
+def load_model(name, device, dtype, change=None, *, force=False):
+    """Return (model, tokenizer); ValueError if an edit was made for other weights."""
+    from editcore.model import content_hash, default_device, load
+    from editcore.study.run import dtype_of
+
+    edited = change is not None and "model_hash" in change.info
+    first = change.info.get("dtype", "float32") if edited else dtype or "float32"
+    net, tok = load(name, device or default_device(), dtype_of(first))
+    if change is not None:
+        change.check(net)
+    if edited and change.info["model_hash"] != content_hash(net) and not force:
+        raise ValueError(f"the edit was made for other weights than {name}'s (hash "
+                         f"{change.info['model_hash'][:12]}, here {content_hash(net)[:12]}); "
+                         "--force takes it all the same")
+    return net.to(dtype_of(dtype)) if dtype else net, tok
+
+
+@app.command(epilog=example("disabling counterfact.json --tokenizer gpt2"))
+def disabling(facts: Facts,
+              tokenizer: option("--tokenizer", "NAME|FOLDER", "default: the model's") = "",
+              model: option("--model", "MODEL", "also give what ROME would divide by") = "",
+              set: Settings = (), texts: Texts = "", stats: Moments = "", contexts: Contexts = "",
+              seed: Seed = 0, dtype: Dtype = "float32", device: Device = ""):
+    """List the edits that ROME's published code is predicted to make far too large."""
+    from editcore import disabling as prediction
+    from editcore.facts import read_facts
+    from editcore.study.run import make_run
+
+    unreadable = []
+    records = read_facts(facts, unreadable)
+    if not tokenizer and not model:
+        raise ValueError("give --tokenizer NAME or FOLDER, or --model")
+    tok = prediction.tokenizer(tokenizer or model)
+    table = None
+    if model:
+        run = make_run(model=model, facts=facts, editor="rome", settings=pairs(set), texts=texts,
+                       stats=stats, contexts=contexts, seed=seed, dtype=dtype, device=device)
+        table = prediction.tabulated(run, records)
+    say(prediction.listing(tok, records, table, len(unreadable)).rstrip("\n"))
+
+
+# ── studies and reports ─────────────────────────────────────────────────────────────────────────
+
+@app.command(epilog=example("study conventions orders -p n_edits 300 --workers 2"))
+def study(names: Annotated[list[str], typer.Argument(
+              metavar="[PLAN ...]", help="orders methods conventions batches lambdas layers tokens;"
+              " with --full notebooks; default: all")] = (),
+          p: Words = (), model: option("--model", "MODEL ...", "models", kind=list[str]) = (),
+          workers: Workers = 1,
+          list_: option("--list", None, "a line per run: id, state, parameters", kind=bool) = False,
+          only: option("--only", "ID", "one of these runs") = "", full: Full = False,
+          notebooks: Notebooks = "notebooks", output: Output = "results/runs"):
+    """Make the runs of the study that are missing, or go on with those that were stopped."""
+    from editcore.study import plans
+    from editcore.study.loop import execute_all
+
+    runs = planned(names, pairs(p), model or ["pocket"], full=full, notebooks=notebooks)
+    status = plans.status(runs, output)
+    if only:
+        chosen = [run for run, name in zip(runs, status["run"], strict=True) if name == only]
+        if not chosen:
+            raise ValueError(f"--only {only}: not among the runs that these words plan; see --list")
+        runs = chosen
+    if list_:
+        say("\n".join(run_line(*pair) for pair in zip(runs, status.to_dict("records"))))
+        return
+    execute_all(runs, output, workers)
+    made = status["status"].isin(["missing", "begun"])[status["run"].isin([only]) | (only == "")]
+    say(f"{output}: {len(runs)} runs, {made.sum()} of them made or finished now")
+
+
+def planned(names, words, models, *, full, notebooks):
+    """Return the runs that plans, or with `full` notebooks, ask for, each once."""
+    from editcore import report
+    from editcore.study import plans
+
+    known = full_study() if full else plans.PLANS
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown plan {name!r}: choose one of {', '.join(known)}")
+    parameters = notebook_parameters(notebooks, words, full=True) if full else {}
+    runs = []
+    for name, model in itertools.product(names or known, models):
+        if full:
+            path = Path(notebooks) / f"{name}.ipynb"
+            values = report.check(path, parameters.get(name, {}) | {"model": model})
+            runs += report.planned_runs(path, values)[1]
+        else:
+            runs += plans.PLANS[name](model, **plan_words(plans.PLANS[name], words))
+    return list(dict.fromkeys(runs))
+
+
+def plan_words(plan, words):
+    """Return {name: text} as values for a plan; those with a tuple as default get one."""
+    import yaml
+
+    from editcore.study.run import Run
+
+    known = dataclasses.asdict(Run())
+    known |= {name: item.default for name, item in inspect.signature(plan).parameters.items()}
+    values = {}
+    for word, text in words.items():
+        name = {"order": "orders", "editor": "editors"}.get(word, word)
+        items = yaml.safe_load(f"[{text}]")
+        several = isinstance(known.get(name), tuple) and not isinstance(items[0], dict)
+        values[name] = tuple(items) if several else items[0]
+    return values
+
+
+def run_line(run, status):
+    """Return a run as one line: id, state, and the parameters that are not at their defaults."""
+    shown = [f"{field.name}={getattr(run, field.name)}".replace(" ", "")
+             for field in dataclasses.fields(run)
+             if getattr(run, field.name) != field.default
+             or field.name in ("model", "n_edits", "order")]
+    return f"{status['run']:<32} {status['status']:<8} {' '.join(shown)}"
+
+
+def full_study():
+    """Return {notebook: parameters} of the full study."""
+    return tomllib.loads((DATA / "full_study.toml").read_text("utf-8"))
+
+
+def notebook_parameters(notebooks, words, *, full):
+    """Return {notebook: typed parameters}: the full study's, then NAME or NOTEBOOK.NAME."""
+    from editcore import report
+
+    paths = {path.stem: path for path in sorted(Path(notebooks).glob("[0-9][0-9]_*.ipynb"))}
+    texts = {}
+    for word, text in words.items():
+        notebook, dot, name = word.rpartition(".")
+        holders = [notebook] if dot else [stem for stem, path in paths.items()
+                                          if name in report.parameters(path)]
+        if not holders:
+            raise ValueError(f"-p {word}: no notebook has this parameter; give NAME VALUE or "
+                             "NOTEBOOK.NAME VALUE, as in -p 20_forgetting.n_edits 200")
+        for stem in holders:
+            texts.setdefault(stem, {})[name] = text
+    parameters = full_study() if full else {}
+    for stem, named in texts.items():
+        typed = report.typed(Path(notebooks) / f"{stem}.ipynb", named)
+        parameters[stem] = parameters.get(stem, {}) | typed
+    return parameters
+
+
+@app.command(epilog=example("report -p 20_forgetting.n_edits 200"))
+def report(p: Words = (), full: Full = False, force: Force = False, workers: Workers = 2,
+           notebooks: Notebooks = "notebooks",
+           publish: option("--publish", "DIR", "also copy the report there") = "",
+           output: Output = "results/reports"):
+    """Make the runs, execute all notebooks, and write the HTML report with its index page."""
+    from editcore import pages, report
+
+    parameters = notebook_parameters(notebooks, pairs(p), full=full)
+    page = report.build(notebooks, output, parameters, force=force, workers=workers)
+    say(pages.publish(output, publish) if publish else page)
+
+
+@app.command(epilog=example("run notebooks/10_edit.ipynb -p editor memit n_edits 100"))
+def run(notebook: argument("NOTEBOOK", "path of the notebook"), p: Words = (), force: Force = False,
+        output: Output = "results/reports"):
+    """Execute one notebook with parameters and render it."""
+    from editcore import pages, report
+
+    executed = report.run_notebook(notebook, report.typed(notebook, pairs(p)), output, force=force)
+    say(pages.render(executed, output))
+
+
+@app.command(epilog=example("train main subsets --workers 2"))
+def train(names: Annotated[list[str], typer.Argument(
+              metavar="[LIST ...]", help="main single transfer subsets styles descriptions balance "
+              "directions; default: all")] = (),
+          model: option("--model", "MODEL", "that they edit") = "pocket",
+          data: option("--data", "DIR", "of TASK_train.json ...; default: beside the model") = "",
+          examples: option("--examples", "N", "edits learned from; default: published",
+                           kind=int) = 0,
+          seed: Seed = 0, workers: Workers = 1, output: Output = "results/editors"):
+    """Train the hypernetworks (MEND, InstructEdit, KE) that are not trained yet."""
+    from editcore.instructedit import trained_editors
+
+    editors = []
+    for name in names or trained_editors.LISTS:
+        if name not in trained_editors.LISTS:
+            lists = ", ".join(trained_editors.LISTS)
+            raise ValueError(f"unknown list {name!r}: choose one of {lists}")
+        editors += trained_editors.LISTS[name](model, data=data, examples=examples, seeds=[seed])
+    configs = [config for _, config in editors]
+    paths = trained_editors.train_all(configs, output, workers)
+    for line in dict.fromkeys(f"{path}\t{name}" for path, (name, _) in zip(paths, editors)):
+        say(line)
+
+
+# ── real data ───────────────────────────────────────────────────────────────────────────────────
+
+@app.command(epilog=example("data counterfact -o results/data/counterfact.json"))
+def data(name: Annotated[str, typer.Argument(help="data set; default: list them")] = "",
+         output: option("-o", "FILE", "fetch it to this file", "--output") = "",
+         check: option("--check", "FILE", "compare this file with what is known of it") = ""):
+    """List the real data sets, fetch one, or check a file against what is known of it."""
+    sources = tomllib.loads((DATA / "manifest.toml").read_text("utf-8"))
+    if not name and (output or check):
+        raise ValueError(f"name the data set, one of {', '.join(sources)}")
+    if name and name not in sources:
+        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(sources)}")
+    if check:
+        say(check_data(name, sources[name], check))
+    elif output:
+        say(fetch_data(name, sources[name], output))
+    elif name:
+        say("\n".join(f"{key:8}{value or '?'}" for key, value in sources[name].items()))
+    else:
+        for key, source in sources.items():
+            how = "fetch" if source["url"] else "by hand"
+            say(f"{key:22}{source['rows'] or '?':>6} rows  {how:8} {source['about']}")
+
+
+def check_data(name, source, path):
+    """Return a line with what a file is; ValueError if it differs from what is known."""
+    from editcore.files import read_json, sha256
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    here = {"sha256": sha256(path), "bytes": Path(path).stat().st_size}
+    if Path(path).suffix == ".json":
+        here["rows"] = len(read_json(path))
+    known = {key: source[key] for key in here if source[key]}
+    for key, value in known.items():
+        if here[key] != value:
+            raise ValueError(f"{path}: {key} is {here[key]}, but that of {name} is {value}")
+    text = ", ".join(f"{key} {value}" for key, value in here.items())
+    return f"{path}: {text}; as known: {', '.join(known) or 'nothing'}"
+
+
+def fetch_data(name, source, path, timeout=60):
+    """Download a data set, checked before it takes its place; return the line of check_data."""
+    import urllib.request
+
+    from editcore.files import atomic
+
+    if not source["url"]:
+        raise ValueError(f"{name} has to be chosen by hand on {source['page']}; then: data {name} "
+                         "--check FILE")
+    with atomic(path) as file:
+        try:
+            with urllib.request.urlopen(source["url"], timeout=timeout) as answer:
+                file.write_bytes(answer.read())
+        except OSError as error:        # URLError is one
+            raise ValueError(f"{name}: {source['url']} cannot be fetched ({error}); fetch it where "
+                             f"there is a network, then: data {name} --check FILE") from error
+        line = check_data(name, source, file)
+    return line.replace(str(file), str(path))
+
+
+# ── words ───────────────────────────────────────────────────────────────────────────────────────
+
+def say(text):
+    """Answer on standard output."""
+    sys.stdout.write(f"{text}\n")
+
+
+def pairs(words):
+    """Return {name: text} of words NAME=VALUE."""
+    for word in words:
+        if "=" not in word:
+            raise ValueError(f"{word}: give NAME=VALUE, or after -p NAME VALUE")
+    return dict(word.split("=", 1) for word in words)
+
+
+def refuse_inputs(output, *inputs):
+    """ValueError if a file that is read would be overwritten."""
+    if Path(output).resolve() in {Path(path).resolve() for path in inputs if path}:
+        raise ValueError(f"-o {output}: is read as an input; give another file")
+
+
+def spread(words):
+    """Repeat an option before each of its words: --set a=1 b=2 becomes --set a=1 --set b=2.
+
+    -p a 1 b 2 becomes -p a=1 -p b=2. --model has several words for `study` alone.
+    """
+    repeated = []
+    option = ""
+    name = ""
+    for word in words:
+        if word.startswith("-") and not word[1:2].isdigit() and not name:
+            option = word if word in SEVERAL and (word != "--model" or words[0] == "study") else ""
+            repeated += [] if option else [word]
+        elif option == "-p" and not name and "=" not in word:
+            name = word
+        else:
+            repeated += [option] if option else []
+            repeated.append(f"{name}={word}" if name else word)
+            name = ""
+    return repeated + [option, name] if name else repeated
+
+
+def main(words=None):
+    """Run one command; return 0, or 2 after one line on standard error, or 130 after Ctrl-C."""
+    words = sys.argv[1:] if words is None else list(words)
+    try:
+        if words and "--help" not in words:
+            from editcore import progress
+
+            progress.to_stderr()
+        if app(spread(words), prog_name="editcore", standalone_mode=False) == 130:
+            raise KeyboardInterrupt
+        return 0
+    except typer.TyperException as error:
+        message = f"{error.format_message()} (python -m editcore COMMAND --help)"
+    except KeyboardInterrupt:
+        sys.stderr.write("editcore: interrupted; the same command goes on from here\n")
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        message = str(error)
+    sys.stderr.write(f"editcore: {' '.join(message.split())}\n")
+    return 2
+
+
+def end_politely(*_):
+    """Take SIGTERM, which clusters send before they take a machine away, like Ctrl-C."""
+    for process in multiprocessing.active_children():
+        process.terminate()
+    raise KeyboardInterrupt
