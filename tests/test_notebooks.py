@@ -10,6 +10,7 @@ from editcore import pages, report
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 FEW = {"items": 8, "untouched": 5}      # of study.Run
+SMALL = FEW | {"retest_every": 2, "downstream_every": 2}
 TINY = {        # notebook -> parameters that keep it to seconds; what is not named runs with its defaults
     "01_pocket_model": {"n_recall": 20, "n_trace": 3, "n_single": 3, "items": 8, "sweep": False},
     "10_edit": {"n_edits": 6, "every": 3, "more": FEW},
@@ -19,8 +20,10 @@ TINY = {        # notebook -> parameters that keep it to seconds; what is not na
                  "more": FEW | {"retest_every": 2, "downstream_every": 3, "final": []}},
     "21_disabling": {"n_edits": 6, "n_enriched": 6, "orders": [0], "n_table": 200, "workers": 1,
                      "more": FEW | {"retest_every": 2, "downstream_every": 3}},
-    "23_delay": {"n_edits": 4, "orders": [0], "methods": ["ROME", "MEMIT", "FT-L"], "batches": [2, 4], "workers": 1,
-                 "varied": ["batches", "lambdas"], "more": FEW | {"retest_every": 2, "downstream_every": 2}},
+    "23_delay": {"n_edits": 4, "editors": ["rome", "memit", "ft"], "workers": 1, "sweep_edits": 4,
+                 "sweeps": {"batch_size": [2, 4], "lambda_": [1, 10]}, "run_options": SMALL},
+    "24_which_number": {"n_edits": 4, "editors": ["rome", "memit", "ft"], "draws": 50, "workers": 1,
+                        "run_options": SMALL},
     "30_multitask": {"n_test": 2, "examples": 4, "draws": 20, "workers": 1, "training": {"warmup": 2},
                      "settings": {name: {"steps": 2} for name in ("ft", "calinet", "grace")}},
     "32_instructions": {"n_test": 2, "examples": 4, "loop_examples": 4, "loop_rounds": 2, "draws": 20, "workers": 1,
@@ -28,7 +31,6 @@ TINY = {        # notebook -> parameters that keep it to seconds; what is not na
     "33_tasks_and_balance": {"n_test": 2, "examples": 4, "n_apart": 5, "draws": 20, "workers": 1,
                              "training": {"warmup": 2}},
     "31_directions": {"records": 5, "examples": 4, "training": {"warmup": 2}, "perplexities": [3, 2, 4], "workers": 1},
-    "24_which_number": {"grid_name": "measures", "n_edits": 4, "orders": [0], "draws": 50, "more": FEW, "workers": 1},
 }
 
 
