@@ -25,35 +25,28 @@ class Layout:
     mlp_gate: str = ""      # the linear map of the MLP's gate, d -> m; "" where it has none
 
 
-def _gpt(mlp_in, mlp_out):
-    block = "transformer.h.{}"
-    return Layout(block=block, mlp=f"{block}.mlp", mlp_in=f"{block}.mlp.{mlp_in}",
-                  mlp_out=f"{block}.mlp.{mlp_out}", attn=f"{block}.attn",
-                  embed="transformer.wte", norm="transformer.ln_f")
+def _layout(block, mlp_in, mlp_out, attn, embed, norm, mlp_gate=""):
+    mlp = f"{block}.mlp"
+    return Layout(block=block, mlp=mlp, mlp_in=f"{mlp}.{mlp_in}", mlp_out=f"{mlp}.{mlp_out}",
+                  attn=f"{block}.{attn}", embed=embed, norm=norm,
+                  mlp_gate=f"{mlp}.{mlp_gate}" if mlp_gate else "")
 
 
-def _neox(block="gpt_neox.layers.{}"):
-    return Layout(block=block, mlp=f"{block}.mlp", mlp_in=f"{block}.mlp.dense_h_to_4h",
-                  mlp_out=f"{block}.mlp.dense_4h_to_h", attn=f"{block}.attention",
-                  embed="gpt_neox.embed_in", norm="gpt_neox.final_layer_norm")
-
-
-def _llama(block="model.layers.{}"):
-    return Layout(block=block, mlp=f"{block}.mlp", mlp_in=f"{block}.mlp.up_proj",
-                  mlp_out=f"{block}.mlp.down_proj", attn=f"{block}.self_attn",
-                  embed="model.embed_tokens", norm="model.norm",
-                  mlp_gate=f"{block}.mlp.gate_proj")
-
+_LLAMA = _layout("model.layers.{}", "up_proj", "down_proj", "self_attn",
+                 "model.embed_tokens", "model.norm", "gate_proj")
 
 # The only table of model families; the key is config.model_type. A new family is one line here.
 LAYOUTS = {
-    "gpt2": _gpt("c_fc", "c_proj"),
-    "gptj": _gpt("fc_in", "fc_out"),
-    "gpt_neox": _neox(),
-    "llama": _llama(),
-    "mistral": _llama(),
-    "qwen2": _llama(),
-    "qwen3": _llama(),
+    "gpt2": _layout("transformer.h.{}", "c_fc", "c_proj", "attn",
+                    "transformer.wte", "transformer.ln_f"),
+    "gptj": _layout("transformer.h.{}", "fc_in", "fc_out", "attn",
+                    "transformer.wte", "transformer.ln_f"),
+    "gpt_neox": _layout("gpt_neox.layers.{}", "dense_h_to_4h", "dense_4h_to_h", "attention",
+                        "gpt_neox.embed_in", "gpt_neox.final_layer_norm"),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
 }
 
 SHORT_NAMES = {"pocket": Path(__file__).resolve().parents[1] / "data" / "pocket"}
