@@ -323,11 +323,11 @@ def planned(names, words, models, *, full, notebooks):
     from editcore import report
     from editcore.study import plans
 
-    known = full_study() if full else plans.PLANS
+    known = report.full_study() if full else plans.PLANS
     for name in names:
         if name not in known:
             raise ValueError(f"unknown plan {name!r}: choose one of {', '.join(known)}")
-    parameters = notebook_parameters(notebooks, words, full=True) if full else {}
+    parameters = report.chosen_parameters(notebooks, words, full=True) if full else {}
     runs = []
     for name, model in itertools.product(names or known, models):
         if full:
@@ -365,33 +365,6 @@ def run_line(run, status):
     return f"{status['run']:<32} {status['status']:<8} {' '.join(shown)}"
 
 
-def full_study():
-    """Return {notebook: parameters} of the full study."""
-    return tomllib.loads((DATA / "full_study.toml").read_text("utf-8"))
-
-
-def notebook_parameters(notebooks, words, *, full):
-    """Return {notebook: typed parameters}: the full study's, then NAME or NOTEBOOK.NAME."""
-    from editcore import report
-
-    paths = {path.stem: path for path in sorted(Path(notebooks).glob("[0-9][0-9]_*.ipynb"))}
-    texts = {}
-    for word, text in words.items():
-        notebook, dot, name = word.rpartition(".")
-        holders = [notebook] if dot else [stem for stem, path in paths.items()
-                                          if name in report.parameters(path)]
-        if not holders:
-            raise ValueError(f"-p {word}: no notebook has this parameter; give NAME VALUE or "
-                             "NOTEBOOK.NAME VALUE, as in -p 20_forgetting.n_edits 200")
-        for stem in holders:
-            texts.setdefault(stem, {})[name] = text
-    parameters = full_study() if full else {}
-    for stem, named in texts.items():
-        typed = report.typed(Path(notebooks) / f"{stem}.ipynb", named)
-        parameters[stem] = parameters.get(stem, {}) | typed
-    return parameters
-
-
 @app.command(epilog=example("report -p 20_forgetting.n_edits 200"))
 def report(p: Words = (), full: Full = False, force: Force = False, workers: Workers = 2,
            notebooks: Notebooks = "notebooks",
@@ -400,7 +373,7 @@ def report(p: Words = (), full: Full = False, force: Force = False, workers: Wor
     """Make the runs, execute all notebooks, and write the HTML report with its index page."""
     from editcore import pages, report
 
-    parameters = notebook_parameters(notebooks, pairs(p), full=full)
+    parameters = report.chosen_parameters(notebooks, pairs(p), full=full)
     page = report.build(notebooks, output, parameters, force=force, workers=workers)
     say(pages.publish(output, publish) if publish else page)
 
@@ -447,14 +420,11 @@ def data(name: Annotated[str, typer.Argument(help="data set; default: list them"
          check: option("--check", "FILE", "compare this file with what is known of it") = ""):
     """List the real data sets, fetch one, or check a file against what is known of it."""
     sources = tomllib.loads((DATA / "manifest.toml").read_text("utf-8"))
-    if not name and (output or check):
-        raise ValueError(f"name the data set, one of {', '.join(sources)}")
-    if name and name not in sources:
+    if name not in sources and (name or output or check):
         raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(sources)}")
-    if check:
-        say(check_data(name, sources[name], check))
-    elif output:
-        say(fetch_data(name, sources[name], output))
+    if check or output:
+        work = check_data if check else fetch_data
+        say(work(name, sources[name], check or output))
     elif name:
         say("\n".join(f"{key:8}{value or '?'}" for key, value in sources[name].items()))
     else:
@@ -467,8 +437,6 @@ def check_data(name, source, path):
     """Return a line with what a file is; ValueError if it differs from what is known."""
     from editcore.files import read_json, sha256
 
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
     here = {"sha256": sha256(path), "bytes": Path(path).stat().st_size}
     if Path(path).suffix == ".json":
         here["rows"] = len(read_json(path))
@@ -480,24 +448,22 @@ def check_data(name, source, path):
     return f"{path}: {text}; as known: {', '.join(known) or 'nothing'}"
 
 
-def fetch_data(name, source, path, timeout=60):
+def fetch_data(name, source, path):
     """Download a data set, checked before it takes its place; return the line of check_data."""
     import urllib.request
 
     from editcore.files import atomic
 
+    by_hand = f"then: data {name} --check FILE"
     if not source["url"]:
-        raise ValueError(f"{name} has to be chosen by hand on {source['page']}; then: data {name} "
-                         "--check FILE")
+        raise ValueError(f"{name} has to be chosen by hand on {source['page']}; {by_hand}")
     with atomic(path) as file:
         try:
-            with urllib.request.urlopen(source["url"], timeout=timeout) as answer:
-                file.write_bytes(answer.read())
+            urllib.request.urlretrieve(source["url"], file)
         except OSError as error:        # URLError is one
-            raise ValueError(f"{name}: {source['url']} cannot be fetched ({error}); fetch it where "
-                             f"there is a network, then: data {name} --check FILE") from error
-        line = check_data(name, source, file)
-    return line.replace(str(file), str(path))
+            raise ValueError(f"{source['url']} cannot be fetched ({error}); fetch it where there "
+                             f"is a network, {by_hand}") from error
+        return check_data(name, source, file).replace(str(file), str(path))
 
 
 # ── words ───────────────────────────────────────────────────────────────────────────────────────

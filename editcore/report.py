@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -136,6 +137,32 @@ def typed(path, words):
             text = f"[{text}]"
         values[name] = yaml.safe_load(text) if kind.startswith(("list", "dict")) else text
     return check(path, values, strict=False)
+
+
+def full_study():
+    """Return {notebook: parameters} of the full study."""
+    return tomllib.loads((ROOT / "data/full_study.toml").read_text("utf-8"))
+
+
+def chosen_parameters(notebooks, words, *, full=False):
+    """Return {notebook: parameters}: the full study's, then {NAME or NOTEBOOK.NAME: text}.
+
+    A NAME alone is for all notebooks that have it; ValueError if none has.
+    """
+    paths = {path.stem: path for path in sorted(Path(notebooks).glob("[0-9][0-9]_*.ipynb"))}
+    texts = {}
+    for word, text in words.items():
+        notebook, dot, name = word.rpartition(".")
+        holders = [notebook] if dot else [stem for stem in paths if name in parameters(paths[stem])]
+        if not holders:
+            raise ValueError(f"-p {word}: no notebook has this parameter; give NAME VALUE or "
+                             "NOTEBOOK.NAME VALUE, as in -p 20_forgetting.n_edits 200")
+        for stem in holders:
+            texts.setdefault(stem, {})[name] = text
+    chosen = full_study() if full else {}
+    for stem, named in texts.items():
+        chosen[stem] = chosen.get(stem, {}) | typed(Path(notebooks) / f"{stem}.ipynb", named)
+    return chosen
 
 
 # ── running ─────────────────────────────────────────────────────────────────────────────────────

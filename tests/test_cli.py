@@ -340,7 +340,7 @@ def test_a_fetched_file_takes_its_place_only_when_it_is_right(tmp_path, toy):
     ("report -p edits 5", "no notebook has this parameter; give NAME VALUE or NOTEBOOK.NAME"),
     ("train nothing", "unknown list 'nothing': choose one of main"),
     ("data nothing", "unknown data set 'nothing': choose one of counterfact"),
-    ("data --check facts.json", "name the data set"),
+    ("data --check facts.json", "unknown data set '': choose one of counterfact"),
     ("operate model", "No such command 'operate'"),
     ("", "Missing command")])
 def test_every_error_is_one_line(here, capsys, words, message):
