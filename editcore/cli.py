@@ -1,12 +1,7 @@
 """Answer the command line: python -m editcore COMMAND; --help lists the commands."""
 
-import ast
-import contextlib
 import dataclasses
-import inspect
-import itertools
 import multiprocessing
-import re
 import shutil
 import sys
 import tempfile
@@ -17,11 +12,11 @@ from typing import Annotated
 
 import typer
 
+from editcore import commands
+from editcore.commands import pairs, spread
+
 # Commands import what they need themselves: torch takes seconds, and --help needs none of it.
-PACKAGE = Path(__file__).parent
-DATA = PACKAGE.parent / "data"
-SEVERAL = ("--set", "--metrics", "--model", "-p")   # options of many words
-GROUP = 16      # independent single edits that are solved together
+DATA = Path(__file__).parents[1] / "data"
 
 
 def argument(metavar, help):
@@ -68,28 +63,9 @@ class EditHelp(typer.core.TyperCommand):
     def format_epilog(self, ctx, formatter):
         """Write what the sources say; nothing is imported."""
         formatter.write("\nEditors and their settings:\n")
-        for editor, settings in editor_settings().items():
+        for editor, settings in commands.editor_settings().items():
             formatter.write(f"  {editor}: {settings}\n")
         formatter.write(f"\n{self.epilog}\n")
-
-
-def editor_settings():
-    """Return {editors: "setting=default ..."} as the sources have them, without an import."""
-    table = (PACKAGE / "editors/__init__.py").read_text("utf-8")
-    makers = dict(re.findall(r'def (\w+)\(.*?\n    return Editor\("([\w.]+)"', table))
-    editors = {}
-    for name, maker, module in re.findall(r'^    "([\w-]+)": (\w+)\((?:"([\w.]+)")?', table, re.M):
-        editors.setdefault(makers.get(maker, module), []).append(name)
-    found = {}
-    for module, names in editors.items():
-        source = PACKAGE.parent / f"{module.replace('.', '/')}.py"
-        classes = {part.name: part for part in ast.parse(source.read_text("utf-8")).body
-                   if isinstance(part, ast.ClassDef)}
-        settings = next(classes[name] for name in ("Settings", "Mend", "Ke") if name in classes)
-        found[", ".join(names)] = " ".join(
-            f"{part.target.id}={ast.unparse(part.value) if part.value else '?'}".replace(" ", "")
-            for part in settings.body if isinstance(part, ast.AnnAssign))
-    return found
 
 
 # ── edits ───────────────────────────────────────────────────────────────────────────────────────
@@ -106,21 +82,25 @@ def edit(model: Model, facts: Facts, output: Output,
          seed: Seed = 0, dtype: Dtype = "float32", device: Device = ""):
     """Edit facts into a model and write the change of its weights."""
     from editcore import model as models
-    from editcore.editors import EDITORS, configure
+    from editcore import templates
+    from editcore.editors import configure, prepare
     from editcore.facts import read_facts
-    from editcore.files import sha256
+    from editcore.files import read_lines, sha256
 
-    refuse_inputs(output, facts, texts, stats, contexts)
+    commands.refuse_inputs(output, facts, texts, stats, contexts)
+    if texts and stats:
+        raise ValueError("give --texts or --stats, not both")
     records = read_facts(facts)
-    config = configure(editor, pairs(set), model)
+    configure(editor, pairs(set), model)    # a wrong word is found before the model is loaded
     size = batch_size if batch_size is not None else 1 if sequential else len(records)
     if size < 1:
         raise ValueError(f"--batch-size must be at least 1, found {size}")
-    inputs = editor_inputs(model, texts, stats, contexts=contexts, seed=seed, pilot=records)
-    net, tok = load_model(model, device, dtype)
-    prepared = EDITORS[editor].prepare(net, tok, config, inputs)
+    inputs = {"texts": read_lines(texts) if texts else None, "moments": stats or None,
+              "contexts": templates.read(contexts) if contexts else None}
+    net, tok = commands.load_model(model, device, dtype)
+    config, prepared = prepare(net, tok, editor, **inputs, seed=seed, pilot=records, **pairs(set))
     began = time.monotonic()
-    total = edit_all(net, tok, records, editor, config, prepared=prepared, size=size,
+    total = commands.edit_all(net, tok, records, editor, config, prepared=prepared, size=size,
                      sequential=sequential)
     models.synchronize(next(net.parameters()).device)
     seconds = time.monotonic() - began
@@ -137,53 +117,6 @@ def edit(model: Model, facts: Facts, output: Output,
         say(f"  {name}  norm {total.norm(name):.4f}")
 
 
-def edit_all(net, tok, facts, editor, config, *, prepared, size, sequential):
-    """Return the sum of all updates of `size` facts, on the unedited model or one after another."""
-    from editcore.editors import EDITORS
-    from editcore.progress import bar
-
-    method = EDITORS[editor]
-    total = None
-    alone = size == 1 and not sequential
-    step = GROUP if alone else size
-    groups = [facts[start:start + step] for start in range(0, len(facts), step)]
-    for group in bar(groups, f"{editor} edits"):
-        if alone:
-            updates = method.edit_each(net, tok, group, config, prepared)
-        else:
-            before = total.applied(net) if sequential and total else contextlib.nullcontext()
-            with before:
-                updates = [method.edit(net, tok, group, config, prepared)]
-        for update in updates:
-            if not update.is_finite():
-                raise ValueError(f"the update for record {group[0].case_id} and those with it is "
-                                 "not finite")
-            total = update if total is None else total + update
-            if sequential:
-                prepared = method.remember(prepared, getattr(update, "keys", {}), config)
-    weights = {name: net.get_parameter(name) for name in getattr(total, "changes", ())}
-    return method.finish(total, weights, config)
-
-
-def editor_inputs(model, texts, stats, *, contexts="", seed=0, pilot=()):
-    """Return the EditorInputs of a command's files; FileNotFoundError names a missing one."""
-    from editcore import templates
-    from editcore.editors import EditorInputs
-    from editcore.files import read_lines
-    from editcore.model import resolve
-
-    if texts and stats:
-        raise ValueError("give --texts or --stats, not both")
-    for path in (texts, stats):
-        if path and not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such file")
-    beside = Path(resolve(model)) / "texts.txt"
-    if not texts and not stats and beside.is_file():
-        texts = beside
-    return EditorInputs(tuple(read_lines(texts)) if texts else (), stats or None,
-                        templates.read(contexts) if contexts else (), seed, pilot=tuple(pilot))
-
-
 @app.command(epilog=example("apply pocket delta.safetensors -o edited"))
 def apply(model: Model, delta: argument("DELTA.safetensors", "what `edit` wrote"), output: Output,
           dtype: option("--dtype", "NAME", "of the weights; default: the edit's") = "",
@@ -197,7 +130,7 @@ def apply(model: Model, delta: argument("DELTA.safetensors", "what `edit` wrote"
         raise ValueError(f"{delta}: works beside the weights and cannot be written into them")
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise ValueError(f"{folder}: already there; give a new folder")
-    net, tok = load_model(model, device, dtype, change, force=force)
+    net, tok = commands.load_model(model, device, dtype, change, force=force)
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -228,10 +161,10 @@ def evaluate(model: Model, facts: Facts, output: Output,
     from editcore.model import short_name
     from editcore.study.run import data_name
 
-    refuse_inputs(output, facts, delta)
+    commands.refuse_inputs(output, facts, delta)
     records = read_facts(facts)
     change = load(delta) if delta else Delta({})
-    net, tok = load_model(model, device, dtype, change, force=force)
+    net, tok = commands.load_model(model, device, dtype, change, force=force)
     with change.applied(net):
         rows = pd.DataFrame(measure(net, tok, records, tuple(metrics)))
     rows = rows.assign(run="", model=short_name(model), editor=change.info.get("editor", ""),
@@ -245,23 +178,6 @@ def evaluate(model: Model, facts: Facts, output: Output,
     if {"ES", "PS", "NS"} <= set(table.index):
         table.loc["S"] = [score(rows.to_dict("records")), len(records)]
     say(table.astype({"facts": int}).to_string(float_format="%.4f"))
-
-
-def load_model(name, device, dtype, change=None, *, force=False):
-    """Return (model, tokenizer); ValueError if an edit was made for other weights."""
-    from editcore.model import content_hash, default_device, load
-    from editcore.study.run import dtype_of
-
-    edited = change is not None and "model_hash" in change.info
-    first = change.info.get("dtype", "float32") if edited else dtype or "float32"
-    net, tok = load(name, device or default_device(), dtype_of(first))
-    if change is not None:
-        change.check(net)
-    if edited and change.info["model_hash"] != content_hash(net) and not force:
-        raise ValueError(f"the edit was made for other weights than {name}'s (hash "
-                         f"{change.info['model_hash'][:12]}, here {content_hash(net)[:12]}); "
-                         "--force takes it all the same")
-    return net.to(dtype_of(dtype)) if dtype else net, tok
 
 
 @app.command(epilog=example("disabling counterfact.json --tokenizer gpt2"))
@@ -303,7 +219,7 @@ def study(names: Annotated[list[str], typer.Argument(
     from editcore.study import plans
     from editcore.study.loop import execute_all
 
-    runs = planned(names, pairs(p), model or ["pocket"], full=full, notebooks=notebooks)
+    runs = commands.planned(names, pairs(p), model or ["pocket"], full=full, notebooks=notebooks)
     status = plans.status(runs, output)
     if only:
         chosen = [run for run, name in zip(runs, status["run"], strict=True) if name == only]
@@ -311,58 +227,11 @@ def study(names: Annotated[list[str], typer.Argument(
             raise ValueError(f"--only {only}: not among the runs that these words plan; see --list")
         runs = chosen
     if list_:
-        say("\n".join(run_line(*pair) for pair in zip(runs, status.to_dict("records"))))
+        say("\n".join(commands.run_line(*pair) for pair in zip(runs, status.to_dict("records"))))
         return
     execute_all(runs, output, workers)
     made = status["status"].isin(["missing", "begun"])[status["run"].isin([only]) | (only == "")]
     say(f"{output}: {len(runs)} runs, {made.sum()} of them made or finished now")
-
-
-def planned(names, words, models, *, full, notebooks):
-    """Return the runs that plans, or with `full` notebooks, ask for, each once."""
-    from editcore import report
-    from editcore.study import plans
-
-    known = report.full_study() if full else plans.PLANS
-    for name in names:
-        if name not in known:
-            raise ValueError(f"unknown plan {name!r}: choose one of {', '.join(known)}")
-    parameters = report.chosen_parameters(notebooks, words, full=True) if full else {}
-    runs = []
-    for name, model in itertools.product(names or known, models):
-        if full:
-            path = Path(notebooks) / f"{name}.ipynb"
-            values = report.check(path, parameters.get(name, {}) | {"model": model})
-            runs += report.planned_runs(path, values)[1]
-        else:
-            runs += plans.PLANS[name](model, **plan_words(plans.PLANS[name], words))
-    return list(dict.fromkeys(runs))
-
-
-def plan_words(plan, words):
-    """Return {name: text} as values for a plan; those with a tuple as default get one."""
-    import yaml
-
-    from editcore.study.run import Run
-
-    known = dataclasses.asdict(Run())
-    known |= {name: item.default for name, item in inspect.signature(plan).parameters.items()}
-    values = {}
-    for word, text in words.items():
-        name = {"order": "orders", "editor": "editors"}.get(word, word)
-        items = yaml.safe_load(f"[{text}]")
-        several = isinstance(known.get(name), tuple) and not isinstance(items[0], dict)
-        values[name] = tuple(items) if several else items[0]
-    return values
-
-
-def run_line(run, status):
-    """Return a run as one line: id, state, and the parameters that are not at their defaults."""
-    shown = [f"{field.name}={getattr(run, field.name)}".replace(" ", "")
-             for field in dataclasses.fields(run)
-             if getattr(run, field.name) != field.default
-             or field.name in ("model", "n_edits", "order")]
-    return f"{status['run']:<32} {status['status']:<8} {' '.join(shown)}"
 
 
 @app.command(epilog=example("report -p 20_forgetting.n_edits 200"))
@@ -423,7 +292,7 @@ def data(name: Annotated[str, typer.Argument(help="data set; default: list them"
     if name not in sources and (name or output or check):
         raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(sources)}")
     if check or output:
-        work = check_data if check else fetch_data
+        work = commands.check_data if check else commands.fetch_data
         say(work(name, sources[name], check or output))
     elif name:
         say("\n".join(f"{key:8}{value or '?'}" for key, value in sources[name].items()))
@@ -433,79 +302,11 @@ def data(name: Annotated[str, typer.Argument(help="data set; default: list them"
             say(f"{key:22}{source['rows'] or '?':>6} rows  {how:8} {source['about']}")
 
 
-def check_data(name, source, path):
-    """Return a line with what a file is; ValueError if it differs from what is known."""
-    from editcore.files import read_json, sha256
-
-    here = {"sha256": sha256(path), "bytes": Path(path).stat().st_size}
-    if Path(path).suffix == ".json":
-        here["rows"] = len(read_json(path))
-    known = {key: source[key] for key in here if source[key]}
-    for key, value in known.items():
-        if here[key] != value:
-            raise ValueError(f"{path}: {key} is {here[key]}, but that of {name} is {value}")
-    text = ", ".join(f"{key} {value}" for key, value in here.items())
-    return f"{path}: {text}; as known: {', '.join(known) or 'nothing'}"
-
-
-def fetch_data(name, source, path):
-    """Download a data set, checked before it takes its place; return the line of check_data."""
-    import urllib.request
-
-    from editcore.files import atomic
-
-    by_hand = f"then: data {name} --check FILE"
-    if not source["url"]:
-        raise ValueError(f"{name} has to be chosen by hand on {source['page']}; {by_hand}")
-    with atomic(path) as file:
-        try:
-            urllib.request.urlretrieve(source["url"], file)
-        except OSError as error:        # URLError is one
-            raise ValueError(f"{source['url']} cannot be fetched ({error}); fetch it where there "
-                             f"is a network, {by_hand}") from error
-        return check_data(name, source, file).replace(str(file), str(path))
-
-
 # ── words ───────────────────────────────────────────────────────────────────────────────────────
 
 def say(text):
     """Answer on standard output."""
     sys.stdout.write(f"{text}\n")
-
-
-def pairs(words):
-    """Return {name: text} of words NAME=VALUE."""
-    for word in words:
-        if "=" not in word:
-            raise ValueError(f"{word}: give NAME=VALUE, or after -p NAME VALUE")
-    return dict(word.split("=", 1) for word in words)
-
-
-def refuse_inputs(output, *inputs):
-    """ValueError if a file that is read would be overwritten."""
-    if Path(output).resolve() in {Path(path).resolve() for path in inputs if path}:
-        raise ValueError(f"-o {output}: is read as an input; give another file")
-
-
-def spread(words):
-    """Repeat an option before each of its words: --set a=1 b=2 becomes --set a=1 --set b=2.
-
-    -p a 1 b 2 becomes -p a=1 -p b=2. --model has several words for `study` alone.
-    """
-    repeated = []
-    option = ""
-    name = ""
-    for word in words:
-        if word.startswith("-") and not word[1:2].isdigit() and not name:
-            option = word if word in SEVERAL and (word != "--model" or words[0] == "study") else ""
-            repeated += [] if option else [word]
-        elif option == "-p" and not name and "=" not in word:
-            name = word
-        else:
-            repeated += [option] if option else []
-            repeated.append(f"{name}={word}" if name else word)
-            name = ""
-    return repeated + [option, name] if name else repeated
 
 
 def main(words=None):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import typer
 
-from editcore import cli
+from editcore import cli, commands
 from editcore.editors import EDITORS, Editor, configure
 from editcore.metrics import means, measure
 
@@ -19,9 +19,9 @@ COMMANDS = re.findall(r"^python -m editcore (.+?)(?:\s+#.*)?$", TEXT, re.M)
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_readmes_commands_are_understood(command):
-    words = cli.spread(shlex.split(command))
-    commands = typer.main.get_command(cli.app).commands
-    assert commands[words[0]].make_context("editcore", words[1:]).params
+    words = commands.spread(shlex.split(command))
+    known = typer.main.get_command(cli.app).commands
+    assert known[words[0]].make_context("editcore", words[1:]).params
 
 
 def test_readmes_editor_edits(gpt2, facts, tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ LAYERS = {
     "measuring": {"metrics", "fewshot", "causal", "disabling"},
     "study": {"study"},
     "instructedit": {"instructedit"},
-    "front": {"analysis", "figures", "pages", "report", "cli", "__main__"},
+    "front": {"analysis", "figures", "pages", "report", "commands", "cli", "__main__"},
 }
 RANKS = {module: rank for rank, layer in enumerate(LAYERS.values()) for module in layer}
 

@@ -1,0 +1,194 @@
+"""Do the work behind the command line: read words, sum edits, plan runs, check data sets."""
+
+import ast
+import contextlib
+import dataclasses
+import inspect
+import itertools
+import re
+from pathlib import Path
+
+# Imports that take seconds (torch) stand in the functions: --help needs none of them.
+PACKAGE = Path(__file__).parent
+SEVERAL = ("--set", "--metrics", "--model", "-p")   # options of many words
+GROUP = 16      # independent single edits that are solved together
+
+
+def spread(words):
+    """Repeat an option before each of its words: --set a=1 b=2 becomes --set a=1 --set b=2.
+
+    -p a 1 b 2 becomes -p a=1 -p b=2. --model has several words for `study` alone.
+    """
+    repeated = []
+    option = ""
+    name = ""
+    for word in words:
+        if word.startswith("-") and not word[1:2].isdigit() and not name:
+            option = word if word in SEVERAL and (word != "--model" or words[0] == "study") else ""
+            repeated += [] if option else [word]
+        elif option == "-p" and not name and "=" not in word:
+            name = word
+        else:
+            repeated += [option] if option else []
+            repeated.append(f"{name}={word}" if name else word)
+            name = ""
+    return repeated + [option, name] if name else repeated
+
+
+def pairs(words):
+    """Return {name: text} of words NAME=VALUE."""
+    for word in words:
+        if "=" not in word:
+            raise ValueError(f"{word}: give NAME=VALUE, or after -p NAME VALUE")
+    return dict(word.split("=", 1) for word in words)
+
+
+def refuse_inputs(output, *inputs):
+    """ValueError if a file that is read would be overwritten."""
+    if Path(output).resolve() in {Path(path).resolve() for path in inputs if path}:
+        raise ValueError(f"-o {output}: is read as an input; give another file")
+
+
+def editor_settings():
+    """Return {editors: "setting=default ..."} as the sources have them, without an import."""
+    table = (PACKAGE / "editors/__init__.py").read_text("utf-8")
+    makers = dict(re.findall(r'def (\w+)\(.*?\n    return Editor\("([\w.]+)"', table))
+    lines = re.findall(r'^    "([\w-]+)": (\w+)\((?:"([\w.]+)")?(, names)?', table, re.M)
+    editors = {}
+    for name, maker, module, other_names in lines:
+        if not other_names:     # "random": a control whose settings are no words
+            editors.setdefault(makers.get(maker, module), []).append(name)
+    settings = {}
+    for module, names in editors.items():
+        source = (PACKAGE.parent / f"{module.replace('.', '/')}.py").read_text("utf-8")
+        (fields,) = [part.body for part in ast.parse(source).body
+                     if isinstance(part, ast.ClassDef) and part.name == "Settings"]
+        settings[", ".join(names)] = " ".join(
+            f"{part.target.id}={ast.unparse(part.value) if part.value else '?'}".replace(" ", "")
+            for part in fields if isinstance(part, ast.AnnAssign))
+    return settings
+
+
+def load_model(name, device, dtype, change=None, *, force=False):
+    """Return (model, tokenizer); ValueError if an edit was made for other weights."""
+    from editcore.model import content_hash, default_device, load
+    from editcore.study.run import dtype_of
+
+    edited = change is not None and "model_hash" in change.info
+    first = change.info.get("dtype", "float32") if edited else dtype or "float32"
+    net, tok = load(name, device or default_device(), dtype_of(first))
+    if change is not None:
+        change.check(net)
+    if edited and change.info["model_hash"] != content_hash(net) and not force:
+        raise ValueError(f"the edit was made for other weights than {name}'s (hash "
+                         f"{change.info['model_hash'][:12]}, here {content_hash(net)[:12]}); "
+                         "--force takes it all the same")
+    return net.to(dtype_of(dtype)) if dtype else net, tok
+
+
+def edit_all(net, tok, facts, editor, config, *, prepared, size, sequential):
+    """Return the sum of all updates of `size` facts, on the unedited model or one after another."""
+    from editcore.editors import EDITORS
+    from editcore.progress import bar
+
+    method = EDITORS[editor]
+    total = None
+    alone = size == 1 and not sequential
+    step = GROUP if alone else size
+    groups = [facts[start:start + step] for start in range(0, len(facts), step)]
+    for group in bar(groups, f"{editor} edits"):
+        if alone:
+            updates = method.edit_each(net, tok, group, config, prepared)
+        else:
+            before = total.applied(net) if sequential and total else contextlib.nullcontext()
+            with before:
+                updates = [method.edit(net, tok, group, config, prepared)]
+        for update in updates:
+            if not update.is_finite():
+                raise ValueError(f"the update for record {group[0].case_id} and those with it is "
+                                 "not finite")
+            total = update if total is None else total + update
+            if sequential:
+                prepared = method.remember(prepared, getattr(update, "keys", {}), config)
+    weights = {name: net.get_parameter(name) for name in getattr(total, "changes", ())}
+    return method.finish(total, weights, config)
+
+
+def planned(names, words, models, *, full, notebooks):
+    """Return the runs that plans, or with `full` notebooks, ask for, each once."""
+    from editcore import report
+    from editcore.study import plans
+
+    known = report.full_study() if full else plans.PLANS
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown plan {name!r}: choose one of {', '.join(known)}")
+    parameters = report.chosen_parameters(notebooks, words, full=True) if full else {}
+    runs = []
+    for name, model in itertools.product(names or known, models):
+        if full:
+            path = Path(notebooks) / f"{name}.ipynb"
+            values = report.check(path, parameters.get(name, {}) | {"model": model})
+            runs += report.planned_runs(path, values)[1]
+        else:
+            runs += plans.PLANS[name](model, **plan_words(plans.PLANS[name], words))
+    return list(dict.fromkeys(runs))
+
+
+def plan_words(plan, words):
+    """Return {name: text} as values for a plan; those with a tuple as default get one."""
+    import yaml
+
+    from editcore.study.run import Run
+
+    known = dataclasses.asdict(Run())
+    known |= {name: item.default for name, item in inspect.signature(plan).parameters.items()}
+    values = {}
+    for word, text in words.items():
+        name = {"order": "orders", "editor": "editors"}.get(word, word)
+        items = yaml.safe_load(f"[{text}]")
+        several = isinstance(known.get(name), tuple) and not isinstance(items[0], dict)
+        values[name] = tuple(items) if several else items[0]
+    return values
+
+
+def run_line(run, status):
+    """Return a run as one line: id, state, and the parameters that are not at their defaults."""
+    shown = [f"{field.name}={getattr(run, field.name)}".replace(" ", "")
+             for field in dataclasses.fields(run)
+             if getattr(run, field.name) != field.default
+             or field.name in ("model", "n_edits", "order")]
+    return f"{status['run']:<32} {status['status']:<8} {' '.join(shown)}"
+
+
+def check_data(name, source, path):
+    """Return a line with what a file is; ValueError if it differs from what is known."""
+    from editcore.files import read_json, sha256
+
+    here = {"sha256": sha256(path), "bytes": Path(path).stat().st_size}
+    if Path(path).suffix == ".json":
+        here["rows"] = len(read_json(path))
+    known = {key: source[key] for key in here if source[key]}
+    for key, value in known.items():
+        if here[key] != value:
+            raise ValueError(f"{path}: {key} is {here[key]}, but that of {name} is {value}")
+    text = ", ".join(f"{key} {value}" for key, value in here.items())
+    return f"{path}: {text}; as known: {', '.join(known) or 'nothing'}"
+
+
+def fetch_data(name, source, path):
+    """Download a data set, checked before it takes its place; return the line of check_data."""
+    import urllib.request
+
+    from editcore.files import atomic
+
+    by_hand = f"then: data {name} --check FILE"
+    if not source["url"]:
+        raise ValueError(f"{name} has to be chosen by hand on {source['page']}; {by_hand}")
+    with atomic(path) as file:
+        try:
+            urllib.request.urlretrieve(source["url"], file)
+        except OSError as error:        # URLError is one
+            raise ValueError(f"{source['url']} cannot be fetched ({error}); fetch it where there "
+                             f"is a network, {by_hand}") from error
+        return check_data(name, source, file).replace(str(file), str(path))
