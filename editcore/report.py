@@ -211,9 +211,10 @@ def make_runs(jobs, workers=2):
 
 
 def planned_runs(path, values):
-    """Return (folder, runs) that a notebook asks for in its cell tagged `plan`, without a start.
+    """Return (folder, runs) that a notebook asks for in its cells tagged `plan`, not executed.
 
-    The cell makes lists of Run out of the notebook's parameters by the functions of `plans`.
+    The cell makes lists of Run, or dicts of them, out of the notebook's parameters by the
+    functions of `plans`.
     """
     known = {name: parameter.default for name, parameter in parameters(path).items()} | values
     cells = nbformat.read(path, as_version=4).cells
@@ -225,8 +226,10 @@ def planned_runs(path, values):
 
     names = known | {"plans": plans, "ec": editcore}
     exec("\n".join(sources), names)
-    lists = [value for value in names.values() if isinstance(value, list)]
-    runs = [run for runs in lists for run in runs if isinstance(run, Run)]
+    lists = []
+    for value in names.values():
+        lists += value.values() if isinstance(value, dict) else [value]
+    runs = [run for part in lists if isinstance(part, list) for run in part if isinstance(run, Run)]
     return f"{known.get('results', 'results')}/runs", list(dict.fromkeys(runs))
 
 

@@ -187,6 +187,13 @@ def test_notebook_has_few_figures_and_shows_how_they_are_made(code):
         assert not isinstance(alt, ast.Name), "alt text stands with the figure"
 
 
+def test_notebook_plans_its_runs_in_cells_of_their_own(notebook):
+    plans = [cell for cell in notebook.cells if "ec.plans." in cell.source]
+    for cell in plans:      # `report` makes the runs of all notebooks together before it starts
+        assert "plan" in cell.metadata.get("tags", []), f"tag this cell `plan`:\n{cell.source}"
+        assert "execute" not in cell.source, f"execute in a cell of its own:\n{cell.source}"
+
+
 def test_notebook_is_plain_markdown_under_a_question(notebook):
     first = notebook.cells[0]
     assert first.cell_type == "markdown" and re.match(r"# .+\?\s*(\n|$)", first.source)
