@@ -125,7 +125,7 @@ def distance(rows):
 
 
 def growth(rows, start=10):
-    """Return how the distance grows: RUN, exponent, drift, largest; the mean over the matrices.
+    """Return how the distance grows: RUN, exponent, drift (means over the matrices), largest.
 
     exponent: b of ‖ΔW‖ ∝ n^b from edit `start` on, 1/2 for a random walk (NaN under 3 edits).
     drift: ‖ΔW‖ / √Σ‖update‖², 1 where the updates are orthogonal, larger where they add up.
@@ -140,22 +140,25 @@ def growth(rows, start=10):
         out.append([*head, exponent, moved["total"].iloc[-1] / path,
                     moved["update"].max() / moved["update"].median()])
     table = pd.DataFrame(out, columns=[*RUN, "exponent", "drift", "largest"])
-    return table.groupby(RUN, sort=False).mean().reset_index()
+    means = {"exponent": "mean", "drift": "mean", "largest": "max"}
+    return table.groupby(RUN, sort=False).agg(means).reset_index()
 
 
 def phases(rows, rule=None, metric="ES_exact"):
-    """Return how each run breaks: RUN, kind, collapse, edits, before, at, cause.
+    """Return how each run breaks: RUN, kind, collapse, edits, before, at, cause, leap.
 
     kind: "abrupt" if there is such a phase by the rule, "eroded" if there is none and yet half of
     the earlier edits or of the ability is lost at the end, else "gradual". collapse: its first
     step (NaN if none); edits: made in all; before, at: share of earlier edits that fail at the
-    test before and at that step; cause: what was lost.
+    test before and at that step; cause: what was lost; leap: the longest update between these two
+    tests, in the run's median updates (NaN if there is no such phase).
     """
     rule = rule or Rule()
     table = trajectory(rows, metric)
     parts = [_phase(head, part, table[table["run"] == head[0]], rule)
              for head, part in rows.groupby(RUN, sort=False)]
-    return pd.DataFrame(parts, columns=[*RUN, "kind", "collapse", "edits", "before", "at", "cause"])
+    return pd.DataFrame(parts, columns=[*RUN, "kind", "collapse", "edits", "before", "at", "cause",
+                                        "leap"])
 
 
 def _phase(head, rows, table, rule):
@@ -169,8 +172,11 @@ def _phase(head, rows, table, rule):
     worn = any(len(series) and series.iloc[-1] >= rule.eroded for series in (lost, gone))
     kind = "abrupt" if cause else "eroded" if worn else "gradual"
     before = lost[lost.index < step]
+    updates = rows[(rows["metric"] == "update") & ~rows["fact"].astype(str).str.endswith(".bias")]
+    sizes = updates["value"] / updates.groupby("fact")["value"].transform("median")
+    inside = updates["step"].between(before.index.max() if len(before) else 0, step, "right")
     return [*head, kind, step, rows["step"].max(), before.iloc[-1] if len(before) else np.nan,
-            lost.get(step, np.nan), cause]
+            lost.get(step, np.nan), cause, sizes[inside].max()]
 
 
 def _first_jump(series, limit, moved, rule):
