@@ -4,7 +4,7 @@ ROME's published code writes ΔW = δ uᵀ / (uᵀk₀), so ‖ΔW‖ = ‖δ‖
 context templates, k₀ the plain prompt's key. Neither depends on an edit of the same layer, so every future denominator
 is known before the first edit. It is small where the plain prompt's key is unlike its own keys in context: where the
 subject's last token opens the prompt and has nothing but itself to attend to. `denominators` needs the model, `openers`
-only its tokenizer; module `jumps` scores both against what happened.
+only its tokenizer; notebook 21 scores both against what happened.
 """
 
 import contextlib
