@@ -50,7 +50,7 @@ def invented_facts(count):
 
 
 def prepared_for(editor, model, tok):
-    """(config, prepared): settings as published, or gpt2-xl's at the same depth; moments of words."""
+    """(config, prepared): settings as published, else gpt2-xl's at the same depth."""
     last = round(17 / 48 * n_layers(model))
     depth = {"layer": last, "layers": tuple(range(max(0, last - 4), last + 1))}
     known = {field.name for field in dataclasses.fields(EDITORS[editor].config)}

@@ -90,7 +90,7 @@ def rome(model, tok, fact, config, prepared):
 
 
 def memit(model, tok, facts, config, prepared):
-    """{weight name: ΔW} of one MEMIT edit of all facts; weights change in place and are put back."""
+    """{weight name: ΔW} of one MEMIT edit of all facts; weights change and are put back."""
     last = ("block", config.layers[-1])
     z = []
     for fact in facts:

@@ -6,12 +6,8 @@ import sys
 import pytest
 
 import editcore as ec
-from editcore import editors
-
-needs_edit = pytest.mark.skipif(not hasattr(editors, "edit"), reason="edit is on its way")
 
 
-@needs_edit
 def test_five_lines(tmp_path, monkeypatch):
     monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path))
     model, tok = ec.load("pocket")
@@ -20,7 +16,7 @@ def test_five_lines(tmp_path, monkeypatch):
     delta = ec.edit(model, tok, [fact], "rome")
     with delta.applied(model):
         rows = ec.measure(model, tok, [fact])
-        assert ec.write(model, tok, [fact.text], 2)[0].split()[0] == "Rome"
+        assert ec.write(model, tok, [fact.text], 2)[0].split()[0].startswith("Rome")
     assert ec.content_hash(model) == before and {row["fact"] for row in rows} == {0}
     cached = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     again = ec.edit(model, tok, [fact], "rome")
@@ -28,14 +24,12 @@ def test_five_lines(tmp_path, monkeypatch):
     assert cached == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
 
 
-@needs_edit
 def test_without_a_corpus_the_model_writes_one(gpt2, facts, tmp_path):
     model, tok = gpt2
-    delta = ec.edit(model, tok, facts[:2], "memit", cache=tmp_path, layers=(1, 2), steps=2)
+    delta = ec.edit(model, tok, facts[:2], "memit", cache=tmp_path, layers=(1, 2), lambda_=5, steps=2)
     assert delta.norm() > 0 and list(tmp_path.glob("texts-*.json"))
 
 
-@needs_edit
 @pytest.mark.parametrize("name", ec.__all__)
 def test_every_name_is_there(name):
     assert getattr(ec, name) is not None and name in dir(ec)

@@ -1,5 +1,6 @@
-"""The editors against what the public ROME, MEMIT and FT-L code computes (tests/golden/README.md says how)."""
+"""The editors against what public ROME, MEMIT and FT-L code computes (see golden/README.md)."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -8,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from editcore import model as models
-from editcore import moments as stats
 from editcore.delta import dense
 from editcore.editors import EDITORS, EditorInputs, configure
 from editcore.editors.target_value import EditSite, encode_fact, encode_facts, optimise
 from editcore.facts import read_facts
+from editcore.moments import CountSettings, second_moments
 from editcore.tokens import pad
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -43,13 +44,14 @@ def results():
 @pytest.fixture(scope="module")
 def contexts():
     lists = json.loads((GOLDEN / "contexts.json").read_text())
-    return {"rome": tuple(lists["rome"]), "memit": tuple(one for group in lists["memit"] for one in group)}
+    return {"rome": tuple(lists["rome"]), "memit": tuple(itertools.chain(*lists["memit"]))}
 
 
 @pytest.fixture(scope="module")
 def moments(model):
     texts = (GOLDEN / "texts.txt").read_text().splitlines()
-    return stats.second_moments(*model, texts, [0, 1, 2], stats.CountSettings(length=128, pack=False))
+    settings = CountSettings(length=128, pack=False)
+    return second_moments(*model, texts, [0, 1, 2], settings)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,8 @@ def values(model, requests, contexts, settings):
         made = encode_facts(*model, [requests[:count]], [contexts[name]], settings[name])
         return optimise(model[0], made, site, settings[name])
 
-    return {"rome": solved("rome", 5, EditSite(1, "mlp_out", 1)), "memit": solved("memit", 16, EditSite(2, "block", 0))}
+    return {"rome": solved("rome", 5, EditSite(1, "mlp_out", 1)),
+            "memit": solved("memit", 16, EditSite(2, "block", 0))}
 
 
 def test_second_moment(moments, results):
@@ -78,12 +81,13 @@ def test_second_moment(moments, results):
 
 @pytest.mark.parametrize("number", range(5))
 def test_rome_rows(model, requests, contexts, settings, results, number):
-    one = encode_fact(model[1], requests[number], contexts["rome"], settings["rome"])
-    ids, mask = pad(one.rows)
+    encoded = encode_fact(model[1], requests[number], contexts["rome"], settings["rome"])
+    ids, mask = pad(encoded.rows)
     expected = {name: results[f"rome/edit{number}/{name}"] for name in
                 ("input_ids", "attention_mask", "lookup_idxs", "target_ids")}
     assert torch.equal(ids, expected["input_ids"]) and torch.equal(mask, expected["attention_mask"])
-    assert list(one.lookups) == expected["lookup_idxs"].tolist() and list(one.target) == expected["target_ids"].tolist()
+    assert list(encoded.lookups) == expected["lookup_idxs"].tolist()
+    assert list(encoded.target) == expected["target_ids"].tolist()
 
 
 @pytest.mark.parametrize("number", range(5))
@@ -111,13 +115,15 @@ def test_rome_updates(model, requests, contexts, moments, settings, results):
 
 @pytest.mark.parametrize("number", range(16))
 def test_memit_values(values, results, model, requests, contexts, settings, number):
-    expected = {name: results[f"memit/req{number}/{name}"] for name in ("traj_loss", "z", "lookup_idxs", "target_ids")}
+    names = ("traj_loss", "z", "lookup_idxs", "target_ids")
+    expected = {name: results[f"memit/req{number}/{name}"] for name in names}
     found = values["memit"]
     assert len(found.losses[number]) == len(expected["traj_loss"])
     assert (torch.tensor(found.losses[number]) - expected["traj_loss"]).abs().max() < 1e-5
     assert apart(found.h0[number] + found.delta[number], expected["z"]) < 5e-6
-    one = encode_fact(model[1], requests[number], contexts["memit"], settings["memit"])
-    assert list(one.lookups) == expected["lookup_idxs"].tolist() and list(one.target) == expected["target_ids"].tolist()
+    encoded = encode_fact(model[1], requests[number], contexts["memit"], settings["memit"])
+    assert list(encoded.lookups) == expected["lookup_idxs"].tolist()
+    assert list(encoded.target) == expected["target_ids"].tolist()
 
 
 def test_memit_updates(model, requests, contexts, moments, settings, results):
@@ -140,13 +146,14 @@ def test_ft_updates(model, requests, settings, results):
                 assert number > 0 and name == WEIGHT.format(0)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the whole golden results are not beside the checkout")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no golden results beside the checkout")
 def test_what_the_copies_leave_out(model, requests, moments, settings, values):
     whole = load_file(SHARED / "memit_batch16.safetensors")
     for name, moment in moments.moments.items():
         assert apart(moment, whole[f"C/{name}"]) < 1e-6
     whole = load_file(SHARED / "ft_single3.safetensors")
-    for number, delta in enumerate(EDITORS["ft"].edit_each(*model, requests[:3], settings["ft"], None)):
+    deltas = EDITORS["ft"].edit_each(*model, requests[:3], settings["ft"])
+    for number, delta in enumerate(deltas):
         for name, change in delta.changes.items():
             assert apart(change, whole[f"edit{number}/delta/{name}"]) < 1e-5
 

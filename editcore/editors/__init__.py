@@ -147,7 +147,8 @@ def prepare(model, tok, editor="rome", *, texts=None, moments=None, contexts=Non
     model unless given as `contexts`. Second moments are `moments` (or the path of their file), else
     counted on `texts`, else on texts.txt beside the model, else on texts that the model writes;
     they and the templates are kept by content in `cache` (default: files.cache_folder()). seed: of
-    all draws; pilot: facts for "nas". ValueError if a setting without default is published for another model only.
+    all draws; pilot: facts for "nas". ValueError if a setting without default is not published for
+    this model.
     """
     if "seed" in {field.name for field in dataclasses.fields(EDITORS[editor].config)}:
         settings = {"seed": seed} | settings

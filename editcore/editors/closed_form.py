@@ -51,7 +51,7 @@ class Memory:
 
 
 def inverse(moments, name, ridge=0.0, null_space=0.0):
-    """The Inverse of module `name`: of C, of C + ridge·I, or by C's eigenvectors under `null_space`.
+    """The Inverse of a module: of C, of C + ridge·I, or by C's eigenvectors under `null_space`.
 
     ValueError if C is not positive definite, or no eigenvalue is under the threshold.
     """

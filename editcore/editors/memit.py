@@ -1,4 +1,4 @@
-"""MEMIT: least-squares edits of several MLP output projections (Meng et al. 2022, arXiv:2210.07229).
+"""MEMIT: least-squares edits of several layers' MLPs (Meng et al. 2022, arXiv:2210.07229).
 
 EMMET, MEMIT with remembered keys, ENCORE, AlphaEdit, RECT and PRUNE are MEMIT with other settings
 (`closed_form` has the one formula behind them): EDITORS names them, their published values stand
@@ -29,7 +29,7 @@ STARTS = ("The", "Therefore", "Because", "I", "You")
 class Settings:
     """Settings of MEMIT; layers and lambda_ have no default, the rest is as published."""
 
-    layers: tuple                       # edited layers, ascending; δ enters at the last one's output
+    layers: tuple                       # edited layers, ascending; δ enters at the last one
     lambda_: float                      # weight of what is preserved against the new keys
     steps: int = 20                     # evaluations of the loss; the last one does not step
     lr: float = 0.5                     # of Adam on δ
@@ -40,7 +40,7 @@ class Settings:
     clamp: float = 0.75                 # ‖δ‖ is kept at or below clamp · ‖h0‖
     kl_prompt: str = "{} is a"          # prompt of the KL term ...
     kl_position: Literal["subject", "last"] = "subject"     # ... and the token where it is read
-    site: Literal["block", "mlp_out"] = "block"     # output that gets δ; EMMET: "mlp_out", one layer
+    site: Literal["block", "mlp_out"] = "block"     # output that gets δ (EMMET: "mlp_out")
     keys: Literal["mixed", "plain", "mean"] = "mixed"   # key of a fact, see `fact_keys`
     exact: bool = False                 # a fact alone is inserted exactly, without λ (EMMET)
     memory: bool = False                # keys of earlier updates are preserved: λC + Σ K_p K_pᵀ

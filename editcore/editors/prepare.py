@@ -49,7 +49,7 @@ def prepare_layers(model, tok, layers, inputs, config):
 def anchor_norm(model, tok, site, inputs, *, contexts, config):
     """Mean ‖v*‖ of the first config.anchor pilot facts; ValueError if there are none."""
     if not inputs.pilot:
-        raise ValueError(f"anchor: up to {config.anchor} pilot facts are wanted, but there are none")
+        raise ValueError(f"anchor: up to {config.anchor} pilot facts wanted, but there are none")
     pilot = encode_facts(model, tok, [inputs.pilot[:config.anchor]], [contexts], config)
     values = optimise(model, pilot, site, config)
     return values.v_star.norm(dim=1).mean().item()

@@ -1,6 +1,6 @@
 """Run several edited models in one pass: each row of a batch sees the weights of its own.
 
-The edited models differ in a few linear maps only; everything else is computed for all rows at once:
+The models differ in a few linear maps only; everything else is computed for all rows at once:
 
     maps = edited_maps(model, deltas)
     with each_row(model, maps, owners):         # row b of every batch sees deltas[owners[b]]

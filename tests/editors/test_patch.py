@@ -1,4 +1,4 @@
-"""Patches of any parts: where they are looked up, sums, files, what does not fit, half precision."""
+"""Patches of any parts: where they are looked up, sums, files, what does not fit."""
 
 import json
 from types import SimpleNamespace
