@@ -19,9 +19,8 @@ from editcore.files import atomic, sha256_text
 from editcore.instructedit import directions, instructions, mend
 from editcore.instructedit import trained_editors as systems
 from editcore.instructedit.records import load_records, records_folder
-from editcore.model import load
+from editcore.model import files_hash, load
 from editcore.progress import bar
-from editcore.study.run import model_files_hash
 
 FORMAT = 2      # raise it when the same input no longer gives the same scores
 TASKS = ("recent", "counterfact", "zsre")       # those of the published figure
@@ -148,7 +147,7 @@ def identifier(lab, source, editors="results/editors"):
         who = list(maps(lab, source))
     else:
         who = [(task, systems.train(one, editors).parent.name) for task, one in source.systems]
-    return f"{source.made}-{sha256_text(FORMAT, model_files_hash(lab.name), lab.records, who, source.style)[:16]}"
+    return f"{source.made}-{sha256_text(FORMAT, files_hash(lab.name), lab.records, who, source.style)[:16]}"
 
 
 def cosines(lab, source, site, editors="results/editors"):

@@ -152,7 +152,6 @@ def tabulated(run, facts, cache=None):
     paths, config = inputs.files(run), configure(run.editor, dict(run.settings), run.model)
     if not isinstance(config, rome.Settings):
         raise ValueError(f"{run.editor} divides by no denominator; choose one of {', '.join(OWN)}")
-    inputs.check_editor(run, EDITORS[run.editor], paths)
     model, tok = load(run.model, run.device or default_device(), inputs.dtype_of(run.dtype))
     given = EditorInputs(tuple(read_lines(paths["texts"])) if "texts" in paths else (), paths.get("stats"),
                     templates.read(paths["contexts"]) if "contexts" in paths else (), run.seed,

@@ -1,26 +1,47 @@
-"""A model and classification items in; weighted F1 of few-shot answers, greedy and by label probability, out as rows.
+"""Ask a model few-shot classification questions; weighted F1 of its answers, as rows.
 
-    prepared = prepare(model, tok, {"sst2": items, ...}, shots=4, seed=0)     # once
-    rows = evaluate(model, tok, prepared)                                     # as often as the weights change
+    tasks = prepare(model, tok, {"sst2": items, ...}, shots=4, seed=0)    # once
+    rows = evaluate(model, tok, tasks)                      # as often as the weights change
 """
 
 import random
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from sklearn.metrics import f1_score
 
 from editcore import generate
-from editcore.fewshot_tasks import question, render, task
 from editcore.files import read_json
 from editcore.likelihood import ScoringPlan, plan, read
 from editcore.model import max_length
 from editcore.tokens import encode, target_ids
 
+SEPARATOR = "\n\n"
 NEW_TOKENS = 3      # of a greedy answer, in which the label word must appear (arXiv 2401.07453)
 INVALID = -1        # the class of an answer without a label word
-# Weighted F1 of a model that knows nothing, on as many items of each of two labels: lines to draw beside every curve.
+# Weighted F1 of a model that knows nothing, on as many items of each of two labels.
 CHANCE = {"one answer to everything": 1 / 3, "no readable answer": 0.0}
+
+
+@dataclass(frozen=True)
+class TaskPrompt:
+    """How a task is asked. `template` has GLUE's field names; a label word follows its end."""
+
+    template: str
+    labels: tuple[str, ...]     # label words by GLUE's label number, without the leading space
+
+
+TASKS = {
+    "sst2": TaskPrompt("Review: {sentence}\nSentiment:", ("negative", "positive")),
+    "mrpc": TaskPrompt("Sentence 1: {sentence1}\nSentence 2: {sentence2}\nSame meaning:",
+                       ("no", "yes")),
+    "cola": TaskPrompt("Sentence: {sentence}\nGrammatical:", ("no", "yes")),
+    # GLUE's RTE: 0 = entailment. (A published prompt has the words the wrong way round.)
+    "rte": TaskPrompt("{sentence1}\nQuestion: {sentence2} True or false?\nAnswer:",
+                      ("true", "false")),
+}
 
 
 @dataclass(frozen=True)
@@ -28,136 +49,196 @@ class Task:
     """One task's items, ready to be asked."""
 
     name: str
-    prompts: tuple          # of n texts that end before the label word
+    prompts: tuple          # n texts that end before the label word
     gold: np.ndarray        # (n,) labels
     words: tuple            # the label words
     sizes: np.ndarray       # (labels,) tokens of each label word
-    plan: ScoringPlan              # every prompt with every label word, prompt by prompt
+    plan: ScoringPlan       # every prompt with every label word, prompt by prompt
 
 
-def few_shot(model, tok, items_by_task, shots=4, seed=0):
-    """Rows {"metric", "value"} of `evaluate` for {task: items}, prepared and asked once."""
-    return evaluate(model, tok, prepare(model, tok, items_by_task, shots, seed))
+def task_prompt(name):
+    """Return the TaskPrompt of a task; ValueError lists the known names."""
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}: choose one of {', '.join(TASKS)}")
+    return TASKS[name]
 
 
-def prepare(model, tok, items_by_task, shots=4, seed=0):
-    """The Tasks for {task: items in GLUE's layout}.
+def question(name, item):
+    """Return one item without its answer; ValueError names a missing field."""
+    texts = {key: str(value).strip() for key, value in item.items()}
+    try:
+        return task_prompt(name).template.format(**texts)
+    except KeyError as error:
+        raise ValueError(f"{name} item has no field {error}: found "
+                         f"{', '.join(sorted(item))}") from None
 
-    `shots` items of each task, drawn with the seed, labels in turn, are shown solved before every question and are not
-    asked themselves: all prompts of a task begin alike, and that beginning is run once a measurement. ValueError names
-    the task and item that is damaged, that is longer than the model, or that there are too few of.
+
+def answer(name, item):
+    """Return an item's label word, with its leading space; ValueError for an unknown label."""
+    labels = task_prompt(name).labels
+    if item.get("label") not in range(len(labels)):
+        raise ValueError(f"{name} item has label {item.get('label')!r}: expected one of "
+                         f"{list(range(len(labels)))}")
+    return f" {labels[item['label']]}"
+
+
+def render(name, item, solved):
+    """Return an item's prompt: the solved items, then the question, up to its label word."""
+    shots = [question(name, shot) + answer(name, shot) for shot in solved]
+    return SEPARATOR.join([*shots, question(name, item)])
+
+
+def few_shot(model, tok, items_by_task, *, shots=4, seed=0):
+    """Prepare and ask the tasks once: the rows of `evaluate` for {task: items}."""
+    return evaluate(model, tok, prepare(model, tok, items_by_task, shots=shots, seed=seed))
+
+
+def prepare(model, tok, items_by_task, *, shots=4, seed=0):
+    """Make the Tasks of {task: items in GLUE's layout}.
+
+    `shots` items of each task, drawn with the seed, labels in turn, are shown solved before every
+    question and are not asked themselves: all prompts of a task begin alike, and that beginning is
+    run once per measurement. ValueError names the task and item that is damaged, that is longer
+    than the model, or that there are too few of.
     """
-    return tuple(_prepared(model, tok, name, items, _drawn(name, items, shots, seed))
+    return tuple(_prepare_task(model, tok, name, items, _draw(name, items, shots, seed))
                  for name, items in items_by_task.items())
 
 
-def _drawn(name, items, shots, seed):
-    """Indices of the solved examples, in the order in which they are shown."""
-    draw = random.Random(f"{seed} {name}")
-    by_label = [[i for i, item in enumerate(items) if item.get("label") == label]
-                for label in range(len(task(name).labels))]
-    wanted = [shots // len(by_label) + (label < shots % len(by_label)) for label in range(len(by_label))]
-    if any(len(several) <= n for several, n in zip(by_label, wanted)):
-        raise ValueError(f"{name}: {[len(several) for several in by_label]} items of each label are too few for "
-                         f"{shots} solved examples and a question")
-    chosen = [i for several, n in zip(by_label, wanted) for i in draw.sample(several, n)]
-    return draw.sample(chosen, len(chosen))
+def _draw(name, items, shots, seed):
+    """Indices of the solved items, in the order in which they are shown."""
+    generator = random.Random(f"{seed} {name}")
+    n_labels = len(task_prompt(name).labels)
+    chosen = []
+    for label in range(n_labels):
+        indices = [i for i, item in enumerate(items) if item.get("label") == label]
+        wanted = shots // n_labels + (label < shots % n_labels)
+        if len(indices) <= wanted:
+            raise ValueError(f"{name}: {len(indices)} items of label {label} are too few for "
+                             f"{wanted} solved examples and a question")
+        chosen += generator.sample(indices, wanted)
+    return generator.sample(chosen, len(chosen))
 
 
-def _prepared(model, tok, name, items, shown):
+def _prepare_task(model, tok, name, items, shown):
     asked = [i for i in range(len(items)) if i not in shown]
-    prompts = tuple(render(name, items[i], [items[j] for j in shown]) for i in asked)
-    words = task(name).labels
+    solved = [items[i] for i in shown]
+    prompts = tuple(render(name, items[i], solved) for i in asked)
+    words = task_prompt(name).labels
     labels = [target_ids(tok, word) for word in words]
-    rows, room = encode(tok, prompts), max(NEW_TOKENS, *map(len, labels))
+    rows = encode(tok, prompts)
+    room = max(NEW_TOKENS, *map(len, labels))
     for i, row in zip(asked, rows):
         if items[i].get("label") not in range(len(words)):
-            raise ValueError(f"{name} item {i}: label {items[i].get('label')!r} is not 0 to {len(words) - 1}")
+            raise ValueError(f"{name} item {i}: label {items[i].get('label')!r} is not 0 to "
+                             f"{len(words) - 1}")
         if len(row) + room > max_length(model):
-            raise ValueError(f"{name} item {i}: {len(row)} tokens with {len(shown)} solved examples and {room} for the "
-                             f"answer, but the model takes at most {max_length(model)}")
-    made = plan(model, [(row, label) for row in rows for label in labels])
+            raise ValueError(f"{name} item {i}: {len(row)} tokens with {len(shown)} solved "
+                             f"examples and {room} for the answer, but the model takes at most "
+                             f"{max_length(model)}")
+    scoring = plan(model, [(row, label) for row in rows for label in labels])
     gold = np.array([items[i]["label"] for i in asked])
-    return Task(name, prompts, gold, words, np.array([len(label) for label in labels]), made)
+    return Task(name, prompts, gold, words, np.array([len(label) for label in labels]), scoring)
 
 
-def evaluate(model, tok, prepared):
-    """Rows {"metric", "value"} of prepared tasks for the model's present weights, values from 0 to 1. For each task:
-      {task}_f1          weighted F1 of the greedy answer, an unreadable one is a class of its own and never right
+def evaluate(model, tok, tasks):
+    """Ask prepared tasks of the model as it is now; rows {"metric", "value"} from 0 to 1.
+
+      {task}_f1          weighted F1 of the greedy answer; an unreadable one is never right
       {task}_invalid     share of unreadable answers
       {task}_prob_f1     weighted F1 of the label word of highest probability; always readable
-    and "invalid" over all items. Weighted F1 = sum over labels of (share of items with that label) x (its F1).
-
-    An answer is the label word that greedy decoding begins with, else the first one in NEW_TOKENS new tokens (see
-    `parsed`). One pass tells both scores; only items whose first tokens are no label word are decoded further.
+    and "invalid" over all items.
     """
-    rows, unread = [], []
-    for one in prepared:
-        greedy, likely = answers(model, tok, one)
+    rows = []
+    unread = []
+    for task in tasks:
+        greedy, likely = answers(model, tok, task)
         invalid = greedy == INVALID
-        rows += [{"metric": f"{one.name}_f1", "value": weighted_f1(one.gold, greedy)},
-                 {"metric": f"{one.name}_prob_f1", "value": weighted_f1(one.gold, likely)},
-                 {"metric": f"{one.name}_invalid", "value": float(invalid.mean())}]
+        rows += [{"metric": f"{task.name}_f1", "value": weighted_f1(task.gold, greedy)},
+                 {"metric": f"{task.name}_prob_f1", "value": weighted_f1(task.gold, likely)},
+                 {"metric": f"{task.name}_invalid", "value": float(invalid.mean())}]
         unread.append(invalid)
-    return rows + [{"metric": "invalid", "value": float(np.concatenate(unread).mean())}] if rows else []
+    if unread:
+        rows.append({"metric": "invalid", "value": float(np.concatenate(unread).mean())})
+    return rows
 
 
-def answers(model, tok, one):
-    """(greedy, likely): (n,) label of each item by greedy decoding (or INVALID), and by the words' probability."""
-    found, shape = read(model, one.plan), (len(one.prompts), len(one.words))
-    logp = -(found.nll * found.sizes).reshape(shape)
+def answers(model, tok, task):
+    """Return (greedy, likely): (n,) label of each item, by greedy decoding and by probability.
+
+    A greedy answer is the label word that decoding begins with, else the first one in NEW_TOKENS
+    new tokens, else INVALID. One pass tells both; only items whose first tokens are no label word
+    are decoded further.
+    """
+    scores = read(model, task.plan)
+    shape = (len(task.prompts), len(task.words))
+    logp = -(scores.nll * scores.sizes).reshape(shape)
     likely = np.where(np.isfinite(logp), logp, -np.inf).argmax(1)
-    # a label whose tokens are all the argmax is what greedy decoding says; of "no" and "no one" it is the longer one
-    said = found.exact.reshape(shape) * one.sizes
-    greedy = np.where(said.any(1), said.argmax(1), INVALID)
+    # A label whose tokens are all the argmax is what decoding writes; of "no" and "no one" the
+    # longer one.
+    written = scores.exact.reshape(shape) * task.sizes
+    greedy = np.where(written.any(1), written.argmax(1), INVALID)
     unclear = np.flatnonzero(greedy == INVALID)
-    texts = generate.texts(model, tok, [one.prompts[i] for i in unclear], NEW_TOKENS)
-    greedy[unclear] = [parsed(text, one.words) for text in texts]
+    texts = generate.texts(model, tok, [task.prompts[i] for i in unclear], NEW_TOKENS)
+    greedy[unclear] = [parsed(text, task.words) for text in texts]
     return greedy, likely
 
 
 def parsed(text, words):
-    """Index of the first of `words` that stands in a text as a whole word, in any case; INVALID if there is none."""
-    hits = [(hit.start(), -len(word), i) for i, word in enumerate(words)
-            if (hit := re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE))]
+    """Return the index of the first of `words` in a text, as a whole word in any case."""
+    hits = []
+    for index, word in enumerate(words):
+        if hit := re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE):
+            hits.append((hit.start(), -len(word), index))
     return min(hits)[-1] if hits else INVALID
 
 
 def weighted_f1(gold, answered):
     """F1 of each label that occurs in `gold`, weighted by how often it does; 0 to 1."""
-    def f1(label):
-        said, right = answered == label, gold == label
-        return 2 * (said & right).sum() / (said.sum() + right.sum())
-
-    return float(sum((gold == label).mean() * f1(label) for label in sorted(set(gold.tolist()))))
+    return float(f1_score(gold, answered, labels=np.unique(gold), average="weighted",
+                          zero_division=0))
 
 
-def read_items(path, name, n=0, seed=0):
-    """The items of one task's JSON file in GLUE's layout: a list of {"sentence" | "sentence1", "sentence2", "label"}.
+def read_tasks(folder, n=0):
+    """Read {task: items} of the known tasks in a folder; n > 0: so many each, balanced."""
+    paths = {name: Path(folder) / f"{name}.json" for name in TASKS}
+    items = {name: read_items(path, name) for name, path in paths.items() if path.is_file()}
+    if not items:
+        raise ValueError(f"{folder}: none of {', '.join(path.name for path in paths.values())} is "
+                         "in it")
+    return {name: balanced(every, n) if 0 < n < len(every) else every
+            for name, every in items.items()}
 
-    n > 0 draws n of them with a seed, as many of each label. ValueError names the file and the item that is damaged.
+
+def read_items(path, name, n=0, *, seed=0):
+    """Read a task's JSON file in GLUE's layout: [{"sentence" or "sentence1", ..., "label"}].
+
+    n > 0 draws n of them with a seed, as many of each label. ValueError names the file and the item
+    that is damaged.
     """
-    items, labels = read_json(path), range(len(task(name).labels))
+    items = read_json(path)
     if not isinstance(items, list) or not items:
         raise ValueError(f"{path}: expected a non-empty list of items")
-    for i, item in enumerate(items):
-        if not isinstance(item, dict) or item.get("label") not in labels:
-            raise ValueError(f"{path}: item {i}: expected an object with a label of {list(labels)}")
+    for index, item in enumerate(items):
         try:
+            if not isinstance(item, dict):
+                raise ValueError("expected an object with a label")
+            answer(name, item)
             question(name, item)
         except ValueError as error:
-            raise ValueError(f"{path}: item {i}: {error}") from error
-    return balanced(items, n, seed) if n else items
+            raise ValueError(f"{path}: item {index}: {error}") from error
+    return balanced(items, n, seed=seed) if n else items
 
 
-def balanced(items, n, seed=0):
-    """n of the items, as many of each label, drawn and shuffled with a seed; ValueError if there are too few."""
-    draw, groups = random.Random(seed), {}
-    for item in items:
+def balanced(items, n, *, seed=0):
+    """Draw n items, as many of each label, and shuffle them; ValueError if there are too few."""
+    generator = random.Random(seed)
+    groups = {}
+    for item in sorted(items, key=lambda item: item["label"]):
         groups.setdefault(item["label"], []).append(item)
-    each = n // max(len(groups), 1)
-    if n % max(len(groups), 1) or any(len(group) < each for group in groups.values()):
-        raise ValueError(f"{n} balanced items asked for, but there are "
-                         f"{ {label: len(group) for label, group in sorted(groups.items())} } of each label")
-    chosen = [item for _, group in sorted(groups.items()) for item in draw.sample(group, each)]
-    return draw.sample(chosen, n)
+    size = n // max(len(groups), 1)
+    if n % max(len(groups), 1) or any(len(group) < size for group in groups.values()):
+        counts = {label: len(group) for label, group in groups.items()}
+        raise ValueError(f"{n} balanced items asked for, but there are {counts} of each label")
+    chosen = [item for group in groups.values() for item in generator.sample(group, size)]
+    return generator.sample(chosen, n)

@@ -108,7 +108,7 @@ def directions(run, facts, out_dir="results/runs"):
     fact is read with its plain prompt's key k₀. Contexts and second moments are those of the run.
     """
     with torch.random.fork_rng():
-        bench = lab.set_up(run, inputs.files(run), (), Path(out_dir) / "moments")
+        bench = lab.set_up(run, inputs.files(run), cache=Path(out_dir) / "moments")
     config, contexts = bench.config, getattr(bench.prepared, "contexts", ())
     if not contexts:
         return None

@@ -1,14 +1,18 @@
 """Load causal language models and know where each family keeps the parts that editing touches."""
 
 import contextlib
+import getpass
 import hashlib
-import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
+
+from editcore.files import sha256, sha256_text
 
 
 @dataclass(frozen=True)
@@ -101,18 +105,19 @@ def default_device():
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def gpus():
-    """Names of the GPUs that this process sees: those of the cards, equal in every process."""
-    indices = range(torch.cuda.device_count())
-    return [f"gpu-{torch.cuda.get_device_properties(index).uuid}" for index in indices]
-
-
-def use_gpu(index):
-    """Make GPU `index` of those seen the one that "cuda" means, here and in new processes."""
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    number = seen.split(",")[index].strip() if seen else str(index)
-    os.environ["CUDA_VISIBLE_DEVICES"] = number
-    torch.cuda.set_device(index)
+@contextlib.contextmanager
+def free_gpu():
+    """In the block "cuda" means a GPU that no other process has taken this way, if there is one."""
+    folder = Path(tempfile.gettempdir()) / f"editcore-gpus-{getpass.getuser()}"
+    with contextlib.ExitStack() as stack:
+        for index in range(torch.cuda.device_count()):
+            folder.mkdir(exist_ok=True)
+            uuid = torch.cuda.get_device_properties(index).uuid
+            with contextlib.suppress(Timeout):
+                stack.enter_context(FileLock(folder / f"{uuid}.lock").acquire(timeout=0))
+                stack.enter_context(torch.cuda.device(index))
+                break
+        yield
 
 
 def batch_tokens(device):
@@ -189,3 +194,15 @@ def content_hash(model):
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy().tobytes())
     return digest.hexdigest()
+
+
+def files_hash(name):
+    """SHA-256 over a local model's configuration, tokenizer and weight files, or of a hub name.
+
+    It tells two models apart without loading them.
+    """
+    folder = Path(resolve(name))
+    patterns = ("config.json", "tokenizer*", "vocab.json", "merges.txt", "*.safetensors")
+    paths = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    parts = [part for path in paths for part in (path.name, sha256(path))]
+    return sha256_text(*parts) if parts else sha256_text(name)

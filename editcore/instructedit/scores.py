@@ -22,8 +22,7 @@ from editcore.instructedit.records import record_as_fact
 from editcore.instructedit.trained_editors import HypernetworkConfig
 from editcore.likelihood import LOGITS, states
 from editcore.metrics import entropy
-from editcore.model import load, max_length
-from editcore.study.run import model_files_hash
+from editcore.model import files_hash, load, max_length
 from editcore.suffix import fused, head
 from editcore.tokens import batches, encode, target_ids
 
@@ -320,7 +319,7 @@ def identifier(case, model="pocket", editors="results/editors"):
     settings = _editor(case, model, "")[1]
     edited = _instructed(case, case.together or case.records, case.style)
     plain = replace(case, editor="", records=(), network=None, settings=(), together=())
-    parts = (FORMAT, model_files_hash(model), network, settings, edited, _questions(case), plain,
+    parts = (FORMAT, files_hash(model), network, settings, edited, _questions(case), plain,
              bool(case.together))
     name = case.network.editor if case.network else case.key or "base"
     return f"{name}-{sha256_text(*parts)[:16]}"

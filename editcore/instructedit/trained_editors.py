@@ -27,8 +27,7 @@ from editcore.files import read_json, sha256, sha256_text, write_json
 from editcore.instructedit import instructions, mend, training
 from editcore.instructedit.records import load_records, record_as_fact, records_folder
 from editcore.instructedit.training import Training
-from editcore.model import default_device, load, peak_memory
-from editcore.study.run import model_files_hash
+from editcore.model import default_device, files_hash, load, peak_memory
 
 FORMAT = 2      # raise it when the same config no longer gives the same network
 TASKS = ("recent", "counterfact", "convsent")   # trained on by default; zsRE is held out
@@ -269,7 +268,7 @@ def identifier(config):
     paths = [folder / f"{task}_train.json" for task in config.tasks]
     if missing := [path for path in paths if not path.is_file()]:
         raise FileNotFoundError(f"{missing[0]}: no such file")
-    contents = sha256_text(model_files_hash(config.model), *map(sha256, paths))
+    contents = sha256_text(files_hash(config.model), *map(sha256, paths))
     return f"{config.editor}-{parameters[:8]}-{contents[:8]}"
 
 

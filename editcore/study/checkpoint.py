@@ -1,106 +1,118 @@
-"""How far a run has come in; a checkpoint that survives a kill at any moment, read back and verified, out."""
+"""Keep how far a run has come, so that a kill at any moment costs only the edits since."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from editcore.delta import Delta
-from editcore.files import atomic, read_json, sha256, write_json
+from editcore.files import atomic, load_tensors, read_json, save_tensors, sha256, write_json
 
 COLUMNS = ("step", "fact", "metric", "value")
+HEAD = "checkpoint.json"
 RANDOM = "random_state"     # key of the random state beside the parameters' names
 KEYS = "keys/"              # before the names of modules whose earlier keys the editor remembers
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Everything that the next edit of a run depends on, besides the unedited model."""
+@dataclass
+class RunState:
+    """All that the next edit of a run depends on, besides the unedited model."""
 
     step: int                       # facts edited so far
-    total: Delta                    # sum of their updates, dense float32
-    rows: list                      # (step, fact, metric, value) tuples so far
+    total: Delta                    # sum of their updates, dense
+    rows: list                      # (step, fact, metric, value) so far
     random_state: torch.Tensor      # of torch's generator
-    seconds: tuple = ()             # one an update
-    elapsed: float = 0.0            # wall seconds over all starts of this run
     contexts: tuple = ()            # templates sampled from the unedited model, never sampled again
+    seconds: list = field(default_factory=list)     # one per update
+    elapsed: float = 0.0            # wall seconds over all starts of this run
+    answers: list = field(default_factory=list)     # what the model wrote right after each edit
 
 
-def save(folder, progress, identity):
-    """Write `progress` and what it belongs to (`identity`: texts by name) into `folder`.
+def save(folder, state, identity):
+    """Write a RunState and what it belongs to (`identity`: {name: hash}) into `folder`.
 
-    Data files carry the step in their names and checkpoint.json, which lists them with their hashes, takes its place
-    last: a kill between any two writes leaves the checkpoint before intact. Older data files are removed at the end.
+    Data files carry the step in their names; the head, which lists them with their hashes, takes
+    its place last: a kill between any two writes leaves the checkpoint before it intact.
     """
     folder = Path(folder)
-    weights, rows = folder / f"weights-{progress.step}.safetensors", folder / f"rows-{progress.step}.parquet"
-    total = progress.total.dense()
-    tensors = total.changes | {KEYS + name: keys for name, keys in total.keys.items()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic(weights) as tmp:
-        save_file(tensors | {RANDOM: progress.random_state}, tmp)
+    weights = folder / f"weights-{state.step}.safetensors"
+    rows = folder / f"rows-{state.step}.parquet"
+    keys = {KEYS + name: value for name, value in state.total.keys.items()}
+    save_tensors(weights, state.total.changes | keys | {RANDOM: state.random_state}, {})
     with atomic(rows) as tmp:
-        frame(progress.rows).to_parquet(tmp, index=False)
-    write_json(folder / "checkpoint.json", {
-        "step": progress.step, "identity": identity, "seconds": list(progress.seconds), "elapsed": progress.elapsed,
-        "contexts": list(progress.contexts), "files": {path.name: sha256(path) for path in (weights, rows)}})
-    _remove(folder, keep={weights.name, rows.name, "checkpoint.json"})
+        frame(state.rows).to_parquet(tmp, index=False)
+    write_json(folder / HEAD, {
+        "step": state.step, "identity": identity, "contexts": state.contexts,
+        "seconds": state.seconds, "elapsed": state.elapsed, "answers": state.answers,
+        "files": {path.name: sha256(path) for path in (weights, rows)}})
+    _remove_files(folder, but={weights.name, rows.name, HEAD})
 
 
-def load(folder, device="cpu"):
-    """The Progress saved in `folder` and its identity; None if there is none. ValueError names a damaged file."""
+def load(folder):
+    """Return (RunState, identity) saved in `folder`, or None; ValueError names a damaged file."""
     folder = Path(folder)
-    if not (folder / "checkpoint.json").is_file():
+    if not (folder / HEAD).is_file():
         return None
     try:
-        head = read_json(folder / "checkpoint.json")
-        weights, rows = head["files"]
+        head = read_json(folder / HEAD)
         for name, digest in head["files"].items():
             if not (folder / name).is_file() or sha256(folder / name) != digest:
                 raise ValueError(f"{folder / name} is missing or not as it was written")
-        tensors = load_file(folder / weights, device=str(device))
-        table = pd.read_parquet(folder / rows)
-        state = tensors.pop(RANDOM).cpu()
-        keys = {name.removeprefix(KEYS): tensors.pop(name) for name in list(tensors) if name.startswith(KEYS)}
-        rows = list(table[list(COLUMNS)].itertuples(index=False, name=None))
-        return Progress(head["step"], Delta(tensors, keys=keys), rows, state, tuple(head["seconds"]), head["elapsed"],
-                        tuple(head["contexts"])), head["identity"]
-    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise ValueError(f"damaged checkpoint: {error}; remove {folder} to start this run anew") from error
+        weights, rows = head["files"]
+        tensors, _ = load_tensors(folder / weights)
+        random_state = tensors.pop(RANDOM)
+        keys = {name.removeprefix(KEYS): tensors.pop(name)
+                for name in list(tensors) if name.startswith(KEYS)}
+        table = pd.read_parquet(folder / rows)[list(COLUMNS)]
+        state = RunState(head["step"], Delta(tensors, keys=keys),
+                         list(table.itertuples(index=False, name=None)), random_state,
+                         tuple(head["contexts"]), head["seconds"], head["elapsed"],
+                         head.get("answers", []))
+        return state, head["identity"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"damaged checkpoint: {error}; remove {folder} to start this run "
+                         "anew") from error
+
+
+def steps(folder):
+    """Return the number of edits in the checkpoint in `folder`, None if there is none."""
+    head = Path(folder) / HEAD
+    return read_json(head).get("step", 0) if head.is_file() else None
 
 
 def identity_of(folder):
-    """What the checkpoint in `folder` belongs to, {} if there is none."""
-    head = Path(folder) / "checkpoint.json"
+    """Return what the checkpoint in `folder` belongs to, {} if there is none."""
+    head = Path(folder) / HEAD
     return read_json(head).get("identity", {}) if head.is_file() else {}
 
 
-def check_identity(found, wanted, folder):
-    """ValueError that says which of the run's inputs is not the one that the checkpoint was made with."""
-    for name in sorted(set(found) | set(wanted)):
-        if found.get(name) != wanted.get(name):
-            raise ValueError(f"checkpoint {folder}: {name} has changed since the run began ({found.get(name)} then, "
-                             f"{wanted.get(name)} now); put it back, or remove the folder to start anew")
+def check_identity(before, present, folder):
+    """ValueError that names the input which is not the one that the checkpoint was made with."""
+    for name in sorted(set(before) | set(present)):
+        if before.get(name) != present.get(name):
+            raise ValueError(
+                f"checkpoint {folder}: {name} has changed since the run began ({before.get(name)} "
+                f"then, {present.get(name)} now); put it back, or remove the folder to start anew")
 
 
 def remove(folder):
-    """Delete the checkpoint, its head first, so that a kill meanwhile leaves none rather than half of one."""
-    (Path(folder) / "checkpoint.json").unlink(missing_ok=True)
-    if Path(folder).is_dir():
-        _remove(Path(folder), keep=set())
-        Path(folder).rmdir()
+    """Delete the checkpoint, its head first, so that a kill leaves none rather than a half."""
+    folder = Path(folder)
+    (folder / HEAD).unlink(missing_ok=True)
+    if folder.is_dir():
+        _remove_files(folder, but=())
+        folder.rmdir()
 
 
 def frame(rows):
-    """The rows as a DataFrame: step int64, fact and metric texts, value float64."""
+    """Return rows as a DataFrame: step int64, fact and metric texts, value float64."""
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return table.astype({"step": "int64", "fact": "str", "metric": "str", "value": "float64"})
+    types = {"step": "int64", "fact": "str", "metric": "str", "value": "float64"}
+    return table.astype(types)
 
 
-def _remove(folder, keep):
+def _remove_files(folder, but):
     for path in folder.iterdir():
-        if path.name not in keep:
+        if path.name not in but:
             path.unlink()

@@ -1,264 +1,369 @@
-"""A Run in; facts edited one update after another, measured on the way, and a folder with rows and run.json out.
+"""Make runs: edit one update after another, measure on the way, and survive being killed.
 
-    folder = execute(Run(editor="rome", n_edits=400))       # takes up where an earlier start was killed
-    folders = execute_all(runs, workers=2)                  # those that differ in order or seed only share every pass
-    df = table("results/runs", editor="rome")               # the rows of all finished runs
+    folder = execute(make_run(editor="rome", n_edits=400))  # goes on where an earlier start ended
+    folders = execute_all(plans.orders("pocket"), workers=2)
+    rows = table(folders)
 """
 
+import contextlib
 import dataclasses
 import os
+import signal
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
-from multiprocessing import get_context, parent_process
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import chain
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from editcore import progress
 from editcore.delta import Delta
-from editcore.editors import EDITORS, configure
-from editcore.model import synchronize
-from editcore.study import checkpoint, results
-from editcore.study import measure as lab
-from editcore.study import run as inputs
-from editcore.study.checkpoint import Progress
-from editcore.study.results import COLUMNS, runs, table
-from editcore.study.run import Run, make
+from editcore.editors import EDITORS
+from editcore.model import free_gpu, resolve, synchronize
+from editcore.study import checkpoint, measure, results
+from editcore.study.checkpoint import RunState
+from editcore.study.run import Run, data_name, input_files, input_hashes, make_run, run_id, schedule
 
-__all__ = ["COLUMNS", "Run", "execute", "execute_all", "execute_together", "groups", "make", "runs", "table"]
-FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError)  # of an edit whose facts were checked before
-FREE = ("order", "seed", "leave_out")   # parameters in which runs that share their passes may differ
+# What an edit may fail with although its facts were checked before.
+FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError)
+SHARED_RUNS_MAY_DIFFER_IN = ("order", "seed", "leave_out")
+SMALL = 200e6   # bytes of weights up to which a second thread gains little and may cost much
 
 
-@dataclass(frozen=True)
-class Going:
-    """A run under way."""
+@dataclass
+class ActiveRun:
+    """A run that is being made."""
 
     run: Run
     folder: Path
-    paths: dict                     # inputs.files
+    paths: dict                     # its input_files
     identity: dict                  # hashes of all that it is made from
-    kept: tuple | None = None       # (Progress, identity) of its checkpoint
-    lab: object = None              # its Lab, once set up
-    state: Progress | None = None
-    failure: str | None = None      # why it ended early
+    context: object = None          # its measure.RunContext
+    state: RunState | None = None
+    failure: str = ""               # why it ended early
 
 
-def execute(run, out_dir="results/runs", keep_going=False):
-    """Do a run, or what is missing of it; the folder with its rows. A finished run is left as it is, at once.
+def execute(run, out_dir="results/runs", keep_going=True):
+    """Make a run, or what is missing of it; returns its folder. A finished run is left as it is.
 
-    An edit that fails or is not finite ends the run as "stopped", its rows so far written: with keep_going that is a
-    result, else a ValueError that names record and step. Bad input is one error before anything is done.
+    An edit that fails or is not finite ends the run as "stopped"; the rows before it are the
+    result. Bad input is one error before anything is done.
     """
-    return execute_together([run], out_dir, keep_going)[0]
+    return execute_all([run], out_dir)[0]
 
 
-def execute_together(several, out_dir="results/runs", keep_going=False):
-    """`execute` for runs of one model and editor that differ in FREE only: the same rows, fewer passes.
+def execute_all(runs, out_dir="results/runs", workers=1):
+    """Make many runs; returns their folders, in the order of the runs.
 
-    Their models differ in the edited weights alone, so all runs' facts of one update are optimised together, each row
-    of a batch on its own run's weights; what is measured is measured run by run. ValueError if they differ in more.
+    Runs that differ in order, seed or left out facts only share their passes where the editor can.
+    workers: groups of runs that are made at a time, each in a process of its own. A run that
+    another process is making is waited for.
     """
-    if len(set(map(_shared, several))) > 1:
-        raise ValueError(f"runs together may differ in {', '.join(FREE)} only")
-    opened = [_open(run, Path(out_dir), keep_going) for run in several]
-    todo = [one for one in opened if isinstance(one, Going)]
-    if todo:
-        with torch.random.fork_rng():
-            _work(todo, Path(out_dir) / "moments", keep_going)
-    return [one.folder if isinstance(one, Going) else one for one in opened]
-
-
-def execute_all(several, out_dir="results/runs", workers=1, keep_going=True):
-    """`execute` for many runs: those that can share their passes together, `workers` groups at a time, each in a
-    process of its own with its share of the machine's threads. The folders, in the order of the runs."""
-    parts = groups(several, workers)
-    if workers <= 1 or len(parts) <= 1:
-        found = [execute_together(part, out_dir, keep_going) for part in parts]
+    opened = {run: _open(run, Path(out_dir)) for run in dict.fromkeys(runs)}
+    missing = {run: active for run, active in opened.items() if not results.status(active.folder)}
+    parts = groups(missing, workers)
+    if min(workers, len(parts)) > 1:
+        edits = _edits_in_processes(parts, out_dir, workers)
     else:
-        threads = max(1, torch.get_num_threads() // workers)
-        with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (threads,)) as pool:
-            waiting = [pool.submit(execute_together, part, out_dir, keep_going) for part in parts]
-            for done in progress.bar(as_completed(waiting), "runs", len(waiting)):
-                done.result()
-            found = [one.result() for one in waiting]
-    folders = {run: folder for part, folders in zip(parts, found) for run, folder in zip(part, folders)}
-    return [folders[run] for run in several]
+        edits = chain.from_iterable(_edits(part, out_dir) for part in parts)
+    names = Counter(run.editor for run in missing)
+    label = ", ".join(f"{name} x {number}" for name, number in names.items())
+    for _ in progress.bar(edits, f"edits ({label})", sum(map(_edits_left, missing.values()))):
+        pass
+    return [opened[run].folder for run in runs]
 
 
-def groups(several, workers=1, most=8):
-    """The runs in groups that `execute_together` takes: at most `most` each, and as many groups as `workers` need."""
+def groups(runs, workers=1, most=8):
+    """Put runs that can share their passes together, at most `most`, in parts for the workers."""
     alike = {}
-    for run in dict.fromkeys(several):
-        key = _shared(run) if run.editor in EDITORS and EDITORS[run.editor].shares_passes else run
+    for run in runs:
+        editor = EDITORS.get(run.editor)
+        key = _shared_parameters(run) if editor and editor.shares_passes else run
         alike.setdefault(key, []).append(run)
-    size = min(most, max(1, -(-len(dict.fromkeys(several)) // max(1, workers))))
+    size = min(most, max(1, -(-len(runs) // max(1, workers))))
     return [part[i:i + size] for part in alike.values() for i in range(0, len(part), size)]
 
 
-def _shared(run):
-    return replace(run, **{field.name: field.default for field in dataclasses.fields(Run) if field.name in FREE})
+def _shared_parameters(run):
+    values = dataclasses.asdict(run)
+    return tuple(str(values[name]) for name in values if name not in SHARED_RUNS_MAY_DIFFER_IN)
 
 
-def _open(run, out_dir, keep_going):
-    """The Going of a run that has something to do, else its folder; everything that needs no model is checked."""
-    inputs.check(run)
-    paths = inputs.files(run)
-    configure(run.editor, dict(run.settings), run.model)
-    inputs.check_editor(run, EDITORS[run.editor], paths)
-    identity = inputs.input_hashes(run, paths)
-    folder = out_dir / inputs.run_id(run, identity)
-    if results.status(folder) in (("finished", "stopped") if keep_going else ("finished",)):
-        return folder
-    _refuse_changed(folder, identity)
-    return Going(run, folder, paths, identity, checkpoint.load(folder / "checkpoint"))
+def _open(run, out_dir):
+    """Check all of a run that needs no model; ValueError if its inputs changed under it."""
+    paths = input_files(run)
+    identity = input_hashes(run, paths)
+    folder = out_dir / run_id(run, identity)
+    for other in out_dir.glob(f"{folder.name.rsplit('-', 1)[0]}-*"):
+        before = checkpoint.identity_of(other / "checkpoint")
+        if other != folder and before and not results.status(other):
+            known = {name: before.get(name) for name in identity}
+            checkpoint.check_identity(known, identity, other / "checkpoint")
+    return ActiveRun(run, folder, paths, identity)
 
 
-def _work(todo, cache, keep_going):
-    """Do what is missing of runs that share a model; their folders are written as each one ends."""
-    began, shared = time.monotonic(), None
-    for index, one in enumerate(todo):
-        made = lab.set_up(one.run, one.paths, one.kept[0].contexts if one.kept else (), cache, shared)
-        shared = shared or made
-        identity = one.identity | {"the model's weights": shared.weights_hash}
-        if one.kept:
-            checkpoint.check_identity(one.kept[1], identity, one.folder / "checkpoint")
-        todo[index] = replace(one, lab=made, identity=identity)
-    spent = (time.monotonic() - began) / len(todo)
-    for index, one in enumerate(todo):
-        going = _taken_up(one) if one.kept else _begin(one)
-        todo[index] = replace(going, state=replace(going.state, elapsed=going.state.elapsed + spent))
-    size = todo[0].run.batch_size
-    begin = min(one.state.step for one in todo) // size * size     # a run that has ended may have ended between steps
-    steps = range(begin, max(len(one.lab.facts) for one in todo), size)
-    for step in progress.bar(steps, f"{todo[0].run.editor} edits", start=steps.start // size):
-        now = [i for i, one in enumerate(todo) if one.state.step == step and step < len(one.lab.facts)
-               and one.failure is None]     # a run that was ahead waits for the others
-        for i, one in zip(now, _advance([todo[i] for i in now]) if now else ()):
-            todo[i] = _kept(one, step)
-    for one in sorted(todo, key=lambda one: one.failure is not None):      # an error must not cost the others' rows
-        _close(one, len(todo), keep_going)
+def _edits_left(active):
+    every = active.run.n_edits or len(schedule(active.run, active.paths["facts"])[0])
+    return every - (checkpoint.steps(active.folder / "checkpoint") or 0)
 
 
-def _kept(one, before):
-    """The run, its checkpoint written if it is due."""
-    if one.failure or _due(one.run.checkpoint_every, before, one.state.step):
-        checkpoint.save(one.folder / "checkpoint", one.state, one.identity)
-    return one
-
-
-def _close(one, together, keep_going):
-    """Write a run's results; ValueError if it failed and keep_going is off."""
-    results.write(one.lab, one.state, one.folder, {
-        "stopped": one.failure, "hashes": one.identity, "data": inputs.data_name(one.paths["facts"]),
-        "together": together})
-    if one.failure is None:
-        checkpoint.remove(one.folder / "checkpoint")
-    elif not keep_going:
-        raise ValueError(f"run {one.folder.name}: {one.failure}; the rows of the {one.state.step} edits before it are "
-                         f"in {one.folder}")
-
-
-def _begin(one):
-    """The run before its first edit, with the unedited model's abilities and a random state from the run's seed."""
-    torch.set_rng_state(torch.Generator().manual_seed(one.run.seed).get_state())
-    lab.put(one.lab, Delta({}))
-    rows = _at(0, lab.ability(one.lab, 0)) if one.run.downstream_every else []
-    contexts = tuple(getattr(one.lab.prepared, "contexts", ()))
-    state = Progress(0, Delta({}), rows, torch.get_rng_state(), contexts=contexts)
-    checkpoint.save(one.folder / "checkpoint", state, one.identity)
-    return replace(one, state=state)
-
-
-def _taken_up(one):
-    """The run as its checkpoint left it; keys that the editor remembers are handed to it as they were then."""
-    state, prepared, size = one.kept[0], one.lab.prepared, one.run.batch_size
-    for first in range(0, state.step if state.total.keys else 0, size):
-        keys = {name: some[first:first + size] for name, some in state.total.keys.items()}
-        prepared = EDITORS[one.run.editor].remember(prepared, keys, one.lab.config)
-    lab.put(one.lab, state.total)
-    return replace(one, lab=replace(one.lab, prepared=prepared), state=state)
-
-
-def _advance(now):
-    """The runs, all at one step, after their next update; a run whose edit fails keeps its state and says why."""
-    groups = [range(one.state.step, min(one.state.step + one.run.batch_size, len(one.lab.facts))) for one in now]
-    began, before = time.monotonic(), []
-    for one, group in zip(now, groups):
-        if _measured(one, "measure", group):
-            lab.show(one.lab, one.state.total)
-        before.append(lab.before(one.lab, group) if _measured(one, "measure", group) else [])
-    if len(now) == 1:       # only an editor that works alone may draw random numbers
-        torch.set_rng_state(now[0].state.random_state)
-    updates, seconds = _updates(now, groups)
-    if len(now) == 1:
-        now = [replace(now[0], state=replace(now[0].state, random_state=torch.get_rng_state()))]
-    shared = (time.monotonic() - began) / len(now)
-    return [replace(one, failure=new) if isinstance(new, str) else _record(one, group, new, (rows, seconds, shared))
-            for one, group, new, rows in zip(now, groups, updates, before)]
-
-
-def _updates(now, groups):
-    """([Delta or why there is none, one a run], seconds of each). If a shared update fails, each run is tried alone."""
-    began = time.monotonic()
-    facts = [[one.lab.facts[i] for i in group] for one, group in zip(now, groups)]
-    if len(now) == 1:
-        lab.put(now[0].lab, now[0].state.total)     # measured may have been another sum than what is edited
-        found = [_tried(now[0], groups[0], lambda: lab.update(now[0].lab, facts[0]))]
-    else:
-        lab.put(now[0].lab, Delta({}))
+def _edits_in_processes(parts, out_dir, workers):
+    """Make each part in a process of its own, `workers` at a time; yields per edited fact."""
+    spawn = get_context("spawn")
+    threads = max(1, torch.get_num_threads() // workers)
+    pool = ProcessPoolExecutor(min(workers, len(parts)), spawn, _start_worker, (threads,))
+    with spawn.Manager() as manager, pool:
+        edits = manager.Queue()
+        jobs = [pool.submit(_work, part, out_dir, edits) for part in parts]
+        pending = jobs
         try:
-            found = lab.update_together([one.lab for one in now], facts, [one.state.total for one in now])
-            found = [_tried(one, group, lambda new=new: lab.checked(new)) for one, group, new in
-                     zip(now, groups, found)]
-        except FAILURES:
-            found = [_updates([one], [group])[0][0] for one, group in zip(now, groups)]
-    synchronize(next(now[0].lab.model.parameters()).device)
-    return found, (time.monotonic() - began) / len(now)
+            while pending:
+                pending = wait(pending, timeout=0.5).not_done
+                while not edits.empty():
+                    yield edits.get()
+            for job in jobs:
+                job.result()
+        except (KeyboardInterrupt, GeneratorExit):
+            for child in active_children():
+                child.terminate()
+            raise
 
 
-def _tried(one, group, update):
-    """The Delta that `update` gives, or a sentence that names step and records."""
+def _work(part, out_dir, edits):
+    for edit in _edits(part, out_dir):
+        edits.put(edit)
+
+
+def _start_worker(threads):
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C is the parent's, which ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    """A killed parent must not leave a worker that writes the run which the next start takes up."""
+    parent_process().join()
+    os._exit(1)
+
+
+def _edits(runs, out_dir):
+    """Make what is missing of runs that share a model; yields once per edited fact."""
+    with contextlib.ExitStack() as stack:
+        active = [_open(run, Path(out_dir)) for run in runs]
+        for folder in sorted(each.folder for each in active):   # in one order: no deadlock
+            stack.enter_context(_locked(folder))
+        active = [each for each in active if not results.status(each.folder)]
+        if not active:
+            return
+        stack.enter_context(torch.random.fork_rng())
+        stack.enter_context(free_gpu())
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        weights = Path(resolve(active[0].run.model)).glob("*.safetensors")
+        if 0 < sum(path.stat().st_size for path in weights) < SMALL:
+            torch.set_num_threads(1)
+        _set_up(active, Path(out_dir) / "moments")
+        yield from _steps(active)
+        for each in active:
+            _finish(each, together=len(active))
+
+
+def _locked(folder):
+    """Lock a run; one that another process is making is waited for."""
+    locks = folder.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / f"{folder.name}.lock")
     try:
-        new = update()
-        if not (one.state.total + new).is_finite():
+        return lock.acquire(timeout=0)
+    except Timeout:
+        progress.say(f"waiting for another process that makes {folder.name}")
+        return lock.acquire()
+
+
+def _set_up(active, cache):
+    """Load the model once and prepare every run; then begin it or take it up."""
+    began = time.monotonic()
+    saved = [checkpoint.load(each.folder / "checkpoint") for each in active]
+    for each, found in zip(active, saved):
+        each.context = measure.set_up(
+            each.run, each.paths, contexts=found[0].contexts if found else (), cache=cache,
+            shared=active[0].context)
+        each.identity["the model's weights"] = each.context.weights_hash
+        if found:
+            checkpoint.check_identity(found[1], each.identity, each.folder / "checkpoint")
+    seconds = time.monotonic() - began
+    for each, found in zip(active, saved):
+        if found:
+            _resume(each, found[0])
+        else:
+            _begin(each)
+        each.state.elapsed += seconds / len(active)
+
+
+def _begin(active):
+    """Measure the unedited model's abilities, with a random state from the run's seed."""
+    run, context = active.run, active.context
+    torch.set_rng_state(torch.Generator().manual_seed(run.seed).get_state())
+    measure.set_weights(context, Delta({}))
+    rows = measure.rows_ability(context, 0) if run.downstream_every else []
+    contexts = tuple(getattr(context.prepared, "contexts", ()))
+    active.state = RunState(0, Delta({}), _at(0, rows), torch.get_rng_state(), contexts)
+    checkpoint.save(active.folder / "checkpoint", active.state, active.identity)
+
+
+def _resume(active, state):
+    """Take a run up as its checkpoint left it; its editor is handed the keys that it remembers."""
+    run, context = active.run, active.context
+    device = next(context.model.parameters()).device
+    changes = {name: change.to(device) for name, change in state.total.changes.items()}
+    keys = {name: value.to(device) for name, value in state.total.keys.items()}
+    state.total = Delta(changes, keys=keys)
+    state.answers += [""] * (state.step - len(state.answers))
+    prepared = context.prepared
+    for first in range(0, state.step if keys else 0, run.batch_size):
+        portion = {name: value[first:first + run.batch_size] for name, value in keys.items()}
+        prepared = EDITORS[run.editor].remember(prepared, portion, context.config)
+    active.context = dataclasses.replace(context, prepared=prepared)
+    active.state = state
+
+
+def _steps(active):
+    """Edit all runs update by update, those that are behind first; yields per edited fact."""
+    size = active[0].run.batch_size
+    first = min(each.state.step for each in active) // size * size
+    last = max(len(each.context.facts) for each in active)
+    for step in range(first, last, size):
+        live = [each for each in active if each.state.step == step and not each.failure
+                and step < len(each.context.facts)]
+        if live:
+            _advance(live)
+        for each in live:
+            group = range(step, each.state.step)
+            if _due(each.run.checkpoint_every, group):
+                checkpoint.save(each.folder / "checkpoint", each.state, each.identity)
+            yield from group
+
+
+def _advance(live):
+    """Make the next update of runs that are at the same step."""
+    began = time.monotonic()
+    size = live[0].run.batch_size
+    todo = []
+    for active in live:
+        context, step = active.context, active.state.step
+        group = range(step, min(step + size, len(context.facts)))
+        rows = []
+        if _due(active.run.measure_every, group, len(context.facts)):
+            measure.set_measured_weights(context, active.state.total)
+            rows = measure.rows_before(context, group)
+        todo.append((active, group, rows))
+    edit_began = time.monotonic()
+    updates = _updates(live, [group for _, group, _ in todo])
+    synchronize(next(live[0].context.model.parameters()).device)
+    edit_seconds = (time.monotonic() - edit_began) / len(live)
+    shared_seconds = (time.monotonic() - began) / len(live)
+    for (active, group, rows), update in zip(todo, updates):
+        active.state.elapsed += shared_seconds
+        if isinstance(update, str):
+            active.failure = update
+        else:
+            record_update(active, group, update, rows_before=rows, edit_seconds=edit_seconds)
+
+
+def _updates(live, parts):
+    """Return each run's Delta, or why there is none; if a shared edit fails each is tried alone."""
+    first = live[0].context
+    editor = EDITORS[first.run.editor]
+    facts = [[active.context.facts[i] for i in group] for active, group in zip(live, parts)]
+    if len(live) > 1:
+        measure.set_weights(first, Delta({}))
+        prepared = [active.context.prepared for active in live]
+        totals = [active.state.total for active in live]
+        with contextlib.suppress(*FAILURES):
+            deltas = editor.edit_groups(first.model, first.tok, facts, first.config,
+                                        prepared=prepared, current=totals)
+            return [_attempt(active, group, lambda delta=delta: delta)
+                    for active, group, delta in zip(live, parts, deltas)]
+    updates = []
+    for active, group, batch in zip(live, parts, facts):
+        context = active.context
+        measure.set_weights(context, active.state.total)
+        torch.set_rng_state(active.state.random_state)
+        updates.append(_attempt(active, group, lambda context=context, batch=batch: editor.edit(
+            context.model, context.tok, batch, context.config, context.prepared)))
+        active.state.random_state = torch.get_rng_state()
+    return updates
+
+
+def _attempt(active, group, edit):
+    """Return the Delta of `edit`, dense and in order of names, or a sentence why it cannot be."""
+    context = active.context
+    device = next(context.model.parameters()).device
+    try:
+        update = edit().dense()
+        changes = {name: update.changes[name].to(device) for name in sorted(update.changes)}
+        update = dataclasses.replace(update, changes=changes)
+        if not update.is_finite():
+            raise ValueError("the update is not finite")
+        if not (active.state.total + update).is_finite():
             raise ValueError("the sum of all updates is not finite")
-        return new
+        return update
     except FAILURES as error:
-        names = ", ".join(str(one.lab.facts[i].case_id) for i in group)
-        return f"edit {group.stop} (record {names}): {error}"
+        records = ", ".join(str(context.facts[i].case_id) for i in group)
+        return f"edit {group.stop} (record {records}): {error}"
 
 
-def _record(one, group, new, given):
-    """The run after an update: its sum, its rows, and what its editor remembers."""
-    (rows, seconds, shared), step, began, bench = given, group.stop, time.monotonic(), one.lab
-    total = (one.state.total + new).dense()
-    torch.set_rng_state(one.state.random_state)
-    shown = lab.show(bench, total)
-    rows = rows + (lab.after(bench, group) if _measured(one, "measure", group) else [])
-    rows += lab.movement(bench, shown, new) + lab.reported([bench.facts[i] for i in group], new.info)
-    if _measured(one, "retest", group) and group.start:
-        rows += lab.retest(bench, group.start)
-    if _measured(one, "downstream", group):
-        rows += lab.ability(bench, step) + lab.spectra(bench, shown)
-    if one.run.final and step == len(bench.facts):
-        rows += lab.final(bench)
-    prepared = EDITORS[one.run.editor].remember(bench.prepared, new.keys, bench.config)
-    state = replace(one.state, step=step, total=total, rows=one.state.rows + _at(step, rows),
-                    random_state=torch.get_rng_state(), seconds=(*one.state.seconds, seconds),
-                    elapsed=one.state.elapsed + shared + time.monotonic() - began)
-    return replace(one, lab=replace(bench, prepared=prepared), state=state)
+def record_update(active, group, update, *, rows_before, edit_seconds):
+    """Add an update to a run: its sum, its rows, its answers, and what its editor remembers."""
+    began = time.monotonic()
+    run, context, state = active.run, active.context, active.state
+    last = len(context.facts)
+    facts = [context.facts[i] for i in group]
+    torch.set_rng_state(state.random_state)
+    state.total = (state.total + update).dense()
+    measured = measure.set_measured_weights(context, state.total)
+    rows = list(rows_before)
+    if _due(run.measure_every, group, last):
+        rows += measure.rows_after(context, group)
+    rows += measure.rows_movement(context, measured, update)
+    rows += measure.rows_reported(facts, update.info)
+    if _due(run.retest_every, group, last) and group.start:
+        rows += measure.rows_retested(context, group.start)
+    if _due(run.downstream_every, group, last):
+        rows += measure.rows_ability(context, group.stop)
+        rows += measure.rows_spectra(context, measured)
+    if run.final and group.stop == last:
+        rows += measure.rows_final(context)
+    if run.answers:
+        state.answers += measure.answers(context, facts)
+    editor = EDITORS[run.editor]
+    prepared = editor.remember(context.prepared, update.keys, context.config)
+    active.context = dataclasses.replace(context, prepared=prepared)
+    state.step = group.stop
+    state.rows += _at(group.stop, rows)
+    state.random_state = torch.get_rng_state()
+    state.seconds.append(edit_seconds)
+    state.elapsed += time.monotonic() - began
 
 
-def _measured(one, name, group):
-    return _due(getattr(one.run, f"{name}_every"), group.start, group.stop, len(one.lab.facts))
+def _finish(active, together):
+    """Write a run's results and remove its checkpoint."""
+    context, state = active.context, active.state
+    cases = measure.cases(context, state) if active.run.answers else None
+    results.write(active.folder, context, state, cases=cases, head={
+        "stopped": active.failure or None, "hashes": active.identity,
+        "data": data_name(active.paths["facts"]), "together": together})
+    checkpoint.remove(active.folder / "checkpoint")
 
 
-def _due(every, before, after, last=None):
-    """True if a multiple of `every` lies in (before, after], or at the last step; never if `every` is 0."""
-    return every > 0 and (after // every > before // every or after == last)
+def _due(every, group, last=None):
+    """True if the group passes a multiple of `every` or ends at `last`; never if `every` is 0."""
+    passes = every > 0 and group.stop // every > group.start // every
+    return passes or every > 0 and group.stop == last
 
 
 def _at(step, rows):
@@ -266,21 +371,9 @@ def _at(step, rows):
     return [(step, str(row.get("fact", "")), row["metric"], float(row["value"])) for row in rows]
 
 
-def _refuse_changed(folder, identity):
-    """ValueError if the same run was begun with other inputs and never ended: they changed under it."""
-    for other in folder.parent.glob(f"{folder.name.rsplit('-', 1)[0]}-*"):
-        if other != folder and not results.status(other) and (begun := checkpoint.identity_of(other / "checkpoint")):
-            known = {name: begun.get(name) for name in identity}
-            checkpoint.check_identity(known, identity, other / "checkpoint")
-
-
-def _start_worker(threads):
-    torch.set_num_threads(threads)
-    progress.to_stderr()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent():
-    """A killed parent must not leave a worker behind that writes the run which the next start takes up."""
-    parent_process().join()
-    os._exit(1)
+# Old names, until their last users are gone.
+make = make_run
+runs = results.runs
+table = results.table
+COLUMNS = results.COLUMNS
+execute_together = execute_all

@@ -1,223 +1,261 @@
-"""A run and its unedited model in; instruments prepared once, and rows of what they show after each edit, out."""
+"""Measure a run's model: probes prepared once, and the rows of what they show after each update."""
 
 import math
 from dataclasses import dataclass, replace
 
+import pandas as pd
 import torch
 
-from editcore import fewshot as downstream
-from editcore import metrics
-from editcore import templates as contexts
-from editcore.delta import added
+from editcore import fewshot, generate, metrics, templates
+from editcore.delta import Delta, added
 from editcore.editors import EDITORS, EditorInputs, configure
-from editcore.files import read_lines
 from editcore.model import content_hash, default_device, load, max_length
-from editcore.study import run as inputs
-from editcore.study.run import Run
+from editcore.study.run import Run, check_prompts, dtype_of, read_inputs
 
 
 @dataclass(frozen=True)
-class Lab:
+class RunContext:
     """A run's model and all that is measured on it."""
 
     run: Run
-    model: torch.nn.Module      # carries the edits made so far
+    model: torch.nn.Module      # carries the edits so far; runs of a group share it
     tok: object
     config: object              # the editor's settings
-    prepared: object            # the editor's contexts and second moments, from the unedited model
+    prepared: object            # what the editor takes from the unedited model
     facts: list                 # to edit, in order
-    probes: metrics.Probes      # run.measure of these facts
     before: metrics.Probes      # run.before of these facts
-    again: metrics.Probes       # ES of these facts, for the re-tests
+    after: metrics.Probes       # run.measure of these facts
+    retest: metrics.Probes      # ES of these facts
     untouched: metrics.Probes   # ES of never-edited facts' true answers
-    tasks: tuple                # downstream.Task of each few-shot task
-    held_out: list              # texts for perplexity
-    prefixes: tuple             # texts before the rewriting prompt for "XS", () unless run.final asks it
+    tasks: tuple                # of fewshot.Task
+    held_out: list              # passages for perplexity
+    prefixes: tuple             # texts before the rewriting prompt for "XS" in run.final
     weights_hash: str           # of the unedited model
-    original: dict              # name -> (unedited value, its norm) of changed parameters; filled by `put`
+    unedited: dict              # name -> (unedited value, its norm) of parameters set so far
 
 
-def set_up(run, paths, templates, cache, shared=None):
-    """The Lab of a run; all files are read and all prompts checked here, before any edit.
+def set_up(run, paths, *, contexts=(), cache=None, shared=None):
+    """Read a run's files, check all prompts, prepare its editor and probes; nothing is edited.
 
-    paths: inputs.files(run); templates: context templates of an earlier start of the same run, () at the first;
-    cache: folder for second moments; shared: a Lab of the same model, still unedited, whose model this one uses too.
+    paths: `input_files` of the run. contexts: templates of an earlier start of the run. cache:
+    folder of second moments. shared: a RunContext whose model, still unedited, is used again.
     """
-    facts, rest = inputs.schedule(run, paths["facts"])
-    items = inputs.read_tasks(paths["tasks"], run.items) if "tasks" in paths and run.downstream_every else {}
-    held_out = read_lines(paths["held_out"], run.items) if "held_out" in paths and run.downstream_every else []
-    texts = tuple(read_lines(paths["texts"])) if "texts" in paths else ()
-    if "contexts" in paths and not templates:
-        templates = contexts.read(paths["contexts"])
+    inputs = read_inputs(run, paths)
+    facts = inputs.facts
+    if "contexts" in paths and not contexts:
+        contexts = templates.read(paths["contexts"])
     config = configure(run.editor, dict(run.settings), run.model)
-    model, tok = (shared.model, shared.tok) if shared else \
-        load(run.model, run.device or default_device(), inputs.dtype_of(run.dtype))
-    inputs.check_prompts(max_length(model), tok, facts, templates or ("{}",))
-    mirrored = [replace(one, target_new=one.target_true, target_true=one.target_new) for one in rest]
-    probes = {"probes": metrics.prepare(model, tok, facts, [name for name in run.measure if name != "greedy"]),
-              "before": metrics.prepare(model, tok, facts, run.before),
-              "again": metrics.prepare(model, tok, facts, ("ES",)),
-              "untouched": metrics.prepare(model, tok, mirrored, ("ES",))}
-    tasks = downstream.prepare(model, tok, items, run.shots, run.seed)
-    given = EditorInputs(texts, paths.get("stats"), tuple(templates), run.seed, str(cache), tuple(facts))
-    prepared = EDITORS[run.editor].prepare(model, tok, config, given)
-    prefixes = _prefixes(model, tok, facts, run, getattr(prepared, "contexts", ()))
-    return Lab(run, model, tok, config, prepared, facts, **probes, tasks=tasks, held_out=held_out, prefixes=prefixes,
-               weights_hash=shared.weights_hash if shared else content_hash(model),
-               original=shared.original if shared else {})
+    if shared:
+        model, tok = shared.model, shared.tok
+    else:
+        model, tok = load(run.model, run.device or default_device(), dtype_of(run.dtype))
+    check_prompts(tok, facts, max_length(model), templates=contexts or ("{}",))
+    mirrored = [replace(fact, target_new=fact.target_true, target_true=fact.target_new)
+                for fact in inputs.untouched]
+    teacher_forced = [name for name in run.measure if name != "greedy"]
+    before = metrics.prepare(model, tok, facts, run.before)
+    after = metrics.prepare(model, tok, facts, teacher_forced)
+    tasks = fewshot.prepare(model, tok, inputs.tasks, shots=run.shots, seed=run.seed)
+    editor = EDITORS[run.editor]
+    texts = inputs.texts
+    if editor.needs_moments and not texts and "stats" not in paths:
+        texts = tuple(generate.own_texts(model, tok, config.n_tokens, folder=cache))
+    prepared = editor.prepare(model, tok, config, EditorInputs(
+        texts=texts, moments=paths.get("stats"), contexts=tuple(contexts), seed=run.seed,
+        cache=cache and str(cache), pilot=tuple(facts)))
+    return RunContext(
+        run, model, tok, config, prepared, facts, before, after,
+        retest=metrics.prepare(model, tok, facts, ("ES",)),
+        untouched=metrics.prepare(model, tok, mirrored, ("ES",)),
+        tasks=tasks, held_out=inputs.held_out,
+        prefixes=_prefixes(model, tok, facts, run, getattr(prepared, "contexts", ())),
+        weights_hash=shared.weights_hash if shared else content_hash(model),
+        unedited=shared.unedited if shared else {})
 
 
-def put(lab, total):
-    """Give the model's parameters their unedited value plus `total`, always from the unedited value."""
+def _prefixes(model, tok, facts, run, contexts):
+    """Sample prefixes for "XS", none of them a context template; ValueError for a bad final."""
+    texts = metrics.passages(model, tok, facts, run.seed + 1) if "XS" in run.final else ()
+    prefixes = tuple(text for text in texts if text + " {}" not in contexts)
+    metrics.prepare(model, tok, facts if run.final else [], run.final, prefixes=prefixes)
+    return prefixes
+
+
+def set_weights(context, total):
+    """Give the model's parameters their unedited value plus the Delta `total`."""
+    unedited = context.unedited
     with torch.no_grad():
-        for name in lab.original.keys() - total.changes.keys():
-            lab.model.get_parameter(name).copy_(lab.original[name][0])
+        for name in unedited.keys() - total.changes.keys():
+            context.model.get_parameter(name).copy_(unedited[name][0])
         for name, change in total.changes.items():
-            weight = lab.model.get_parameter(name)
-            if name not in lab.original:
-                lab.original[name] = (weight.detach().clone(), weight.double().norm().item())
-            weight.copy_(added(lab.original[name][0], change))
+            weight = context.model.get_parameter(name)
+            if name not in unedited:
+                unedited[name] = (weight.detach().clone(), weight.double().norm().item())
+            weight.copy_(added(unedited[name][0], change))
 
 
-def show(lab, total):
-    """`put` of what is to be measured of a sum of updates, and it: the sum, unless the editor restrains it."""
-    weights = {name: lab.original[name][0] if name in lab.original else lab.model.get_parameter(name).detach()
-               for name in total.changes}
-    shown = EDITORS[lab.run.editor].finish(total, weights, lab.config)
-    put(lab, shown)
-    return shown
+def set_measured_weights(context, total):
+    """Set the weights to be measured (PRUNE clips the total first); returns their change."""
+    weights = {}
+    for name in total.changes:
+        known = context.unedited.get(name)
+        weights[name] = known[0] if known else context.model.get_parameter(name).detach()
+    measured = EDITORS[context.run.editor].finish(total, weights, context.config)
+    set_weights(context, measured)
+    return measured
 
 
-def before(lab, group):
-    """Rows of the facts with indices `group` just before they are edited."""
-    return _named("before_", metrics.evaluate(lab.model, lab.before.select(group)))
+def rows_before(context, group):
+    """Measure the facts with indices `group` just before they are edited."""
+    return _named("before_", metrics.evaluate(context.model, context.before.select(group)))
 
 
-def after(lab, group):
-    """Rows of the same facts right after their update."""
-    facts = [lab.facts[i] for i in group] if "greedy" in lab.run.measure else []
-    return metrics.evaluate(lab.model, lab.probes.select(group)) + \
-        (metrics.greedy(lab.model, lab.tok, facts, ("ES",)) if facts else [])
+def rows_after(context, group):
+    """Measure the same facts right after their update."""
+    rows = metrics.evaluate(context.model, context.after.select(group))
+    if "greedy" in context.run.measure:
+        facts = [context.facts[i] for i in group]
+        rows += metrics.greedy(context.model, context.tok, facts, ("ES",))
+    return rows
 
 
-def _prefixes(model, tok, facts, run, templates):
-    """The prefixes of run.final's "XS" on the unedited model, no editor's template among them; ValueError before any
-    edit if run.final cannot be asked."""
-    made = metrics.passages(model, tok, facts, run.seed + 1) if "XS" in run.final else ()
-    made = tuple(text for text in made if text + " {}" not in templates)
-    metrics.prepare(model, tok, facts if run.final else [], run.final, prefixes=made)
-    return made
+def rows_retested(context, n):
+    """Measure the first n edited facts again."""
+    return _named("retest_", metrics.evaluate(context.model, context.retest.select(range(n))))
 
 
-def final(lab):
-    """Rows "final_*" of run.final for all edited facts, asked once the run is over."""
-    asked = lab.model, lab.tok, lab.facts, lab.run.final
-    rows = metrics.evaluate(lab.model, metrics.prepare(*asked, prefixes=lab.prefixes))
-    if "greedy" in lab.run.final:
-        rows += metrics.greedy(*asked, prefixes=lab.prefixes)
+def rows_final(context):
+    """Measure run.final of all edited facts, once the run is over."""
+    model, tok, facts, names = context.model, context.tok, context.facts, context.run.final
+    probes = metrics.prepare(model, tok, facts, names, prefixes=context.prefixes)
+    rows = metrics.evaluate(model, probes)
+    if "greedy" in names:
+        rows += metrics.greedy(model, tok, facts, names, prefixes=context.prefixes)
     return _named("final_", rows)
 
 
-def retest(lab, n):
-    """Rows of the first n edited facts, asked again."""
-    return _named("retest_", metrics.evaluate(lab.model, lab.again.select(range(n))))
+def rows_ability(context, n):
+    """Measure what the model can do beside the n edits so far.
 
-
-def ability(lab, n):
-    """Rows of what the model can do beside the edits: few-shot tasks, perplexity, untouched facts, sampled text.
-
-    n facts have been edited; the text is sampled after the newest of them (before the first edit: after the first).
+    These are never-edited facts, few-shot tasks, perplexity, and text sampled after the newest
+    edits (before the first edit: after the first).
     """
-    run, rows = lab.run, _named("untouched_", metrics.evaluate(lab.model, lab.untouched))
-    if lab.tasks:
-        rows += downstream.evaluate(lab.model, lab.tok, lab.tasks)
-    if lab.held_out:
-        rows.append({"metric": "perplexity", "value": metrics.perplexity(lab.model, lab.tok, lab.held_out)})
+    run, model, tok = context.run, context.model, context.tok
+    rows = _named("untouched_", metrics.evaluate(model, context.untouched))
+    if context.tasks:
+        rows += fewshot.evaluate(model, tok, context.tasks)
+    if context.held_out:
+        value = metrics.perplexity(model, tok, context.held_out)
+        rows.append({"metric": "perplexity", "value": value})
     if run.generation:
-        newest = lab.facts[max(0, n - run.generation):max(n, run.generation)]
-        rows += metrics.generation(lab.model, lab.tok, newest, run.seed)
+        newest = context.facts[max(0, n - run.generation):max(n, run.generation)]
+        rows += metrics.generation(model, tok, newest, run.seed)
     return rows
 
 
-def movement(lab, total, new):
-    """Rows for every edited parameter: distance (‖ΔW‖_F / number of entries, arXiv 2401.07453), relative
-    (‖ΔW‖_F / ‖W‖_F) and update (‖·‖_F of the newest update)."""
+def rows_movement(context, total, update):
+    """Say how far each edited parameter has moved.
+
+    distance ‖ΔW‖_F / number of entries (arXiv 2401.07453), relative ‖ΔW‖_F / ‖W‖_F, and update,
+    the Frobenius norm of the newest update.
+    """
     rows = []
     for name in sorted(total.changes):
-        moved, (weight, norm) = total.norm(name), lab.original[name]
+        moved = total.norm(name)
+        weight, norm = context.unedited[name]
         values = {"distance": moved / weight.numel(), "relative": moved / norm if norm else math.inf,
-                  "update": new.norm(name) if name in new.changes else 0.0}
-        rows += [{"fact": name, "metric": metric, "value": value} for metric, value in values.items()]
+                  "update": update.norm(name) if name in update.changes else 0.0}
+        rows += [{"fact": name, "metric": key, "value": value} for key, value in values.items()]
     return rows
 
 
-def spectra(lab, total):
-    """Rows for every edited matrix: spectral norm and effective rank of its total change, its condition number."""
+def rows_spectra(context, total):
+    """Say of every edited matrix how its change and its value are spread over directions.
+
+    spectral and effective_rank are of the total change, condition of the edited matrix.
+    """
     rows = []
     for name in sorted(name for name, change in total.changes.items() if change.ndim == 2):
         change = singular_values(total.changes[name])
-        weight = singular_values(lab.model.get_parameter(name))
+        weight = singular_values(context.model.get_parameter(name))
         values = {"spectral": change[0].item(), "effective_rank": effective_rank(change),
                   "condition": (weight[0] / weight[-1]).item()}
-        rows += [{"fact": name, "metric": metric, "value": value} for metric, value in values.items()]
+        rows += [{"fact": name, "metric": key, "value": value} for key, value in values.items()]
     return rows
 
 
-def singular_values(matrix):
-    """(min(rows, columns),) float64 singular values, largest first, from the smaller Gram matrix.
+def rows_reported(facts, info):
+    """Turn the numbers that an editor reports into rows "edit_<name>".
 
-    Values under 1e-8 of the largest are rounding. All are NaN if the matrix is not finite.
+    A list as long as `facts` gives a row per fact. Times are left out: rows are the same at every
+    repetition.
+    """
+    rows = []
+    for name, value in sorted(info.items()):
+        if "seconds" in name:
+            continue
+        values = [({}, value)]
+        if isinstance(value, (list, tuple)) and len(value) == len(facts):
+            values = [({"fact": fact.case_id}, item) for fact, item in zip(facts, value)]
+        rows += [fact | {"metric": f"edit_{name}", "value": item} for fact, item in values
+                 if isinstance(item, (int, float)) and not isinstance(item, bool)]
+    return rows
+
+
+def answers(context, facts):
+    """Let the model write run.answers tokens after each fact's prompt, greedily; a list of texts."""
+    tok = context.tok
+    room = max_length(context.model) - context.run.answers
+    prompts = [fact.text if len(tok(fact.text)["input_ids"]) <= room else "" for fact in facts]
+    asked = [prompt for prompt in prompts if prompt]
+    texts = iter(generate.texts(context.model, tok, asked, context.run.answers))
+    texts = [next(texts) if prompt else "" for prompt in prompts]
+    return [text.split(tok.eos_token)[0].strip() if tok.eos_token else text.strip()
+            for text in texts]
+
+
+def cases(context, state):
+    """Return a DataFrame of the edited facts and what the model wrote about each, when.
+
+    answer_before is by the unedited model, answer_after right after the edit, answer_end after the
+    last; forgotten_at is the first re-test step at which the exact answer failed, NaN if none.
+    """
+    facts = context.facts[:state.step]
+    columns = ("case_id", "subject", "text", "target_new", "target_true", "relation")
+    table = pd.DataFrame([[getattr(fact, name) for name in columns] for fact in facts],
+                         columns=["fact", "subject", "prompt", *columns[3:]])
+    size = context.run.batch_size
+    steps = [min((index // size + 1) * size, len(context.facts)) for index in range(len(facts))]
+    set_weights(context, Delta({}))
+    unedited = answers(context, facts)
+    set_measured_weights(context, state.total)
+    failed = {}
+    for step, fact, metric, value in state.rows:
+        if metric == "retest_ES_exact" and value < 1:
+            failed.setdefault(fact, step)
+    table["fact"] = table["fact"].astype(str)
+    return table.assign(step=steps, answer_before=unedited, answer_after=state.answers,
+                        answer_end=answers(context, facts),
+                        forgotten_at=table["fact"].map(failed).astype(float))
+
+
+def singular_values(matrix):
+    """Return (min(rows, columns),) float64 singular values, largest first.
+
+    They are from the smaller Gram matrix: values under 1e-8 of the largest are rounding. All are
+    NaN if the matrix is not finite: a model far gone is measured, not refused.
     """
     wide = matrix.detach().double()
     gram = wide @ wide.T if wide.shape[0] <= wide.shape[1] else wide.T @ wide
-    if not torch.isfinite(gram).all():      # a model far gone is measured, not refused
+    if not torch.isfinite(gram).all():
         return torch.full_like(gram[0], math.nan)
     return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).sqrt()
 
 
 def effective_rank(values):
-    """exp of the entropy of singular values scaled to sum 1 (Roy and Vetterli 2007); 0 for a zero matrix."""
+    """exp of the entropy of singular values scaled to sum 1 (Roy and Vetterli 2007), or 0."""
     total = values.sum()
     return torch.special.entr(values / total).sum().exp().item() if total != 0 else 0.0
-
-
-def reported(facts, info):
-    """Rows "edit_<name>" of the numbers that an editor reports: one a fact where its list is as long as `facts`."""
-    rows = []
-    for name, value in sorted(info.items()):
-        if isinstance(value, (list, tuple)) and len(value) == len(facts):
-            rows += [{"fact": one.case_id, "metric": f"edit_{name}", "value": item}
-                     for one, item in zip(facts, value) if _is_number(item)]
-        elif _is_number(value):
-            rows.append({"metric": f"edit_{name}", "value": value})
-    return [row for row in rows if "seconds" not in row["metric"]]     # rows are the same at every repetition
-
-
-def update(lab, facts):
-    """The dense Delta of one update of the present model; ValueError if it is not finite."""
-    return checked(EDITORS[lab.run.editor].edit(lab.model, lab.tok, facts, lab.config, lab.prepared))
-
-
-def update_together(labs, groups, totals):
-    """One update of each of several runs that share a model, which is unedited now: a Delta each, in the same passes.
-
-    groups: the facts of each run's update; totals: the sum of each run's updates so far.
-    """
-    one, prepared = labs[0], [each.prepared for each in labs]
-    editor = EDITORS[one.run.editor]
-    return editor.edit_groups(one.model, one.tok, groups, one.config, prepared=prepared, current=totals)
-
-
-def checked(new):
-    """The Delta, dense and in the order of names; ValueError if it is not finite."""
-    new = new.dense()
-    if not new.is_finite():
-        raise ValueError("the update is not finite")
-    return replace(new, changes={name: new.changes[name] for name in sorted(new.changes)})
-
-
-def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _named(prefix, rows):

@@ -50,7 +50,7 @@ def table(source="results/runs", **filters):
     Columns: run, model, editor, data, seed, order, batch_size, settings (as text, "" where
     none is given), step (edits so far), fact (case id or parameter name), metric, value.
     """
-    return _tables("rows.parquet", source, filters)
+    return _tables("rows.parquet", source, filters, required=True)
 
 
 def cases(source="results/runs", **filters):
@@ -60,7 +60,7 @@ def cases(source="results/runs", **filters):
     relation, step, answer_before, answer_after, answer_end, forgotten_at (the first re-test
     step at which the edit failed, NaN if it never did). Runs without such a file are left out.
     """
-    return _tables("cases.parquet", source, filters)
+    return _tables("cases.parquet", source, filters, required=False)
 
 
 def status(folder):
@@ -75,24 +75,20 @@ def _run_files(source):
     return [Path(folder) / "run.json" for folder in dict.fromkeys(source)]
 
 
-def _tables(name, source, filters):
+def _tables(name, source, filters, *, required):
     """Return the files `name` of the runs below each other, each with its run's parameters."""
     chosen = set(runs(source, **filters)["run"])
-    parts = []
+    parts = [pd.DataFrame(columns=[*COLUMNS[:5], *FROM_RUN, *COLUMNS[5:]])]
     for path in _run_files(source):
         record = _flat(read_json(path))
-        if record["run"] not in chosen or not (path.parent / name).exists() and name != "rows.parquet":
-            continue
-        part = _read(path.parent / name)
-        settings = ", ".join(f"{key}={value}" for key, value in record["settings"])
-        extra = {"order": record["order"], "batch_size": record["batch_size"],
-                 "settings": settings}
-        for column, value in extra.items():
-            part.insert(part.columns.get_loc("seed") + 1 + list(extra).index(column), column, value)
-        parts.append(part)
-    if not parts:
-        return pd.DataFrame(columns=[*COLUMNS[:5], *FROM_RUN, *COLUMNS[5:]])
-    return pd.concat(parts, ignore_index=True)
+        if record["run"] in chosen and (required or (path.parent / name).exists()):
+            part = _read(path.parent / name)
+            part.insert(5, "order", record["order"])
+            part.insert(6, "batch_size", record["batch_size"])
+            settings = [f"{key}={value}" for key, value in record["settings"]]
+            part.insert(7, "settings", ", ".join(settings))
+            parts.append(part)
+    return pd.concat(parts[1:] or parts, ignore_index=True)
 
 
 def _read(path):
@@ -103,24 +99,28 @@ def _read(path):
                          "run again") from error
 
 
-def write(lab, state, folder, head):
-    """Write rows.parquet, then run.json, which marks the run as done.
+def write(folder, context, state, *, cases, head):
+    """Write rows.parquet and cases.parquet, then run.json, which marks the run as done.
 
-    head: {"stopped": None or why, "hashes", "data", "together": runs that shared their passes}.
+    context, state: the run's RunContext and RunState at its end. cases: `measure.cases` or None.
+    head: more entries of run.json; {"stopped": None or why, "data", "hashes", "together"} at least.
     """
-    run = lab.run
-    rows = checkpoint.frame(state.rows).assign(
-        run=folder.name, model=short_name(run.model), editor=run.editor,
-        data=head["data"], seed=run.seed)
+    run = context.run
+    common = {"run": folder.name, "model": short_name(run.model), "editor": run.editor,
+              "data": head["data"], "seed": run.seed}
+    rows = checkpoint.frame(state.rows).assign(**common)
     with atomic(folder / "rows.parquet") as tmp:
         rows[COLUMNS].to_parquet(tmp, index=False)
-    device = next(lab.model.parameters()).device
+    if cases is not None:
+        with atomic(folder / "cases.parquet") as tmp:
+            cases.assign(**common)[[*common, *cases.columns]].to_parquet(tmp, index=False)
+    device = next(context.model.parameters()).device
     write_json(folder / "run.json", {
         "run": folder.name, "status": "stopped" if head["stopped"] else "finished", **head,
-        "parameters": dataclasses.asdict(run), "config": dataclasses.asdict(lab.config),
+        "parameters": dataclasses.asdict(run), "config": dataclasses.asdict(context.config),
         "edits": state.step, "seconds": state.elapsed,
         "seconds_per_edit": sum(state.seconds) / max(1, state.step),
-        "update_seconds": [round(one, 4) for one in state.seconds],
+        "update_seconds": [round(seconds, 4) for seconds in state.seconds],
         "contexts": list(state.contexts),
         "peak_memory": peak_memory(device) or _resident(), "device": str(device),
         "threads": torch.get_num_threads(), **_software()})

@@ -1,4 +1,4 @@
-"""A run's parameters in; its checked files, their hashes, and the facts, texts and task items read from them out."""
+"""Say what a run of the study is: its parameters, their checks, its files and its id."""
 
 import dataclasses
 import hashlib
@@ -10,203 +10,214 @@ from pathlib import Path
 import torch
 
 from editcore import facts as records
-from editcore.fewshot import balanced, read_items
-from editcore.fewshot_tasks import TASKS
-from editcore.files import sha256, sha256_text
-from editcore.model import resolve
+from editcore.editors import EDITORS, configure
+from editcore.fewshot import read_tasks
+from editcore.files import read_lines, sha256, sha256_text
+from editcore.model import files_hash, resolve
 from editcore.tokens import check_lengths, encode, target_ids
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-FORMAT = 2      # raise it when the meaning of the rows changes: runs made before then get another id
-# What lies beside a local model folder is taken when the run names no file of its own.
+FORMAT = 2      # raise it when the meaning of the rows changes: earlier runs get another id
+# What lies beside a local model's folder is taken when the run names no file of its own.
 BESIDE = {"facts": "facts.json", "texts": "texts.txt", "held_out": "held_out.txt", "tasks": "tasks"}
+NOT_IN_ID = ("checkpoint_every",)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the study: which facts are edited into which model, how, and what is measured when.
+    """One run: which facts are edited into which model, how, and what is measured when.
 
-    All intervals count edited facts (n), also when an update carries several; 0 switches the measurement off.
+    All intervals count edited facts (n), also when an update carries many; 0 switches the
+    measurement off.
     """
 
     model: str = "pocket"           # "pocket", a model folder, or a Hugging Face name
     facts: str = ""                 # facts file; "" = facts.json beside the model
     editor: str = "rome"            # a key of EDITORS
-    settings: tuple = ()            # (field, value) pairs that replace the editor's published settings
-    batch_size: int = 1             # facts an update
+    settings: tuple = ()            # (field, value) pairs that replace published settings
+    batch_size: int = 1             # facts per update
     n_edits: int = 200              # facts edited in all; 0 = all there are
     order: int = 0                  # key of facts.order; -1 = the file's order
     leave_out: tuple = ()           # case ids that are never edited
-    seed: int = 0                   # of context templates, few-shot examples, samples and sampled text
-    measure: tuple = ("ES", "PS", "NS")     # metrics of the facts of an update, right after it
+    seed: int = 0                   # of context templates, few-shot examples, samples, texts
+    measure: tuple = ("ES", "PS", "NS")     # metrics of an update's facts, right after it
     before: tuple = ("ES",)         # metrics of the same facts just before it
     final: tuple = ()               # metrics of all edited facts, once after the last edit
     measure_every: int = 1          # edits between these measurements
     retest_every: int = 20          # edits between re-tests of all earlier edits
-    downstream_every: int = 20      # edits between few-shot tasks, perplexity, untouched facts and spectra
-    items: int = 100                # items a few-shot task, and held-out passages; 0 = all in the files
+    downstream_every: int = 20      # edits between tests of what else the model can do
+    items: int = 100                # items per few-shot task, and held-out passages; 0 = all
     shots: int = 2                  # solved examples before each item
     untouched: int = 100            # never-edited facts whose true answer is followed
-    generation: int = 0             # newest edits whose sampled text's entropy is taken, with downstream
-    checkpoint_every: int = 50      # edits between checkpoints (not part of the run's identity)
-    texts: str = ""                 # text file, one passage a line, for C; "" = texts.txt beside the model
-    stats: str = ""                 # safetensors file with ready C; "" = computed from texts
-    contexts: str = ""              # JSON file of context templates; "" = sampled from the unedited model
-    held_out: str = ""              # text file, one passage a line, for perplexity; "" = held_out.txt beside the model
-    tasks: str = ""                 # folder of sst2.json … in GLUE's layout; "" = tasks beside the model
+    generation: int = 0             # newest edits whose sampled text's entropy is taken
+    checkpoint_every: int = 50      # edits between checkpoints (not part of the run's id)
+    texts: str = ""                 # text file for second moments; "" = texts.txt beside the model
+    stats: str = ""                 # file of second moments; "" = computed from texts
+    contexts: str = ""              # JSON file of context templates; "" = sampled
+    held_out: str = ""              # text file for perplexity; "" = held_out.txt beside the model
+    tasks: str = ""                 # folder of sst2.json, ...; "" = tasks beside the model
     dtype: str = "float32"          # of the weights
     device: str = ""                # "" = a GPU when there is one
+    answers: int = 6                # tokens of the answers kept in cases.parquet; 0 = no such file
 
 
-def make(**words):
-    """A Run of keyword words, type-checked; ValueError names an unknown or mistyped parameter and lists the known."""
-    fields = {field.name: type(field.default) for field in dataclasses.fields(Run)}
+@dataclass(frozen=True)
+class RunInputs:
+    """What is read from a run's files."""
+
+    facts: list         # to edit, in order
+    untouched: list     # facts that are never edited
+    tasks: dict         # {task: few-shot items}
+    held_out: list      # passages for perplexity
+    texts: tuple        # passages for second moments
+
+
+def make_run(**words):
+    """Return the Run of these parameters; ValueError names an unknown or mistyped one."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Run)}
+    values = {}
     for name, value in words.items():
-        if name not in fields:
-            raise ValueError(f"run: unknown parameter {name!r}; known are {', '.join(fields)}")
-        wanted = (tuple, list, dict)[:3 if name == "settings" else 2] if fields[name] is tuple else fields[name]
-        if isinstance(value, bool) or not isinstance(value, wanted):
-            raise ValueError(f"run: {name} must be {fields[name].__name__}, found {value!r}")
-    return check(Run(**{name: _frozen(value) for name, value in words.items()}))
+        if name not in defaults:
+            raise ValueError(f"run: unknown parameter {name!r}; known are {', '.join(defaults)}")
+        kind = type(defaults[name])
+        kinds = {tuple: (tuple, list, dict) if name == "settings" else (tuple, list)}
+        if isinstance(value, bool) or not isinstance(value, kinds.get(kind, kind)):
+            raise ValueError(f"run: {name} must be {kind.__name__}, found {value!r}")
+        values[name] = _frozen(value)
+    return check_run(Run(**values))
 
 
-def check(run):
-    """The Run itself if its numbers make sense; else a ValueError that names the parameter."""
-    for name in ("batch_size", "checkpoint_every"):
-        if getattr(run, name) < 1:
-            raise ValueError(f"run: {name} must be at least 1, found {getattr(run, name)}")
-    for name in ("n_edits", "measure_every", "retest_every", "downstream_every", "untouched", "items", "shots",
-                 "generation"):
-        if getattr(run, name) < 0:
-            raise ValueError(f"run: {name} must not be negative, found {getattr(run, name)}")
+def check_run(run):
+    """Return the Run if its numbers make sense; else ValueError names the parameter."""
+    for field in dataclasses.fields(Run):
+        value = getattr(run, field.name)
+        least = {"batch_size": 1, "checkpoint_every": 1, "order": -1}.get(field.name, 0)
+        if isinstance(field.default, int) and field.name != "seed" and value < least:
+            sense = f"at least {least}" if least else "not negative"
+            raise ValueError(f"run: {field.name} must be {sense}, found {value}")
     dtype_of(run.dtype)
-    if run.order < -1:
-        raise ValueError(f"run: order must be -1 or more, found {run.order}")
-    if any(not isinstance(pair, tuple) or len(pair) != 2 for pair in run.settings):
+    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in run.settings):
         raise ValueError(f"run: settings must be (name, value) pairs, found {run.settings!r}")
     return run
 
 
-def data_name(path):
-    """A facts file's name as it appears in rows: its stem, or its folder's name if it is called facts.json."""
-    return path.resolve().parent.name if path.stem == "facts" else path.stem
-
-
-def files(run):
-    """{"facts", "texts", …: Path} of the run's input files, each checked to be there; left out where there is none.
-
-    FileNotFoundError names the parameter and the file.
-    """
-    place, found = Path(resolve(run.model)), {}
-    for name in ("facts", "texts", "stats", "contexts", "held_out", "tasks"):
-        given = getattr(run, name)
-        path = Path(given) if given else place / BESIDE.get(name, "none") if name in BESIDE else None
-        if path is not None and path.exists():
-            found[name] = path
-        elif given or name == "facts":
-            raise FileNotFoundError(f"run: {name}: {path}: no such file")
-    return found
-
-
-def check_editor(run, editor, paths):
-    """ValueError if the Editor changes no weights, or needs second moments and there is nothing to take them from."""
-    if editor.makes_patch:
-        raise ValueError(f"run: {run.editor} edits beside the weights, but runs of many edits know weights only")
-    if editor.needs_moments and not {"texts", "stats"} & set(paths):
-        raise ValueError(f"run: {run.editor} needs second moments of the keys of {run.model}: give texts (a text file "
-                         "to compute them from) or stats (a file of them)")
-
-
-def hashes(paths):
-    """{name: SHA-256} of files; of a folder, over its JSON files' names and contents."""
-    return {name: sha256_text(*(part for file in sorted(path.glob("*.json")) for part in (file.name, sha256(file))))
-            if path.is_dir() else sha256(path) for name, path in paths.items()}
-
-
-def model_files_hash(name):
-    """SHA-256 over a local model's configuration, tokenizer and weight files; of the name itself for a remote one.
-
-    It tells two models apart without loading them; `model.content_hash` of the loaded weights is checked as well.
-    """
-    place = Path(resolve(name))
-    kept = [path for pattern in ("config.json", "tokenizer*", "vocab.json", "merges.txt", "*.safetensors")
-            for path in sorted(place.glob(pattern))]
-    return sha256_text(*(part for path in kept for part in (path.name, sha256(path)))) if kept else sha256_text(name)
-
-
 def dtype_of(name):
-    """The torch dtype of a name; ValueError lists those that models are loaded in."""
+    """Return the torch dtype of a name; ValueError lists those that models are loaded in."""
     if name not in DTYPES:
         raise ValueError(f"dtype {name!r}: choose one of {', '.join(DTYPES)}")
     return getattr(torch, name)
 
 
-def run_id(run, contents):
-    """"<editor>-<parameters>-<contents>": equal parameters and inputs give the same short id on every machine.
+def input_files(run):
+    """Check a run and return {"facts", "texts", ...: Path} of its files, without those it lacks.
 
-    Only parameters that are not at their default count, so that a new parameter leaves finished runs valid.
-    contents: {name: hash} of the model's files and of the input files.
+    FileNotFoundError or ValueError names the parameter and what is wrong with it.
     """
-    known = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)
-             if field.name != "checkpoint_every" and getattr(run, field.name) != field.default}
-    parameters = hashlib.sha256(json.dumps([FORMAT, known], sort_keys=True).encode()).hexdigest()
-    return f"{run.editor}-{parameters[:8]}-{sha256_text(json.dumps(contents, sort_keys=True))[:8]}"
+    check_run(run)
+    configure(run.editor, dict(run.settings), run.model)
+    if EDITORS[run.editor].makes_patch:
+        raise ValueError(f"run: {run.editor} edits beside the weights, but runs of many edits "
+                         "know weights only")
+    paths = {}
+    for name in ("facts", "texts", "stats", "contexts", "held_out", "tasks"):
+        wanted = getattr(run, name)
+        path = Path(wanted or Path(resolve(run.model)) / BESIDE.get(name, "-"))
+        if path.exists():
+            paths[name] = path
+        elif wanted:
+            raise FileNotFoundError(f"run: {name}: {path}: no such file")
+    if "facts" not in paths:
+        raise FileNotFoundError(f"run: facts: give a facts file; there is no {BESIDE['facts']} "
+                                f"beside model {run.model!r}, or no such model")
+    return paths
+
+
+def input_hashes(run, paths):
+    """Return {name: SHA-256} of the model's files and of a run's `input_files`."""
+    hashes = {"the model's files": files_hash(run.model)}
+    for name, path in paths.items():
+        files = sorted(path.glob("*.json")) if path.is_dir() else []
+        parts = [part for file in files for part in (file.name, sha256(file))]
+        hashes[name] = sha256_text(*parts) if path.is_dir() else sha256(path)
+    return hashes
+
+
+def run_id(run, hashes):
+    """Return "<editor>-<parameters>-<contents>", the same on every machine for equal inputs.
+
+    Only parameters that are not at their default count, so that a new parameter leaves finished
+    runs valid. hashes: `input_hashes`.
+    """
+    special = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)
+               if getattr(run, field.name) != field.default and field.name not in NOT_IN_ID}
+    parameters = json.dumps([FORMAT, special], sort_keys=True).encode()
+    contents = sha256_text(json.dumps(hashes, sort_keys=True))
+    return f"{run.editor}-{hashlib.sha256(parameters).hexdigest()[:8]}-{contents[:8]}"
+
+
+def data_name(path):
+    """Return a facts file's name in rows: its stem, or its folder's if it is facts.json."""
+    return path.resolve().parent.name if path.stem == "facts" else path.stem
+
+
+def read_inputs(run, paths):
+    """Read a run's files into RunInputs; ValueError names what is damaged."""
+    facts, untouched = schedule(run, paths["facts"])
+    downstream = run.downstream_every > 0
+    tasks = read_tasks(paths["tasks"], run.items) if downstream and "tasks" in paths else {}
+    wanted = downstream and "held_out" in paths
+    held_out = read_lines(paths["held_out"], run.items) if wanted else []
+    texts = tuple(read_lines(paths["texts"])) if "texts" in paths else ()
+    return RunInputs(facts, untouched, tasks, held_out, texts)
 
 
 def schedule(run, path):
-    """(facts to edit in order, facts never to be edited) of a facts file: one fact a subject, the run's order.
+    """Return (facts to edit in order, facts never to be edited) of a facts file.
 
-    The untouched facts are drawn from those left over with the run's seed; they have a true answer.
+    One fact per subject, in the run's order. The untouched facts have a true answer and are drawn
+    from those that are left over, with the run's seed.
     """
     every = records.read_facts(path)
     ordered = records.one_per_subject(every) if run.order < 0 else records.order(every, run.order)
-    out = {str(case_id) for case_id in run.leave_out}
-    if missing := out - {str(one.case_id) for one in every}:
-        raise ValueError(f"run: leave_out names {sorted(missing)[0]!r}, which is not in {path}")
-    ordered = [one for one in ordered if str(one.case_id) not in out]
+    left_out = {str(case_id) for case_id in run.leave_out}
+    if unknown := left_out - {str(fact.case_id) for fact in every}:
+        raise ValueError(f"run: leave_out names {min(unknown)!r}, which is not in {path}")
+    ordered = [fact for fact in ordered if str(fact.case_id) not in left_out]
     if run.n_edits > len(ordered):
-        raise ValueError(f"run: n_edits is {run.n_edits}, but {path} has {len(ordered)} facts with different subjects")
-    edited = ordered[:run.n_edits or len(ordered)]
-    rest = [one for one in ordered[len(edited):] if one.target_true]
-    return edited, random.Random(run.seed).sample(rest, min(run.untouched, len(rest)))
+        raise ValueError(f"run: n_edits is {run.n_edits}, but {path} has {len(ordered)} facts with "
+                         "different subjects")
+    n_edits = run.n_edits or len(ordered)
+    others = [fact for fact in ordered[n_edits:] if fact.target_true]
+    untouched = random.Random(run.seed).sample(others, min(run.untouched, len(others)))
+    return ordered[:n_edits], untouched
 
 
-def check_prompts(model_limit, tok, facts, templates=("{}",)):
-    """ValueError naming the record if a prompt with its target is longer than the model, or has no tokens for it.
+def check_prompts(tok, facts, limit, *, templates=("{}",)):
+    """ValueError naming the record if a prompt with its target is longer than `limit` tokens.
 
-    templates: contexts put around the rewriting prompt by the editor.
+    templates: contexts that the editor puts around the rewriting prompt.
     """
     longest = max(templates, key=lambda template: len(tok(template)["input_ids"]))
-    for one in facts:
+    for fact in facts:
+        label = f"record {fact.case_id}"
         try:
-            room = max(len(target_ids(tok, target)) for target in (one.target_new, one.target_true or one.target_new))
+            targets = (fact.target_new, fact.target_true or fact.target_new)
+            room = max(len(target_ids(tok, target)) for target in targets)
         except ValueError as error:
-            raise ValueError(f"record {one.case_id}: {error}") from error
-        prompts = [longest.replace("{}", one.text), *one.paraphrases, *one.neighbours]
-        check_lengths(encode(tok, prompts), [f"record {one.case_id}: prompt {p[:60]!r}" for p in prompts],
-                      model_limit - room)
-
-
-def read_tasks(folder, limit=0):
-    """{task: items} of the known tasks' JSON files in a folder; with a limit, so many items, as many of each label."""
-    paths = {name: Path(folder) / f"{name}.json" for name in TASKS}
-    found = {name: read_items(path, name) for name, path in paths.items() if path.is_file()}
-    if not found:
-        raise ValueError(f"{folder}: none of {', '.join(path.name for path in paths.values())} is in it")
-    return {name: balanced(items, limit) if 0 < limit < len(items) else items for name, items in found.items()}
+            raise ValueError(f"{label}: {error}") from error
+        prompts = [longest.replace("{}", fact.text), *fact.paraphrases, *fact.neighbours]
+        labels = [f"{label}: prompt {prompt[:60]!r}" for prompt in prompts]
+        check_lengths(encode(tok, prompts), labels, limit - room)
 
 
 def _frozen(value):
     """Lists and dicts as tuples, so that a Run can be hashed and compared."""
     if isinstance(value, dict):
         return tuple((name, _frozen(item)) for name, item in value.items())
-    return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
-# The new names; the old ones go with their last users.
-make_run, check_run, input_files = make, check, files
-
-
-def input_hashes(run, paths):
-    """{name: SHA-256} of the model's files and of the run's input files."""
-    return {"the model's files": model_files_hash(run.model)} | hashes(paths)
+# Old names, until their last users are gone.
+make = make_run
+check = check_run
+files = input_files

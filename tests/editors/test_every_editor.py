@@ -18,7 +18,7 @@ from editcore.hooks import run
 from editcore.model import content_hash
 from editcore.model import load as load_model
 from editcore.study import loop
-from editcore.study.run import make as make_run
+from editcore.study.run import make_run
 
 FAMILIES = ["gpt2", "llama", "gptj", "gpt_neox", "mistral", "qwen2", "qwen3"]
 

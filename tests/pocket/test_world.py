@@ -8,7 +8,7 @@ import pytest
 
 import items
 import world
-from editcore import facts, fewshot_tasks
+from editcore import facts, fewshot
 
 DATA = Path(__file__).parents[2] / "data" / "pocket"
 
@@ -113,7 +113,7 @@ def test_a_broken_world_file_is_named(tmp_path):
 
 def test_items_are_balanced_distinct_and_solvable_by_construction(pocket):
     by_task = items.held_out_items(pocket.table)
-    assert set(by_task) == set(fewshot_tasks.TASKS)
+    assert set(by_task) == set(fewshot.TASKS)
     for rows in by_task.values():
         assert Counter(row["label"] for row in rows) == {0: 100, 1: 100}
         assert len({items.item_key(row) for row in rows}) == 200

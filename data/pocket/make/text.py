@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import items
-from editcore import fewshot_tasks as fewshot
+from editcore import fewshot
 from world import KINDS, Probe, Triple, World, read_table, statements
 
 

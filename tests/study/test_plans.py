@@ -1,0 +1,123 @@
+"""Plans list the runs that were planned before, and say what has become of them."""
+
+import dataclasses
+import json
+
+import pandas as pd
+import pytest
+
+from editcore.study import loop, plans, results
+from editcore.study.run import Run, make_run, run_id
+
+
+@pytest.fixture
+def quick(place):
+    """Parameters of quick runs of two edits on a tiny model."""
+    return {"model": str(place), "n_edits": 2, "items": 2, "untouched": 2, "downstream_every": 0,
+            "settings": {"rome": {"layer": 1, "steps": 2}}, "final": ("ES",)}
+
+
+def test_ids_of_published_plans_stay():
+    ids = {name: [run_id(run, {})[:-9] for run in plan()] for name, plan in plans.PLANS.items()}
+    assert ids["orders"][:3] == ["rome-738f3246", "rome-26c146fb", ids["methods"][10]]
+    assert ids["methods"][2:5] == ["r-rome-2d3e02d8", "r-rome-0a0feff0", "p-rome-1e0db6d0"]
+    assert {name: len(runs) for name, runs in ids.items()} == {
+        "orders": 6, "methods": 24, "conventions": 6, "batches": 8, "lambdas": 5, "layers": 7,
+        "tokens": 6}
+
+
+def test_plans_share_their_runs():
+    orders = set(plans.orders())
+    assert orders <= set(plans.methods()) and set(plans.conventions()) <= set(plans.methods())
+    for name in ("lambdas", "layers", "tokens", "batches"):
+        assert set(plans.methods()) & set(plans.PLANS[name]()), name
+    assert all(run.final and run.n_edits == 120 for run in orders)
+
+
+def test_options_and_settings_reach_the_runs():
+    settings = {"rome": {"layer": 1, "steps": 40}, "memit": {"lambda": 2.0}}
+    runs = plans.orders("pocket", ["rome", "memit"], orders=[3], settings=settings, n_edits=9,
+                        seed=4)
+    assert [run.editor for run in runs] == ["rome", "memit"]
+    assert all((run.order, run.n_edits, run.seed) == (3, 9, 4) for run in runs)
+    assert runs[0].settings == (("layer", 1),)      # 40 steps are the published ones
+    assert runs[1].settings == (("lambda_", 2.0),)
+    factors = plans.lambdas(settings=settings, factors=(1, 10))
+    assert [dict(run.settings)["lambda_"] for run in factors] == [2.0, 20.0]
+    sizes = plans.batches(editors=["memit"], sizes=(1, 4), n_edits=4)
+    assert [run.batch_size for run in sizes] == [1, 4]
+    with pytest.raises(ValueError, match="unknown parameter 'n_edit'"):
+        plans.orders(n_edit=5)
+    with pytest.raises(ValueError, match="rome has no setting 'leyer'"):
+        plans.orders(settings={"rome": {"leyer": 5}})
+
+
+def test_status_says_what_is_there(quick, tmp_path):
+    runs = plans.orders(editors=["rome"], orders=(0, 1, 2), **quick)
+    assert list(plans.status(runs, tmp_path)["status"]) == ["missing"] * 3
+    folder = loop.execute(runs[1], tmp_path)
+    begun = tmp_path / plans.status(runs, tmp_path)["run"][2] / "checkpoint"
+    begun.mkdir(parents=True)
+    (begun / "checkpoint.json").write_text("{}")
+    table = plans.status([*runs, runs[0]], tmp_path)
+    assert list(table["status"]) == ["missing", "finished", "begun"]
+    assert table["run"][1] == folder.name and list(table["order"]) == [0, 1, 2]
+
+
+# ── tables of what runs left ────────────────────────────────────────────────────────────────────
+
+@pytest.fixture
+def folders(quick, tmp_path):
+    """Three finished runs of two edits; the last of other settings."""
+    runs = plans.orders(editors=["rome"], **quick)
+    other = dataclasses.replace(runs[0], seed=1, batch_size=2,
+                                settings=(("layer", 2), ("steps", 2)))
+    return loop.execute_all([*runs, other], tmp_path)
+
+
+def test_tables_choose_runs(folders, tmp_path):
+    assert results.table(tmp_path)["run"].nunique() == 3
+    assert set(results.table(tmp_path, seed=1)["seed"]) == {1}
+    assert results.table(tmp_path, order=[1], seed=0)["run"].unique() == [folders[1].name]
+    assert results.table(tmp_path, seed=9).empty and results.table(tmp_path / "none").empty
+    with pytest.raises(ValueError, match="no 'sede' to choose by"):
+        results.table(tmp_path, sede=1)
+
+
+def test_tables_of_folders(folders):
+    made = results.runs(folders[1:])
+    assert list(made["run"]) == [folder.name for folder in folders[1:]]
+    assert list(made["layer"]) == [1, 2] and list(made["steps"]) == [2, 2]      # the editor's
+    assert list(made["status"]) == ["finished"] * 2 and made["seconds_per_edit"].gt(0).all()
+    table = results.table([folders[2], folders[0], folders[0]])
+    assert list(table["run"].unique()) == [folders[2].name, folders[0].name]
+    assert list(table.columns) == ["run", "model", "editor", "data", "seed", "order", "batch_size",
+                                   "settings", "step", "fact", "metric", "value"]
+    assert list(table["settings"].unique()) == ["layer=2, steps=2", "layer=1, steps=2"]
+    rows = pd.read_parquet(folders[0] / "rows.parquet")
+    pd.testing.assert_frame_equal(table[table["run"] == folders[0].name][results.COLUMNS]
+                                  .reset_index(drop=True), rows, check_exact=True)
+    assert len(results.cases(folders)) == 6
+
+
+def test_runs_of_before_have_the_parameters_of_today(folders):
+    path = folders[0] / "run.json"
+    record = json.loads(path.read_text())
+    del record["parameters"]["answers"]
+    path.write_text(json.dumps(record))
+    (folders[0] / "cases.parquet").unlink()
+    assert list(results.runs(folders[:1])["answers"]) == [Run().answers]
+    assert len(results.cases(folders)) == 4
+
+
+def test_tables_name_a_damaged_file(folders, tmp_path):
+    (folders[0] / "rows.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=f"{folders[0].name}/rows.parquet: missing or damaged"):
+        results.table(tmp_path)
+    (folders[0] / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="run.json: not valid JSON"):
+        results.table(tmp_path)
+
+
+def test_defaults_make_the_default_run():
+    assert make_run() == Run()
