@@ -78,7 +78,8 @@ def test_measure_is_the_serial_full_forward_version(shape, max_tokens, facts, re
                               target_new="New Delhi", target_true="Rome", neighbours=("Sue Oakes lies in",),
                               portability=(("x", "Farrow is a city of", ("Oslo", "San Marino")),))]
     model = knowing(model, tok, facts[5])
-    found = table(metrics.measure(model, tok, facts, ALL, max_tokens))
+    found = table(metrics.evaluate(model, metrics.prepare(
+        model, tok, facts, ALL, max_tokens=max_tokens)))
     expected = oracle(copy.deepcopy(model).double(), tok, facts)
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert found["six", "ES_exact"] == found["six", "NS_exact"] == found["six", "PO_exact"] == 1
@@ -171,11 +172,11 @@ def test_a_tie_and_a_broken_model_fail(gpt2, facts):
     one_piece = [f for f in facts if len(target_ids(tok, f.target_new)) == len(target_ids(tok, f.target_true)) == 1]
     model.get_output_embeddings().weight.zero_()   # all tokens equally likely
     rows = metrics.measure(model, tok, one_piece)
-    assert {row["value"] for row in rows if row["metric"] in metrics.ASKED} == {0.0}
+    assert {row["value"] for row in rows if row["metric"] in metrics.DEFAULT} == {0.0}
     assert {row["value"] for row in rows if row["metric"].endswith("_prob")} == {0.0}
     model.get_output_embeddings().weight.fill_(float("nan"))
     rows = metrics.measure(model, tok, facts)
-    assert {row["value"] for row in rows if row["metric"] in metrics.ASKED} == {0.0}
+    assert {row["value"] for row in rows if row["metric"] in metrics.DEFAULT} == {0.0}
     assert all(math.isnan(row["value"]) for row in rows if row["metric"].endswith("_prob"))
 
 
@@ -192,7 +193,7 @@ def test_one_error_before_any_work(gpt2, facts):
                 paraphrases=("the river " * 60,))
     broken = copy.deepcopy(model)
     broken.forward = broken.base_model.forward = None     # any work would fail otherwise
-    for what in (metrics.ASKED, ("PS", "greedy")):
+    for what in (metrics.DEFAULT, ("PS", "greedy")):
         with pytest.raises(ValueError, match="record x9: 24. tokens.*at most 64"):
             metrics.measure(broken, tok, [*facts, long], what)
     with pytest.raises(ValueError, match="metric 'EX': choose some of ES, PS, NS, XS, PO, greedy"):
@@ -302,7 +303,7 @@ def test_perplexity_is_that_of_each_block_alone(shape, texts, request):
         if len(block) > 1:
             logits = model(input_ids=torch.tensor([block])).logits[0, :-1].double()
             losses += torch.nn.functional.cross_entropy(logits, torch.tensor(block[1:]), reduction="none").tolist()
-    assert metrics.perplexity(model, tok, texts, 24) == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
-    assert metrics.perplexity(model, tok, texts) == metrics.perplexity(model, tok, texts, 64)   # the model's limit
+    assert metrics.perplexity(model, tok, texts, length=24) == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
+    assert metrics.perplexity(model, tok, texts) == metrics.perplexity(model, tok, texts, length=64)   # the model's limit
     with pytest.raises(ValueError, match="at least two"):
         metrics.perplexity(model, tok, [])

@@ -9,8 +9,7 @@ import torch
 from conftest import byte_tokenizer, make
 from sklearn.metrics import f1_score
 
-from editcore import fewshot as downstream
-from editcore import fewshot_tasks as tasks
+from editcore import fewshot
 from editcore.fewshot import INVALID
 from editcore.tokens import target_ids
 
@@ -59,7 +58,7 @@ def oracle(model, tok, prompts, words):
         ids = tok(prompt)["input_ids"]
         said = greedy_ids(model, ids, max(3, *map(len, labels)))
         begun = [i for i, label in enumerate(labels) if said[:len(label)] == label]
-        greedy.append(begun[0] if begun else downstream.parsed(tok.decode(said[:3]), words))
+        greedy.append(begun[0] if begun else fewshot.parsed(tok.decode(said[:3]), words))
         logp = []
         for label in labels:
             logits = model(input_ids=torch.tensor([ids + label])).logits[0, len(ids) - 1:-1]
@@ -68,15 +67,15 @@ def oracle(model, tok, prompts, words):
     return np.array(greedy), np.array(likely)
 
 
-@pytest.mark.parametrize("name", sorted(tasks.TASKS))
+@pytest.mark.parametrize("name", sorted(fewshot.TASKS))
 def test_answers_are_the_serial_ones(name, small):
     model, tok = small
-    words = tasks.TASKS[name].labels
-    asked = downstream.prepare(model, tok, {name: items(name)}, shots=3, seed=0)[0].prompts
+    words = fewshot.TASKS[name].labels
+    asked = fewshot.prepare(model, tok, {name: items(name)}, shots=3, seed=0)[0].prompts
     model = taught(model, tok, [(asked[0], words[0]), (asked[1], words[1]), (asked[2], f"so {words[1]}"),
                                 (asked[3], "the river")])
-    one = downstream.prepare(model, tok, {name: items(name)}, shots=3, seed=0)[0]
-    greedy, likely = downstream.answers(model, tok, one)
+    one = fewshot.prepare(model, tok, {name: items(name)}, shots=3, seed=0)[0]
+    greedy, likely = fewshot.answers(model, tok, one)
     expected = oracle(model, tok, one.prompts, words)
     assert greedy.tolist() == expected[0].tolist() and likely.tolist() == expected[1].tolist()
     assert len(set(greedy.tolist())) > 1
@@ -86,25 +85,25 @@ def test_rows_and_their_values(small):
     model, tok = small
     model = taught(model, tok, [("Sentiment:", "positive"), ("meaning:", "no")])
     given = {name: items(name) for name in ("sst2", "mrpc")}
-    rows = downstream.few_shot(model, tok, given, shots=2, seed=1)
+    rows = fewshot.few_shot(model, tok, given, shots=2, seed=1)
     assert [row["metric"] for row in rows] == ["sst2_f1", "sst2_prob_f1", "sst2_invalid", "mrpc_f1", "mrpc_prob_f1",
                                                "mrpc_invalid", "invalid"]
     values, unread = {row["metric"]: row["value"] for row in rows}, []
-    for one in downstream.prepare(model, tok, given, shots=2, seed=1):
-        greedy, likely = downstream.answers(model, tok, one)
+    for one in fewshot.prepare(model, tok, given, shots=2, seed=1):
+        greedy, likely = fewshot.answers(model, tok, one)
         how = {"labels": [0, 1], "average": "weighted", "zero_division": 0}
         assert values[f"{one.name}_f1"] == pytest.approx(f1_score(one.gold, greedy, **how))
         assert values[f"{one.name}_prob_f1"] == pytest.approx(f1_score(one.gold, likely, **how))
         assert values[f"{one.name}_invalid"] == np.mean(greedy == INVALID)
         unread += (greedy == INVALID).tolist()
     assert values["invalid"] == np.mean(unread)
-    assert downstream.few_shot(model, tok, {}, shots=2, seed=1) == []
+    assert fewshot.few_shot(model, tok, {}, shots=2, seed=1) == []
 
 
 def test_a_broken_model_scores_nothing(small):
     model, tok = copy.deepcopy(small[0]), small[1]
     model.get_output_embeddings().weight.fill_(float("nan"))
-    rows = {row["metric"]: row["value"] for row in downstream.few_shot(model, tok, {"sst2": items("sst2")}, shots=2)}
+    rows = {row["metric"]: row["value"] for row in fewshot.few_shot(model, tok, {"sst2": items("sst2")}, shots=2)}
     assert rows["sst2_f1"] == 0 and rows["sst2_invalid"] == 1
     assert rows["sst2_prob_f1"] == pytest.approx(1 / 3)
 
@@ -112,32 +111,32 @@ def test_a_broken_model_scores_nothing(small):
 def test_weighted_f1_by_hand_and_the_chance_lines():
     gold = np.array([0, 0, 1, 1])
     # label 0: precision 1, recall 1/2, F1 2/3; label 1: precision 1/2 (one invalid is neither), recall 1/2
-    assert downstream.weighted_f1(gold, np.array([0, 1, 1, INVALID])) == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert downstream.weighted_f1(gold, gold) == 1
-    one, none = downstream.CHANCE.values()
-    assert downstream.weighted_f1(gold, np.zeros(4, int)) == downstream.weighted_f1(gold, np.ones(4, int)) == one
-    assert downstream.weighted_f1(gold, np.full(4, INVALID)) == none
+    assert fewshot.weighted_f1(gold, np.array([0, 1, 1, INVALID])) == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert fewshot.weighted_f1(gold, gold) == 1
+    one, none = fewshot.CHANCE.values()
+    assert fewshot.weighted_f1(gold, np.zeros(4, int)) == fewshot.weighted_f1(gold, np.ones(4, int)) == one
+    assert fewshot.weighted_f1(gold, np.full(4, INVALID)) == none
 
 
 def test_parsed():
     words = ("no", "yes")
     texts = (" yes", "Well, No.", " no yes", " yes, no", " none", "", " know")
-    assert [downstream.parsed(text, words) for text in texts] == [1, 0, 0, 1, INVALID, INVALID, INVALID]
-    assert downstream.parsed(" not entailment", ("not", "not entailment")) == 1
+    assert [fewshot.parsed(text, words) for text in texts] == [1, 0, 0, 1, INVALID, INVALID, INVALID]
+    assert fewshot.parsed(" not entailment", ("not", "not entailment")) == 1
 
 
 def test_shots_are_balanced_seeded_and_not_asked(small):
     model, tok = small
     given = items("sst2", 20)
-    first, again, other = (downstream.prepare(model, tok, {"sst2": given}, 4, seed)[0] for seed in (0, 0, 1))
+    first, again, other = (fewshot.prepare(model, tok, {"sst2": given}, shots=4, seed=seed)[0] for seed in (0, 0, 1))
     assert first.prompts == again.prompts != other.prompts
-    shown = first.prompts[0].split(tasks.SEPARATOR)[:-1]
+    shown = first.prompts[0].split(fewshot.SEPARATOR)[:-1]
     assert len(shown) == 4 and sum(text.endswith(" positive") for text in shown) == 2
     assert len(first.prompts) == 16 and first.gold.mean() == 0.5
-    asked = [prompt.split(tasks.SEPARATOR)[-1] for prompt in first.prompts]
-    assert {*asked, *(text.rsplit(" ", 1)[0] for text in shown)} == {tasks.question("sst2", item) for item in given}
+    asked = [prompt.split(fewshot.SEPARATOR)[-1] for prompt in first.prompts]
+    assert {*asked, *(text.rsplit(" ", 1)[0] for text in shown)} == {fewshot.question("sst2", item) for item in given}
     begin = first.plan.prefix.shape[1]      # the solved examples are run once
-    assert begin >= len(tok(tasks.SEPARATOR.join(shown))["input_ids"])
+    assert begin >= len(tok(fewshot.SEPARATOR.join(shown))["input_ids"])
 
 
 def test_one_error_names_task_and_item(small):
@@ -147,26 +146,26 @@ def test_one_error_names_task_and_item(small):
                             ({"sentence": "a", "label": 2}, "sst2 item 12: label 2 is not 0 to 1"),
                             ({"label": 0}, "sst2 item has no field 'sentence'")):
         with pytest.raises(ValueError, match=message):
-            downstream.prepare(model, tok, {"sst2": [*good, spoilt]}, shots=0)
-    with pytest.raises(ValueError, match="too few for 12 solved examples"):
-        downstream.prepare(model, tok, {"sst2": good}, shots=12)
+            fewshot.prepare(model, tok, {"sst2": [*good, spoilt]}, shots=0)
+    with pytest.raises(ValueError, match="too few for 6 solved examples"):
+        fewshot.prepare(model, tok, {"sst2": good}, shots=12)
     with pytest.raises(ValueError, match="unknown task 'qnli'"):
-        downstream.prepare(model, tok, {"qnli": good}, shots=2)
+        fewshot.prepare(model, tok, {"qnli": good}, shots=2)
 
 
 def test_read_items(tmp_path):
     path = tmp_path / "mrpc.json"
     path.write_text(json.dumps(items("mrpc")))
-    assert downstream.read_items(path, "mrpc") == items("mrpc")
-    some = downstream.read_items(path, "mrpc", 6, seed=2)
-    assert sum(item["label"] for item in some) == 3 and some == downstream.read_items(path, "mrpc", 6, seed=2)
+    assert fewshot.read_items(path, "mrpc") == items("mrpc")
+    some = fewshot.read_items(path, "mrpc", 6, seed=2)
+    assert sum(item["label"] for item in some) == 3 and some == fewshot.read_items(path, "mrpc", 6, seed=2)
     with pytest.raises(ValueError, match="14 balanced items asked for"):
-        downstream.read_items(path, "mrpc", 14)
+        fewshot.read_items(path, "mrpc", 14)
     for damaged, message in (([*items("mrpc"), {"sentence1": "a", "label": 1}], "mrpc.json: item 12: .*sentence2"),
                              ([{"sentence1": "a", "sentence2": "b", "label": "x"}], "mrpc.json: item 0"),
                              ({}, "mrpc.json: expected a non-empty list")):
         path.write_text(json.dumps(damaged))
         with pytest.raises(ValueError, match=message):
-            downstream.read_items(path, "mrpc")
+            fewshot.read_items(path, "mrpc")
     with pytest.raises(FileNotFoundError, match="none.json"):
-        downstream.read_items(tmp_path / "none.json", "mrpc")
+        fewshot.read_items(tmp_path / "none.json", "mrpc")
