@@ -18,7 +18,11 @@ from editcore.model import is_input_first
 
 # What a Patch's parts are called in files, and their classes (imported when a file is read: they
 # stand with their editors). A part has `kind`, tensors, `output(x, y, positions)`, `+` and `fits`.
-PARTS = {"codebook": "editcore.editors.grace:Codebook", "slots": "editcore.editors.calinet:Slots"}
+PARTS = {
+    "codebook": "editcore.editors.grace:Codebook",
+    "slots": "editcore.editors.calinet:Slots",
+    "beside": "editcore.editors.calinet:Slots",     # the older name of slots
+}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ def test_five_lines(tmp_path, monkeypatch):
     delta = ec.edit(model, tok, [fact], "rome")
     with delta.applied(model):
         rows = ec.measure(model, tok, [fact])
-        assert ec.write(model, tok, [fact.text], 2)[0].split()[0].startswith("Rome")
+        assert ec.write(model, tok, [fact.text], 2)[0].strip().startswith("Rome")
     assert ec.content_hash(model) == before and {row["fact"] for row in rows} == {0}
     cached = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     again = ec.edit(model, tok, [fact], "rome")
@@ -26,7 +26,8 @@ def test_five_lines(tmp_path, monkeypatch):
 
 def test_without_a_corpus_the_model_writes_one(gpt2, facts, tmp_path):
     model, tok = gpt2
-    delta = ec.edit(model, tok, facts[:2], "memit", cache=tmp_path, layers=(1, 2), lambda_=5, steps=2)
+    delta = ec.edit(model, tok, facts[:2], "memit", cache=tmp_path, layers=(1, 2),
+                    lambda_=100, steps=2)
     assert delta.norm() > 0 and list(tmp_path.glob("texts-*.json"))
 
 
