@@ -24,6 +24,8 @@ TINY = {        # notebook -> parameters that keep it to seconds; what is not na
                  "sweeps": {"batch_size": [2, 4], "lambda_": [1, 10]}, "run_options": SMALL},
     "24_which_number": {"n_edits": 4, "editors": ["rome", "memit", "ft"], "draws": 50, "workers": 1,
                         "run_options": SMALL},
+    "90_report": {"n_edits": 4, "editors": ["rome", "memit", "ft"], "workers": 1,
+                  "run_options": SMALL},
     "30_multitask": {"n_test": 2, "examples": 4, "draws": 20, "workers": 1, "training": {"warmup": 2},
                      "settings": {name: {"steps": 2} for name in ("ft", "calinet", "grace")}},
     "32_instructions": {"n_test": 2, "examples": 4, "loop_examples": 4, "loop_rounds": 2, "draws": 20, "workers": 1,
