@@ -51,7 +51,7 @@ def invented_facts(count):
 
 def prepared_for(editor, model, tok):
     """(config, prepared): settings as published, else gpt2-xl's at the same depth."""
-    last = round(17 / 48 * n_layers(model))
+    last = 17 * n_layers(model) // 48
     depth = {"layer": last, "layers": tuple(range(max(0, last - 4), last + 1))}
     known = {field.name for field in dataclasses.fields(EDITORS[editor].config)}
     try:
@@ -85,8 +85,8 @@ def least_seconds(ways, repeats):
 
 def difference(deltas, expected):
     """Largest relative difference of lists of {parameter: change}."""
-    return max(oracle.apart(dense(found[name]), dense(changes[name]))
-               for found, changes in zip(deltas, expected) for name in changes)
+    return max(max(oracle.apart(dense(delta[name]), dense(changes[name])) for name in changes)
+               for delta, changes in zip(deltas, expected))
 
 
 def edits(editor, model, tok, facts, repeats):

@@ -103,8 +103,8 @@ def memit(model, tok, facts, config, prepared):
         keys = [read(model, tok, fact, prepared.contexts, ("mlp_out", layer), "input").double()
                 for fact in facts]
         keys = torch.stack([(rows[0] + rows[1:].mean(0)) / 2 for rows in keys], 1)
-        now = torch.stack([read(model, tok, fact, ("{}",), last, "output")[0] for fact in facts], 1)
-        residual = (torch.stack(z, 1) - now).double() / (len(config.layers) - index)
+        state = [read(model, tok, fact, ("{}",), last, "output")[0] for fact in facts]
+        residual = (torch.stack(z, 1) - torch.stack(state, 1)).double() / (len(config.layers) - index)
         moment = config.lambda_ * prepared.moments.moments[name].double().to(keys.device)
         matrix = residual @ torch.linalg.solve(moment + keys @ keys.T, keys).T
         weight = model.get_parameter(name + ".weight")

@@ -1,6 +1,7 @@
 """CaliNet: a small MLP beside the model's own, trained on all facts at once (arXiv:2210.03329)."""
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import ClassVar
 
 import torch
@@ -127,7 +128,7 @@ def losses(model, state, batch, patch):
 def _descend(model, batch, patch, generator, *, facts, config):
     """Run Adam on the tensors of `patch`, in place; returns the mean loss of the last steps."""
     state = below_slots(model, batch, config)
-    tensors = [tensor for part in patch.parts.values() for tensor in (part.keys, part.values)]
+    tensors = list(chain(*((part.keys, part.values) for part in patch.parts.values())))
     moments = [(torch.zeros_like(tensor), torch.zeros_like(tensor)) for tensor in tensors]
     size = min(config.rows or len(facts), len(facts))
     passes = (len(facts) + size - 1) // size    # in which every wording comes up once on average

@@ -6,6 +6,7 @@ on the δ (n, d) of all facts at once; a fact that is done is frozen and leaves 
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
@@ -130,8 +131,8 @@ def _in_chunks(model, facts, solve):
     chunks = list(batches(lengths, batch_tokens(next(model.parameters()).device)))
     with fused(model):
         parts = [solve(tuple(facts[i] for i in chunk)) for chunk in chunks]
-    order = torch.tensor([i for chunk in chunks for i in chunk]).argsort().tolist()
-    losses = [fact_losses for part in parts for fact_losses in part.losses]
+    order = torch.tensor(list(chain(*chunks))).argsort().tolist()
+    losses = list(chain(*(part.losses for part in parts)))
     tensors = (torch.cat([getattr(part, name) for part in parts])[order]
                for name in ("delta", "h0", "mean_h0", "keys"))
     return TargetValues(*tensors, tuple(losses[i] for i in order), tuple(facts))
@@ -177,12 +178,12 @@ def _start(model, facts, site, versions):
     """(State, h0, mean_h0, keys) of a chunk: the one pass of the whole model."""
     device = next(model.parameters()).device
     n_rows = len(facts[0].rows)
-    ids, mask = pad([row for fact in facts for row in fact.rows], device=device)
-    begin = torch.tensor([lookup for fact in facts for lookup in fact.lookups], device=device)
-    wanted = torch.tensor([row for fact in facts for row in _wanted(fact, facts)], device=device)
+    ids, mask = pad(list(chain(*(fact.rows for fact in facts))), device=device)
+    begin = torch.tensor([fact.lookups for fact in facts], device=device).flatten()
+    wanted = torch.tensor([_wanted(fact, facts) for fact in facts], device=device).flatten(0, 1)
     source = name_of(model, "mlp_out", site.key_layer)
     target = name_of(model, site.part, site.layer)
-    groups = [fact.group for fact in facts for _ in fact.rows]
+    groups = list(chain(*([fact.group] * n_rows for fact in facts)))
     with (each_row(model, versions, groups),
           capture(model, [source], "input", stop=False) as inputs,
           capture(model, [target], stop=False) as outputs):

@@ -1,5 +1,7 @@
 """CaliNet: nothing at the start, gradients in the slots alone, all facts learned by one patch."""
 
+from itertools import chain
+
 import pytest
 import torch
 from conftest import make
@@ -66,8 +68,9 @@ def test_loss_and_gradient_equal_those_of_the_whole_model(family, layers, reques
     patch = empty_slots(model, config, generator)
     for part in patch.parts.values():
         part.values.add_(0.3 * torch.randn(part.values.shape, generator=generator))
-    tensors = [tensor.requires_grad_() for part in patch.parts.values()
-               for tensor in (part.keys, part.values)]
+    tensors = list(chain(*((part.keys, part.values) for part in patch.parts.values())))
+    for tensor in tensors:
+        tensor.requires_grad_()
     loss = losses(model, below_slots(model, batch, config), batch, patch)
     expected = []
     with patch.applied(model):

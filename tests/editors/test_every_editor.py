@@ -25,8 +25,8 @@ FAMILIES = ["gpt2", "llama", "gptj", "gpt_neox", "mistral", "qwen2", "qwen3"]
 
 def state_of(model):
     """All that an edit must leave as it was."""
-    hooks = [hook for module in model.modules()
-             for hook in (*module._forward_hooks, *module._forward_pre_hooks)]
+    hooks = [(len(module._forward_hooks), len(module._forward_pre_hooks))
+             for module in model.modules()]
     gradients = [(weight.requires_grad, weight.grad is None) for weight in model.parameters()]
     return content_hash(model), hooks, gradients, [type(module) for module in model.modules()]
 
@@ -35,8 +35,11 @@ def tensors_of(edit):
     """{name: tensor} of a Delta or a Patch."""
     if isinstance(edit, Delta):
         return {name: dense(change) for name, change in edit.changes.items()}
-    return {f"{name}/{key}": value for name, part in edit.parts.items()
-            for key, value in vars(part).items() if torch.is_tensor(value)}
+    tensors = {}
+    for name, part in edit.parts.items():
+        tensors |= {f"{name}/{key}": value for key, value in vars(part).items()
+                    if torch.is_tensor(value)}
+    return tensors
 
 
 def distance(a, b):

@@ -1,5 +1,6 @@
 """GRACE: the codebook's rules, values trained as through the whole model, prompts that answer."""
 
+import itertools
 import math
 import random
 from dataclasses import replace
@@ -163,7 +164,7 @@ def test_values_equal_training_through_the_whole_model(family, part, layer, requ
 def test_edited_prompts_say_the_target_and_others_what_they_said(family, part, request, facts):
     model, tok = request.getfixturevalue(family)
     config = settings(part=part, radius=1e-3)
-    texts = [text for fact in facts for text in fact.paraphrases]
+    texts = list(itertools.chain(*(fact.paraphrases for fact in facts)))
     others = plan(model, [(ids, target_ids(tok, "Rome")) for ids in encode(tok, texts)])
     edited = plan(model, [(encode(tok, [fact.text])[0], target_ids(tok, fact.target_new))
                           for fact in facts[:6]])
@@ -179,11 +180,11 @@ def test_edited_prompts_say_the_target_and_others_what_they_said(family, part, r
             assert (read(model, others).logp == base.logp).all()
         # a random model's later pieces see the value through one block only: the first must be said
         assert after.hit[after.starts].all() and (after.nll < 0.8 * before.nll).all()
-    one = GRACE.edit(model, tok, facts[:6], config)     # the same six, inserted as they come
-    (name,) = one.parts
-    assert one.parts[name].labels == total.parts[name].labels
-    assert torch.equal(one.parts[name].values, total.parts[name].values)
-    assert one.info["nll"] == pytest.approx(after.nll.tolist(), abs=0.3)    # before the last step
+    together = GRACE.edit(model, tok, facts[:6], config)    # the same six, inserted as they come
+    (name,) = together.parts
+    assert together.parts[name].labels == total.parts[name].labels
+    assert torch.equal(together.parts[name].values, total.parts[name].values)
+    assert together.info["nll"] == pytest.approx(after.nll.tolist(), abs=0.3)    # before the last step
 
 
 def test_sequential_edits_are_one_codebook(gpt2, facts):

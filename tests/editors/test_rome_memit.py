@@ -1,5 +1,6 @@
 """ROME's conventions and clamp, MEMIT's keys and updates, the random control."""
 
+import itertools
 from dataclasses import replace
 
 import oracle
@@ -144,7 +145,8 @@ def test_many_facts_give_a_matrix_few_a_product(gpt2, facts):
     model, tok = gpt2
     config, prepared = prepared_case("memit", model, tok, facts, steps=2)
     few = EDITORS["memit"].edit(model, tok, facts[:2], config, prepared)
-    more = [replace(fact, target_new=other.target_new) for fact in facts for other in facts[1:4]]
+    more = [replace(fact, target_new=other.target_new)
+            for fact, other in itertools.product(facts, facts[1:4])]
     many = EDITORS["memit"].edit(model, tok, more, config, prepared)
     assert not any(isinstance(change, torch.Tensor) for change in few.changes.values())
     assert all(isinstance(change, torch.Tensor) for change in many.changes.values())
