@@ -222,16 +222,18 @@ def study(names: Annotated[list[str], typer.Argument(
     runs = commands.planned(names, pairs(p), model or ["pocket"], full=full, notebooks=notebooks)
     status = plans.status(runs, output)
     if only:
-        chosen = [run for run, name in zip(runs, status["run"], strict=True) if name == only]
-        if not chosen:
+        chosen = status["run"] == only
+        if not chosen.any():
             raise ValueError(f"--only {only}: not among the runs that these words plan; see --list")
-        runs = chosen
+        runs = [run for run, wanted in zip(runs, chosen, strict=True) if wanted]
+        status = status[chosen]
     if list_:
-        say("\n".join(commands.run_line(*pair) for pair in zip(runs, status.to_dict("records"))))
+        for run, line in zip(runs, status.to_dict("records"), strict=True):
+            say(commands.run_line(run, line))
         return
     execute_all(runs, output, workers)
-    made = status["status"].isin(["missing", "begun"])[status["run"].isin([only]) | (only == "")]
-    say(f"{output}: {len(runs)} runs, {made.sum()} of them made or finished now")
+    missing = status["status"].isin(["missing", "begun"]).sum()
+    say(f"{output}: {len(runs)} runs, {missing} of them made or finished now")
 
 
 @app.command(epilog=example("report -p 20_forgetting.n_edits 200"))
