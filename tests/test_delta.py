@@ -1,17 +1,50 @@
 """editcore.delta: sums, norms, files, and a model that is bit for bit what it was afterwards."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from editcore import delta as deltas
-from editcore.delta import Delta, LowRank, dense, oriented
+from editcore import delta as module
+from editcore.delta import Delta, LowRank, Patch, added, dense, load, oriented
+from editcore.hooks import run
 from editcore.model import content_hash, module_of
 
-W1, W2 = "transformer.h.1.mlp.c_proj.weight", "transformer.h.2.mlp.c_proj.weight"     # (128, 32) in GPT-2's orientation
+W1 = "transformer.h.1.mlp.c_proj.weight"    # (128, 32) in GPT-2's orientation
+W2 = "transformer.h.2.mlp.c_proj.weight"
+MLP = "transformer.h.2.mlp"
+IDS = torch.arange(5, 13).view(2, 4)
 
 
 def drawn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A part that adds a vector at every position, or at those of a mask."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    labels: tuple = ("a",)
+    kind: ClassVar = "shift"
+
+    def output(self, x, y, positions=None):
+        where = torch.ones(y.shape[:-1], dtype=torch.bool) if positions is None else positions
+        return y + where[..., None] * self.values
+
+    def __add__(self, other):
+        return Shift(self.keys, self.values + other.values, self.labels + other.labels)
+
+    def fits(self, module, width):
+        return len(self.values) == width
+
+
+@dataclass(frozen=True)
+class Other(Shift):
+    kind: ClassVar = "other"
 
 
 @pytest.fixture
@@ -24,14 +57,21 @@ def full():
     return Delta({W1: drawn(128, 32, seed=2), W2: drawn(128, 32, seed=3)}, {"editor": "b"})
 
 
+@pytest.fixture
+def patch(monkeypatch):
+    monkeypatch.setitem(module.PARTS, "shift", f"{__name__}:Shift")
+    return Patch({MLP: Shift(drawn(3), drawn(32))}, {"editor": "c", "n": 3})
+
+
 def test_sums_and_multiples_equal_those_of_matrices(low, full):
     for a, b in ((low, full), (full, low), (low, low)):
         total = a + b
         for name in a.changes | b.changes:
-            parts = [dense(one.changes[name]) for one in (a, b) if name in one.changes]
+            parts = [dense(delta.changes[name]) for delta in (a, b) if name in delta.changes]
             torch.testing.assert_close(dense(total.changes[name]), sum(parts))
         torch.testing.assert_close(dense((a * -2.5).changes[W1]), -2.5 * dense(a.changes[W1]))
-    assert isinstance((low + low).changes[W1], LowRank) and (low + full).info == {"editor": "a"}
+    assert isinstance((low + low).changes[W1], LowRank)
+    assert (low + full).info == {"editor": "a"}
 
 
 def test_a_sum_of_many_low_ranks_becomes_a_matrix(low):
@@ -39,22 +79,46 @@ def test_a_sum_of_many_low_ranks_becomes_a_matrix(low):
     for _ in range(20):
         total = total + low
     assert isinstance(total.changes[W1], torch.Tensor)
-    torch.testing.assert_close(total.changes[W1], 21 * dense(low.changes[W1]), rtol=1e-4, atol=1e-4)
+    expected = 21 * dense(low.changes[W1])
+    torch.testing.assert_close(total.changes[W1], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_norms(low, full):
+def test_keys_are_joined():
+    a = Delta({}, keys={"x": torch.ones(2, 3)})
+    b = Delta({}, keys={"x": torch.zeros(1, 3), "y": torch.ones(1, 2)})
+    total = a + b
+    assert total.keys["x"].tolist() == [[1, 1, 1], [1, 1, 1], [0, 0, 0]]
+    assert total.keys["y"].shape == (1, 2)
+
+
+def test_norms(low, full, patch):
     joined = torch.cat([full.changes[W1].flatten(), full.changes[W2].flatten()]).double()
     assert full.norm() == pytest.approx(joined.norm().item(), rel=1e-12)
-    assert low.norm(W1) == pytest.approx(dense(low.changes[W1]).double().norm().item(), rel=1e-6)
-    assert Delta({}).norm() == 0
+    matrix = dense(low.changes[W1]).double()
+    assert low.norm(W1) == pytest.approx(matrix.norm().item(), rel=1e-6)
+    assert patch.norm() == patch.norm(MLP) == pytest.approx(drawn(32).double().norm().item())
+    assert Delta({}).norm() == Patch({}).norm() == 0
+
+
+@pytest.mark.parametrize("edit, finite", [
+    (Delta({W1: LowRank(drawn(128, 1), drawn(1, 32))}), True),
+    (Delta({W1: LowRank(drawn(128, 1) * float("nan"), drawn(1, 32))}), False),
+    (Delta({W1: torch.tensor([1.0, float("inf")])}), False),
+    (Patch({MLP: Shift(drawn(3), drawn(32))}), True),
+    (Patch({MLP: Shift(drawn(3), drawn(32) / 0)}), False),
+])
+def test_is_finite(edit, finite):
+    assert edit.is_finite() is finite
 
 
 def test_applied_adds_and_takes_back(gpt2, low, full):
     model, _ = gpt2
-    before, weight = content_hash(model), model.get_parameter(W1).clone()
+    before = content_hash(model)
+    weight = model.get_parameter(W1).clone()
     with (low + full).applied(model) as changed:
         assert changed is model
-        torch.testing.assert_close(model.get_parameter(W1), weight + dense(low.changes[W1]) + full.changes[W1])
+        expected = weight + dense(low.changes[W1]) + full.changes[W1]
+        torch.testing.assert_close(model.get_parameter(W1), expected)
         with low.applied(model):
             pass
         assert content_hash(model) != before
@@ -64,33 +128,89 @@ def test_applied_adds_and_takes_back(gpt2, low, full):
     assert content_hash(model) == before
 
 
-def test_a_delta_that_does_not_fit_changes_nothing(gpt2, low):
+def test_a_patch_changes_outputs_and_no_weight(gpt2, patch):
     model, _ = gpt2
     before = content_hash(model)
-    with pytest.raises(ValueError, match="no parameter other.weight"), Delta({"other.weight": drawn(2)}).applied(model):
-        pass
-    turned = Delta({**low.changes, W2: drawn(32, 128)})
-    with pytest.raises(ValueError, match=r"c_proj.weight is \(32, 128\)"), turned.applied(model):
+    plain = run(model, input_ids=IDS).logits
+    mask = torch.tensor([[True, False], [False, False]])    # read from the right: position 2
+    with patch.applied(model) as changed:
+        assert changed is model and not torch.equal(run(model, input_ids=IDS).logits, plain)
+    with patch.applied(model, [mask]):
+        logits = run(model, input_ids=IDS).logits
+        assert torch.equal(logits[1], plain[1]) and torch.equal(logits[0, :2], plain[0, :2])
+        assert (logits[0, 2:] - plain[0, 2:]).abs().max() > 0.01
+        with pytest.raises(ValueError, match="run more often than `positions` has masks"):
+            run(model, input_ids=IDS)
+    with pytest.raises(RuntimeError), patch.applied(model):
+        raise RuntimeError
+    assert torch.equal(run(model, input_ids=IDS).logits, plain) and content_hash(model) == before
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_patches_are_summed_module_by_module(patch):
+    both = patch + Patch({MLP: Shift(drawn(3), drawn(32, seed=1)), "x": Shift(drawn(3), drawn(2))})
+    assert list(both.parts) == [MLP, "x"] and both.parts[MLP].labels == ("a", "a")
+    assert both.info == (Patch({}) + patch).info == patch.info
+    with pytest.raises(ValueError, match="mlp has a part of another kind already"):
+        patch + Patch({MLP: Other(drawn(3), drawn(32))})
+
+
+@pytest.mark.parametrize("edit, words", [
+    (Delta({"other.weight": drawn(2)}), "no parameter other.weight"),
+    (Delta({W1: drawn(128, 32), W2: drawn(32, 128)}), r"c_proj.weight is \(32, 128\)"),
+    (Patch({"m": Shift(drawn(3), drawn(32))}), "the model has no module m"),
+    (Patch({MLP: Shift(drawn(3), drawn(7))}), r"mlp has other widths than \(3,\) keys and \(7,\)"),
+])
+def test_what_does_not_fit_changes_nothing(gpt2, edit, words):
+    model, _ = gpt2
+    before = content_hash(model)
+    with pytest.raises(ValueError, match=words), edit.applied(model):
         pass
     assert content_hash(model) == before
+    assert not any(m._forward_hooks for m in model.modules())
 
 
-def test_files_keep_values_and_info(low, full, tmp_path):
+def test_files(low, full, patch, tmp_path):
     path = tmp_path / "edit.safetensors"
-    for one in (low, full):
-        one.save(path)
-        again = deltas.load(path)
-        assert again.info == one.info and set(again.changes) == set(one.changes)
-        assert all(torch.equal(again.changes[name], dense(change)) for name, change in one.changes.items())
-    with pytest.raises(FileNotFoundError, match="none"):
-        deltas.load(tmp_path / "none")
-    path.write_bytes(b"not a file of tensors")
-    with pytest.raises(ValueError, match="edit.safetensors: not a safetensors file"):
-        deltas.load(path)
+    for delta in (low, full):
+        delta.save(path)
+        again = load(path)
+        assert again.info == delta.info and again.changes.keys() == delta.changes.keys()
+        assert all(torch.equal(again.changes[name], dense(change))
+                   for name, change in delta.changes.items())
+    patch.save(path)
+    again = load(path)
+    assert again.info == patch.info and again.parts[MLP].labels == ("a",)
+    assert torch.equal(again.parts[MLP].keys, patch.parts[MLP].keys)
+    assert torch.equal(again.parts[MLP].values, patch.parts[MLP].values)
+    save_file({W1: torch.ones(2)}, path)
+    assert load(path).changes[W1].tolist() == [1, 1] and load(path).info == {}
+
+
+def test_slots_of_older_files_are_read(tmp_path):
+    tensors = {"m/keys": torch.ones(2, 3), "m/values": torch.zeros(2, 3)}
+    metadata = {"format": "editcore-patch-1", "info": "{}", "parts": '{"m": {"kind": "beside"}}'}
+    save_file(tensors, tmp_path / "old.safetensors", metadata)
+    part = load(tmp_path / "old.safetensors").parts["m"]
+    assert part.kind == "slots" and torch.equal(part.keys, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("metadata, words", [
+    ({"format": "another-1"}, "its format is another-1"),
+    ({"format": "editcore-delta-1", "info": "{"}, "not a file of an edit"),
+    ({"format": "editcore-patch-1", "info": "{}"}, "not a file of an edit"),
+    ({"format": "editcore-patch-1", "parts": '{"m": {"kind": "beside"}}'}, "not a file of an edit"),
+    ({"format": "editcore-patch-1", "parts": '{"m": {"kind": "no"}}'}, "not a file of an edit"),
+])
+def test_damaged_files_are_named(metadata, words, tmp_path):
+    save_file({"a": torch.ones(1)}, tmp_path / "edit.safetensors", metadata)
+    with pytest.raises(ValueError, match=f"edit.safetensors: .*{words}"):
+        load(tmp_path / "edit.safetensors")
 
 
 def test_orientation(gpt2, llama):
-    left, right = drawn(32, 3), drawn(3, 128)
+    left = drawn(32, 3)
+    right = drawn(3, 128)
     conv = oriented(left, right, module_of(gpt2[0], "mlp_out", 0))
     linear = oriented(left, right, module_of(llama[0], "mlp_out", 0))
     torch.testing.assert_close(conv.dense(), (left @ right).T)
@@ -98,11 +218,6 @@ def test_orientation(gpt2, llama):
 
 
 def test_bfloat16_weights_get_the_sum_rounded_once():
-    weight, change = drawn(64, 8).bfloat16(), 1e-2 * drawn(64, 8, seed=4)
-    assert torch.equal(deltas.added(weight, change), (weight.float() + change).bfloat16())
-
-
-def test_is_finite(low):
-    assert low.is_finite()
-    assert not Delta({W1: LowRank(drawn(128, 1) * float("nan"), drawn(1, 32))}).is_finite()
-    assert not Delta({W1: torch.tensor([1.0, float("inf")])}).is_finite()
+    weight = drawn(64, 8).bfloat16()
+    change = 1e-2 * drawn(64, 8, seed=4)
+    assert torch.equal(added(weight, change), (weight.float() + change).bfloat16())

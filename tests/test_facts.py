@@ -7,69 +7,76 @@ import pytest
 
 from editcore.facts import Fact, fact, one_per_subject, order, read_facts
 
-RECORD = {"case_id": 7, "requested_rewrite": {"prompt": "{} speaks", "subject": "Orla", "relation_id": "P103",
-                                              "target_new": {"str": "Bol"}, "target_true": {"str": "Vlud"}},
-          "paraphrase_prompts": ["{} is a speaker of"], "neighborhood_prompts": ["Sue speaks"],
-          "attribute_prompts": ["Ann speaks"], "generation_prompts": ["Orla is"],
-          "portability": {"alias": [{"prompt": "She speaks", "ground_truth": [["Bol", "Bolish"]]}]}}
+PLAIN = {"prompt": "{} speaks", "subject": "Orla", "target_new": "Bol"}
+RECORD = {
+    "case_id": 7,
+    "requested_rewrite": {"prompt": "{} speaks", "subject": "Orla", "relation_id": "P103",
+                          "target_new": {"str": "Bol"}, "target_true": {"str": "Vlud"}},
+    "paraphrase_prompts": ["{} is a speaker of"],
+    "neighborhood_prompts": ["Sue speaks"],
+    "attribute_prompts": ["Ann speaks"],
+    "generation_prompts": ["Orla is"],
+    "portability": {"alias": [{"prompt": "She speaks", "ground_truth": [["Bol", "Bolish"]]},
+                              {"prompt": "He speaks", "ground_truth": "Bol"}]},
+}
 
 
 def test_counterfact_and_plain_layout():
-    one = fact(RECORD)
-    assert one == Fact(case_id=7, subject="Orla", prompt="{} speaks", target_new="Bol", target_true="Vlud",
-                       relation="P103", paraphrases=("Orla is a speaker of",), neighbours=("Sue speaks",),
-                       attributes=("Ann speaks",), generation=("Orla is",),
-                       portability=(("alias", "She speaks", ("Bol", "Bolish")),))
-    assert one.text == "Orla speaks"
+    full = fact(RECORD)
+    assert full == Fact(
+        case_id=7, subject="Orla", prompt="{} speaks", target_new="Bol", target_true="Vlud",
+        relation="P103", paraphrases=("Orla is a speaker of",), neighbours=("Sue speaks",),
+        attributes=("Ann speaks",), generation=("Orla is",),
+        portability=(("alias", "She speaks", ("Bol", "Bolish")), ("alias", "He speaks", ("Bol",))))
+    assert full.text == "Orla speaks"
     plain = fact({"prompt": "{} is", "subject": "X {y}", "target_new": " big "}, 3)
-    assert (plain.case_id, plain.target_new, plain.target_true, plain.text) == (3, "big", "", "X {y} is")
+    assert plain == Fact(case_id=3, prompt="{} is", subject="X {y}", target_new="big")
+    assert plain.text == "X {y} is"
+    assert Fact(prompt="{} is", subject="X", target_new="big").case_id == 0
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"subject": " "}, "record 5: the subject is empty"),
-    ({"prompt": "Orla speaks"}, "record 5: .*must mark the subject"),
-    ({"prompt": "He speaks"}, "record 5: .*does not contain the subject"),
-    ({"prompt": "{} and {}"}, "record 5: .*exactly one"),
-    ({"target_new": ""}, "record 5: target_new is empty"),
-    ({"target_true": "Bol"}, "record 5: target_new equals target_true"),
-    ({"target_new": 4}, "record 5: target_new is not a text"),
+@pytest.mark.parametrize("record, words", [
+    (PLAIN | {"subject": " "}, "record 5: the subject is empty"),
+    (PLAIN | {"prompt": "Orla speaks"}, "record 5: .*must mark the subject"),
+    (PLAIN | {"prompt": "He speaks"}, "record 5: .*does not contain the subject"),
+    (PLAIN | {"prompt": "{} and {}"}, "record 5: .*exactly one"),
+    (PLAIN | {"target_new": ""}, "record 5: target_new is empty"),
+    (PLAIN | {"target_true": "Bol"}, "record 5: target_new equals target_true"),
+    (PLAIN | {"target_new": 4}, "record 5: target_new is not a text"),
+    ({"prompt": "{} is"}, "record 5: no subject, target_new"),
+    ("text", "record 5: expected an object"),
+    ({"requested_rewrite": "x"}, "record 5: requested_rewrite is not an object"),
+    (RECORD | {"neighborhood_prompts": "Sue speaks"}, "record 7: neighborhood_prompts is not a li"),
+    (RECORD | {"portability": {"alias": [{"prompt": "She speaks"}]}}, "record 7: .*ground_truth"),
 ])
-def test_bad_records_are_named(change, words):
+def test_bad_records_are_named(record, words):
     with pytest.raises(ValueError, match=words):
-        fact({"prompt": "{} speaks", "subject": "Orla", "target_new": "Bol"} | change, 5)
-
-
-def test_missing_fields_and_wrong_kinds():
-    with pytest.raises(ValueError, match="record 2: no subject, target_new"):
-        fact({"prompt": "{} is"}, 2)
-    with pytest.raises(ValueError, match="record 2: expected an object"):
-        fact("text", 2)
-    with pytest.raises(ValueError, match="record 7: neighborhood_prompts is not a list"):
-        fact(RECORD | {"neighborhood_prompts": "Sue speaks"})
+        fact(record, 5)
 
 
 def test_read_facts(tmp_path):
     path = tmp_path / "facts.json"
-    good = {"prompt": "{} is", "subject": "A", "target_new": "b"}
-    path.write_text(json.dumps([good, good | {"target_new": ""}, good | {"case_id": 0}]))
+    path.write_text(json.dumps([PLAIN, PLAIN | {"target_new": ""}, PLAIN | {"case_id": 0}]))
     with pytest.raises(ValueError, match="facts.json: record 1: target_new is empty"):
         read_facts(path)
     bad = []
-    assert [one.case_id for one in read_facts(path, bad)] == [0]
+    assert read_facts(path, bad) == [fact(PLAIN, 0)]
     assert len(bad) == 2 and "record 0: case_id occurs twice (records 0 and 2)" in bad[1]
-    path.write_text("[]")
-    with pytest.raises(ValueError, match="non-empty list"):
-        read_facts(path)
+    for records, words in (([], "non-empty list"), ([{}], "no usable fact among 1 records")):
+        path.write_text(json.dumps(records))
+        with pytest.raises(ValueError, match=words):
+            read_facts(path, [])
 
 
 def test_order_is_the_published_one():
-    facts = [Fact(case_id=i, subject=f"S{i % 15}", prompt="{} is", target_new="x") for i in range(20)]
-    assert len(one_per_subject(facts)) == 15
+    facts = [Fact(case_id=i, subject=f"S{i % 15}", prompt="{} is", target_new="x")
+             for i in range(20)]
+    unique = one_per_subject(facts)
+    assert unique == facts[:15]
     orders = [order(facts, key) for key in range(3)]
-    assert orders == [order(facts, key) for key in range(3)]
-    assert orders[0] != orders[1]
-    for one in orders:
-        assert len(one) == 15 and len({f.subject for f in one}) == 15
-    indices, generator = list(range(15)), random.Random(37)
-    generator.shuffle(indices)
-    assert orders[0] == [one_per_subject(facts)[i] for i in indices]
+    assert orders == [order(facts, key) for key in range(3)] and orders[0] != orders[1]
+    indices = list(range(15))
+    generator = random.Random(37)
+    for ordered in orders:
+        generator.shuffle(indices)
+        assert ordered == [unique[i] for i in indices]

@@ -3,6 +3,7 @@
 import hashlib
 
 import pytest
+import torch
 
 from editcore import files
 
@@ -18,26 +19,58 @@ def test_atomic_replaces_on_success_and_keeps_on_failure(tmp_path):
         tmp.write_text("half")
         raise RuntimeError("stop")
     assert path.read_text() == "first"
-    assert [one.name for one in path.parent.iterdir()] == ["rows.txt"]
+    assert list(path.parent.iterdir()) == [path]
 
 
-def test_json_round_trip_and_errors(tmp_path):
+def test_json(tmp_path):
     path = tmp_path / "a.json"
     files.write_json(path, {"é": [1, 2.5, None]})
     assert files.read_json(path) == {"é": [1, 2.5, None]}
-    with pytest.raises(FileNotFoundError, match="missing.json"):
-        files.read_json(tmp_path / "missing.json")
-    path.write_text("{")
-    with pytest.raises(ValueError, match="a.json: not valid JSON"):
-        files.read_json(path)
-    path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="a.json"):
-        files.read_json(path)
+
+
+def test_tensors(tmp_path):
+    path = tmp_path / "a.safetensors"
+    tensors = {"x": torch.arange(6.0).view(2, 3), "turned": torch.arange(6).view(2, 3).T}
+    metadata = {"format": "one-1", "count": 7, "info": {"é": [1, "2"]}}
+    files.save_tensors(path, tensors, metadata)
+    again, words = files.load_tensors(path)
+    assert words == metadata and again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("read, content, words", [
+    (files.read_json, None, "no such file"),
+    (files.read_json, b"{", "not valid JSON"),
+    (files.read_json, b"\xff\xfe", "not valid JSON"),
+    (files.load_tensors, None, "no such file"),
+    (files.load_tensors, b"12345678 no tensors", "not a safetensors file, or damaged"),
+    (files.load_tensors, b"", "not a safetensors file, or damaged"),
+])
+def test_errors_name_the_file(read, content, words, tmp_path):
+    path = tmp_path / "bad.file"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises((FileNotFoundError, ValueError), match=f"bad.file: {words}"):
+        read(path)
 
 
 def test_hashes(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"abc" * 1000)
     assert files.sha256(path) == hashlib.sha256(b"abc" * 1000).hexdigest()
+    assert files.sha256_text("ab", "c") == hashlib.sha256(b"ab\0c\0").hexdigest()
     assert files.sha256_text("ab", "c") != files.sha256_text("a", "bc")
     assert files.sha256_text("a", 1) == files.sha256_text("a", "1")
+
+
+@pytest.mark.parametrize("variables, folder", [
+    ({"EDITCORE_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
+    ({"XDG_CACHE_HOME": "/b"}, "/b/editcore"),
+    ({"HOME": "/c"}, "/c/.cache/editcore"),
+])
+def test_cache_folder(variables, folder, monkeypatch):
+    for name in ("EDITCORE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert str(files.cache_folder()) == folder

@@ -1,4 +1,7 @@
-"""editcore.model: loading, layouts of every family, names, orientation, content hashes."""
+"""editcore.model: loading, layouts of every family, names, orientation, content hashes, devices."""
+
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,26 +10,29 @@ from conftest import byte_tokenizer, make
 from editcore import model as models
 from editcore.hooks import capture, run
 
-FAMILIES = ("gpt2", "gptj", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
 
-
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", models.LAYOUTS)
 def test_layouts_name_the_parts(kind):
     model = make(kind, 40, layers=3)
-    assert models.layout(model) is models.LAYOUTS[kind] and models.n_layers(model) == 3
-    width, inner = model.config.hidden_size, models.module_of(model, "mlp_out", 1)
-    m = inner.weight.shape[0] if models.is_input_first(inner) else inner.weight.shape[1]
-    names = [models.name_of(model, part, 1) for part in ("mlp_in", "mlp_out", "mlp", "attn", "block")]
-    with capture(model, names, "output", stop=False) as out, capture(model, names[1:2], "input", stop=False) as into:
+    layout = models.layout(model)
+    assert layout is models.LAYOUTS[kind]
+    assert models.n_layers(model) == 3 and models.max_length(model) == 64
+    width = model.config.hidden_size
+    m, d = models.in_out(models.module_of(model, "mlp_out", 1))
+    assert d == width and models.in_out(models.module_of(model, "mlp_in", 1)) == (d, m)
+    parts = ("mlp_in", "mlp_out", "mlp", "attn", "block")
+    names = {part: models.name_of(model, part, 1) for part in parts}
+    with capture(model, list(names.values()), "output", stop=False) as outputs, \
+            capture(model, [names["mlp_out"]], "input", stop=False) as inputs:
         run(model, input_ids=torch.arange(5)[None])
-    assert out[names[0]].shape == into[names[1]].shape == (1, 5, m)
-    for name in names[1:]:
-        assert out[name].shape == (1, 5, width)
-    assert torch.equal(out[names[1]], out[names[2]])     # the MLP's output is that of its last linear map
-    for part in (models.layout(model).embed, models.layout(model).norm):
+    assert outputs[names["mlp_in"]].shape == inputs[names["mlp_out"]].shape == (1, 5, m)
+    assert all(outputs[names[part]].shape == (1, 5, width) for part in parts[1:])
+    assert torch.equal(outputs[names["mlp_out"]], outputs[names["mlp"]])
+    assert bool(layout.mlp_gate) == hasattr(models.module_of(model, "mlp", 1), "gate_proj")
+    for part in (layout.embed, layout.norm):
         assert model.get_submodule(part).weight.shape[-1] == width
     name, weight = models.weight_of(model, "mlp_out", 1)
-    assert model.get_parameter(name) is weight and models.max_length(model) == 64
+    assert model.get_parameter(name) is weight
 
 
 def test_only_conv1d_is_input_first(gpt2, llama):
@@ -40,11 +46,21 @@ def test_layers_are_range_checked(gpt2):
             models.name_of(gpt2[0], "block", layer)
 
 
-def test_load_gives_the_saved_model_in_the_wanted_type(gpt2, tmp_path):
+def test_short_names():
+    assert Path(models.resolve("pocket")) == Path(__file__).parents[1] / "data" / "pocket"
+    assert models.resolve("gpt2-xl") == "gpt2-xl"
+    assert models.short_name(models.resolve("pocket")) == "pocket"
+    model, tok = models.load("pocket")
+    assert models.n_layers(model) == 5 and tok("a")["input_ids"]
+
+
+def test_load_gives_the_saved_model_in_the_wanted_type(gpt2, tmp_path, capsys):
     model, tok = gpt2
     model.save_pretrained(tmp_path)
     tok.save_pretrained(tmp_path)
+    capsys.readouterr()
     again, tok2 = models.load(tmp_path, device="cpu", dtype=torch.float64)
+    assert capsys.readouterr() == ("", "")      # no bar of weight files
     assert again.dtype == torch.float64 and not again.training
     assert not any(weight.requires_grad for weight in again.parameters())
     assert models.content_hash(again.float()) == models.content_hash(model)
@@ -59,21 +75,20 @@ def test_load_errors_name_the_folder(tmp_path):
         models.load(tmp_path)
 
 
-def test_an_unknown_architecture_is_refused(gpt2):
-    class Other:
-        class config:
-            model_type = "bert"
+def test_an_unknown_architecture_is_refused():
+    other = SimpleNamespace(config=SimpleNamespace(model_type="bert"))
     with pytest.raises(ValueError, match="'bert' is not in LAYOUTS"):
-        models.layout(Other)
+        models.layout(other)
 
 
 def test_content_hash_sees_one_changed_weight_and_no_name(gpt2):
-    model, _ = gpt2
-    same, other = make("gpt2", len(byte_tokenizer())), make("gpt2", len(byte_tokenizer()), seed=1)
-    assert models.content_hash(model) == models.content_hash(same) != models.content_hash(other)
-    weight = models.weight_of(same, "mlp_out", 2)[1]
-    weight[3, 4] += 1e-3
-    assert models.content_hash(model) != models.content_hash(same)
+    vocabulary = len(byte_tokenizer())
+    before = models.content_hash(gpt2[0])
+    same = make("gpt2", vocabulary)
+    assert before == models.content_hash(same)
+    assert before != models.content_hash(make("gpt2", vocabulary, seed=1))
+    models.weight_of(same, "mlp_out", 2)[1][3, 4] += 1e-3
+    assert before != models.content_hash(same)
 
 
 def test_devices():

@@ -14,13 +14,12 @@ def tok(request):
 def test_the_lookup_is_the_last_piece_of_the_subject(tok, facts):
     for fact in facts:
         ids, last = tokens.with_subject(tok, fact.prompt, fact.subject)
-        assert ids == tok(fact.text)["input_ids"]
-        start = fact.prompt.index("{}")
         first, again = tokens.subject_span(tok, fact.prompt, fact.subject)
-        assert again == last and first <= last
+        assert ids == tok(fact.text)["input_ids"] and again == last and first <= last
         assert tok.decode(ids[first:last + 1]).strip() == fact.subject
+        until = fact.prompt.index("{}") + len(fact.subject)
         head = tok.decode(ids[:last + 1], skip_special_tokens=True)
-        assert head.strip() == fact.text[:start + len(fact.subject)]
+        assert head.strip() == fact.text[:until]
 
 
 def test_a_subject_that_occurs_twice_is_found_where_the_braces_are(tok):
@@ -28,12 +27,13 @@ def test_a_subject_that_occurs_twice_is_found_where_the_braces_are(tok):
     assert last == len(ids) - 1 - len(tok(" in", add_special_tokens=False)["input_ids"])
 
 
-def test_templates_and_subjects_that_cannot_be(tok):
-    for template in ("no place", "{} and {}"):
-        with pytest.raises(ValueError, match="exactly one"):
-            tokens.with_subject(tok, template, "Rome")
-    with pytest.raises(ValueError, match="has no token"):
-        tokens.with_subject(tok, "{} is", "")
+@pytest.mark.parametrize("template, subject, words", [
+    ("no place", "Rome", "exactly one"), ("{} and {}", "Rome", "exactly one"),
+    ("{} is", "", "has no token")])
+def test_templates_and_subjects_that_cannot_be(tok, template, subject, words):
+    for function in (tokens.with_subject, tokens.subject_span):
+        with pytest.raises(ValueError, match=words):
+            function(tok, template, subject)
 
 
 def test_targets_have_no_bos_and_no_bare_space_mark(tok, facts):
@@ -42,8 +42,8 @@ def test_targets_have_no_bos_and_no_bare_space_mark(tok, facts):
         assert ids == tokens.target_ids(tok, " " + fact.target_new)
         assert tok.decode(ids).strip() == fact.target_new
         assert not set(ids) & set(tok.all_special_ids)
-        prompt = tok(fact.text)["input_ids"]
-        assert prompt + ids == tok(fact.text + " " + fact.target_new)["input_ids"]
+        whole = f"{fact.text} {fact.target_new}"
+        assert tok(fact.text)["input_ids"] + ids == tok(whole)["input_ids"]
 
 
 def test_a_target_that_the_tokenizer_cannot_write_is_refused(llama):
@@ -51,23 +51,34 @@ def test_a_target_that_the_tokenizer_cannot_write_is_refused(llama):
         tokens.target_ids(llama[1], "Ω")
 
 
-def test_pad_and_encode(tok):
+def test_encode_and_the_start_of_a_text(tok):
+    assert tokens.encode(tok, []) == []
+    texts = ("Rome is", "Oslo")
+    assert tokens.encode(tok, texts) == [tok(text)["input_ids"] for text in texts]
+    assert len(tok(tokens.text_start(tok))["input_ids"]) == 1
+
+
+def test_pad(tok):
     ids, mask = tokens.pad([[1, 2, 3], [4]], fill=9)
     assert ids.tolist() == [[1, 2, 3], [4, 9, 9]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert ids.dtype == torch.long
-    assert tokens.encode(tok, []) == []
-    assert tokens.encode(tok, ("Rome is", "Oslo")) == [tok("Rome is")["input_ids"], tok("Oslo")["input_ids"]]
+    assert ids.dtype == mask.dtype == torch.long
     assert tokens.pad_id(tok) == tok.eos_token_id
 
 
 def test_batches_cover_everything_once_within_the_limit():
     lengths = [3, 50, 4, 4, 200, 1, 9, 9]
     groups = list(tokens.batches(lengths, max_tokens=27))
-    assert sorted(i for group in groups for i in group) == list(range(8))
+    flat = [index for group in groups for index in group]
+    assert sorted(flat) == list(range(8)) and [lengths[i] for i in flat] == sorted(lengths)
     assert all(len(g) == 1 or len(g) * max(lengths[i] for i in g) <= 27 for g in groups)
-    flat = [lengths[i] for group in groups for i in group]
-    assert flat == sorted(lengths)
     assert list(tokens.batches([])) == []
+
+
+@pytest.mark.parametrize("rows, limit, number", [
+    ([[1, 2, 3, 4], [1, 2, 3, 5]], 3, 3), ([[1, 2, 3, 4], [1, 2, 3, 5]], 2, 2),
+    ([[1, 2], [2, 2]], 1, 0), ([[1, 2]], 1, 0), ([[1, 2, 3], [1, 2, 3], [1, 9, 3]], 2, 0)])
+def test_common(rows, limit, number):
+    assert tokens.common(rows, limit, least=2) == number
 
 
 def test_check_lengths_names_the_first_that_is_too_long():
