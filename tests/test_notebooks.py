@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 FEW = {"items": 8, "untouched": 5}      # of study.Run
 SMALL = FEW | {"retest_every": 2, "downstream_every": 2}
+STORED = ("ft", "calinet", "grace")
+TRAINED = {"n_test_records": 2, "examples": 4, "draws": 20, "workers": 1, "training": {"warmup": 2}}
 TINY = {        # notebook -> parameters that keep it to seconds; what is not named runs with its defaults
     "01_pocket_model": {"n_recall": 20, "n_trace": 3, "n_single": 3, "items": 8, "sweep": False},
     "10_edit": {"n_edits": 6, "every": 3, "more": FEW},
@@ -26,13 +28,10 @@ TINY = {        # notebook -> parameters that keep it to seconds; what is not na
                         "run_options": SMALL},
     "90_report": {"n_edits": 4, "editors": ["rome", "memit", "ft"], "workers": 1,
                   "run_options": SMALL},
-    "30_multitask": {"n_test": 2, "examples": 4, "draws": 20, "workers": 1, "training": {"warmup": 2},
-                     "settings": {name: {"steps": 2} for name in ("ft", "calinet", "grace")}},
-    "32_instructions": {"n_test": 2, "examples": 4, "loop_examples": 4, "loop_rounds": 2, "draws": 20, "workers": 1,
-                        "training": {"warmup": 2}},
-    "33_tasks_and_balance": {"n_test": 2, "examples": 4, "n_apart": 5, "draws": 20, "workers": 1,
-                             "training": {"warmup": 2}},
-    "31_directions": {"records": 5, "examples": 4, "training": {"warmup": 2}, "perplexities": [3, 2, 4], "workers": 1},
+    "30_multitask": TRAINED | {"settings": {name: {"steps": 2} for name in STORED}},
+    "31_directions": TRAINED | {"n_test_records": 5},
+    "32_instructions": TRAINED | {"loop_examples": 4},
+    "33_tasks_and_balance": TRAINED,
 }
 
 
