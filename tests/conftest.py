@@ -1,4 +1,4 @@
-"""Nothing in; tiny random models of every supported shape, tokenizers trained in memory, and facts for them out."""
+"""Tiny random models of every supported shape, tokenizers trained in memory, facts for them."""
 
 import dataclasses
 import json
@@ -30,20 +30,23 @@ from editcore.facts import Fact
 
 torch.set_num_threads(1)
 
-SUBJECTS = ("Orla", "Vintar Melk", "The Hollow Gate", "Brantwick", "Sue Oakes", "Tessaly", "North Quay", "Ilmo Parr",
-            "Kestrel Works", "Dunmore", "Ada Lindqvist", "Farrow")
-CITIES = ("Rome", "Paris", "New Delhi", "Oslo", "Vienna", "Cairo", "Lima", "Quito", "San Marino", "Bern", "Turin",
-          "Kyiv")
-PROMPTS = ("{} is located in", "The capital of {} is", "The home of {} is", "Everybody knows that {} lies near")
-WORDS = ("The first. Therefore the old river runs. Because I know you, we read a book. You said that it is good. "
-         "speaks a language native tongue born works company city country of in is was the a an and to from")
+SUBJECTS = ("Orla", "Vintar Melk", "The Hollow Gate", "Brantwick", "Sue Oakes", "Tessaly",
+            "North Quay", "Ilmo Parr", "Kestrel Works", "Dunmore", "Ada Lindqvist", "Farrow")
+CITIES = ("Rome", "Paris", "New Delhi", "Oslo", "Vienna", "Cairo", "Lima", "Quito", "San Marino",
+          "Bern", "Turin", "Kyiv")
+PROMPTS = ("{} is located in", "The capital of {} is", "The home of {} is",
+           "Everybody knows that {} lies near")
+WORDS = ("The first. Therefore the old river runs. Because I know you, we read a book. You said "
+         "that it is good. speaks a language native tongue born works company city country of in "
+         "is was the a an and to from")
 
 
 def corpus(n=60):
-    """n short invented sentences over the words that the facts use; also the texts for second moments."""
+    """n short invented sentences over the words of the facts; also texts for second moments."""
     lines = [PROMPTS[i % 4].replace("{}", SUBJECTS[i % 12]) + f" {CITIES[(i * 5 + i // 12) % 12]}."
              for i in range(n - 4)]
-    return [WORDS, *lines, WORDS.lower(), "Once there was a river. It ran to the sea.", "You and I read the old book."]
+    return [WORDS, *lines, WORDS.lower(), "Once there was a river. It ran to the sea.",
+            "You and I read the old book."]
 
 
 def byte_tokenizer(size=400):
@@ -55,30 +58,34 @@ def byte_tokenizer(size=400):
     raw.train_from_iterator(corpus(), trainers.BpeTrainer(
         vocab_size=size, special_tokens=["<|endoftext|>"], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<|endoftext|>",
+                                   eos_token="<|endoftext|>")
 
 
 def piece_tokenizer(size=300):
-    """A Llama-2-like tokenizer: pieces that begin with the word-start mark, BOS before every text."""
+    """A Llama-2-like tokenizer: pieces begin with the word-start mark, BOS before every text."""
     raw = Tokenizer(models.BPE(unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     raw.decoder = decoders.Metaspace(prepend_scheme="first")
     raw.train_from_iterator(corpus(), trainers.BpeTrainer(
         vocab_size=size, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False))
     raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>",
+                                   unk_token="<unk>")
 
 
 def make(kind, vocab, layers=4, width=32, heads=4, positions=64, seed=0, dtype=torch.float32):
-    """A random model of one architecture ("gpt2", "gptj", "gpt_neox", "llama", "mistral", "qwen2", "qwen3").
+    """A random model of one architecture: a key of the dict below.
 
-    Weights are larger than the usual initialisation, so that positions, heads and layers matter to the output.
+    Weights are larger than usual, so that positions, heads and layers matter to the output.
     """
-    rotary = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "vocab_size": vocab,
-              "intermediate_size": 2 * width, "max_position_embeddings": positions, "initializer_range": 0.15,
+    rotary = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
+              "vocab_size": vocab, "intermediate_size": 2 * width,
+              "max_position_embeddings": positions, "initializer_range": 0.15,
               "bos_token_id": 0, "eos_token_id": 0}
     grouped = rotary | {"num_key_value_heads": heads // 2, "tie_word_embeddings": False}
-    gpt = {"n_embd": width, "n_layer": layers, "n_head": heads, "vocab_size": vocab, "n_positions": positions,
+    gpt = {"n_embd": width, "n_layer": layers, "n_head": heads, "vocab_size": vocab,
+           "n_positions": positions,
            "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "initializer_range": 0.15,
            "bos_token_id": 0, "eos_token_id": 0}
     built = {
@@ -102,7 +109,7 @@ def make(kind, vocab, layers=4, width=32, heads=4, positions=64, seed=0, dtype=t
 
 @pytest.fixture
 def themed():
-    """The study's look while one test draws; its figures closed and matplotlib's settings put back after it."""
+    """The study's look while one test draws; matplotlib is put back after it."""
     plt.switch_backend("agg")
     with plt.rc_context():
         figures.theme()
@@ -112,26 +119,28 @@ def themed():
 
 @pytest.fixture(scope="session")
 def gpt2():
-    """(model, tokenizer): random GPT-2, 4 layers, d 32, m 128, 64 positions, byte-level tokenizer."""
+    """(model, tokenizer): random GPT-2, 4 layers, d 32, m 128, 64 positions, byte-level."""
     tok = byte_tokenizer()
     return make("gpt2", len(tok)), tok
 
 
 @pytest.fixture(scope="session")
 def llama():
-    """(model, tokenizer): random Llama, 4 layers, d 32, m 64, grouped keys, tokenizer with BOS and word-start marks."""
+    """(model, tokenizer): random Llama, 4 layers, d 32, m 64, grouped keys, BOS, word-start marks."""
     tok = piece_tokenizer()
     return make("llama", len(tok)), tok
 
 
 @pytest.fixture(scope="session")
 def facts():
-    """Twelve Facts: subjects of one to ten pieces, first in the prompt or inside, answers of one to three pieces."""
+    """Twelve Facts: subjects of one to ten pieces, first in the prompt or inside it."""
     return [Fact(case_id=i, subject=SUBJECTS[i], prompt=PROMPTS[i % 4], target_new=CITIES[i],
                  target_true=CITIES[(i + 5) % 12], relation=f"P{i % 4}",
                  paraphrases=(f"Where is {SUBJECTS[i]}? It is in", f"{SUBJECTS[i]} was born in"),
-                 neighbours=tuple(PROMPTS[i % 4].replace("{}", SUBJECTS[(i + k) % 12]) for k in (4, 8)),
-                 attributes=(PROMPTS[i % 4].replace("{}", SUBJECTS[(i + 6) % 12]),), generation=(f"{SUBJECTS[i]} is",),
+                 neighbours=tuple(PROMPTS[i % 4].replace("{}", SUBJECTS[(i + k) % 12])
+                                  for k in (4, 8)),
+                 attributes=(PROMPTS[i % 4].replace("{}", SUBJECTS[(i + 6) % 12]),),
+                 generation=(f"{SUBJECTS[i]} is",),
                  portability=(("alias", f"People call {SUBJECTS[i]} a city of", (CITIES[i],)),))
             for i in range(12)]
 
@@ -149,7 +158,8 @@ def place(tmp_path_factory, gpt2, facts, texts):
     for part in gpt2:
         part.save_pretrained(folder)
     records = [{**dataclasses.asdict(one), "paraphrase_prompts": one.paraphrases, "portability": {},
-                "neighborhood_prompts": one.neighbours, "generation_prompts": one.generation} for one in facts]
+                "neighborhood_prompts": one.neighbours, "generation_prompts": one.generation}
+               for one in facts]
     (folder / "facts.json").write_text(json.dumps(records))
     (folder / "texts.txt").write_text("\n".join(texts))
     return folder
