@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from editcore import figures_old as figures
 from editcore import look, portraits
 
 COLLAPSE = {"rome": 160, "memit": np.nan, "ft": 30}
@@ -94,61 +93,6 @@ def test_variants_of_a_method_are_shades_of_it():
     ordered = look.methods_in(pd.DataFrame({"editor": [*names, "MEMIT, batch 100"]}))
     assert ordered == ["ROME without openers", "r-ROME, layer 1", "MEMIT, batch 2", "MEMIT, batch 10",
                        "MEMIT, batch 100", "memit", "other"]
-
-
-def test_a_method_looks_the_same_in_every_figure_and_unlike_the_others():
-    df = rows(editors=("rome", "memit", "ft", "r-rome", "encore"))
-    looks = {name: look.style(name, look.methods_in(df)) for name in look.methods_in(df)}
-    for key in ("color", "marker", "linestyle", "label"):
-        assert len({str(one[key]) for one in looks.values()}) == 5
-    for fig in (figures.proficiency(df), figures.downstream(df)):
-        line = next(line for line in fig.axes[0].get_lines() if line.get_label() == "MEMIT")
-        assert (line.get_marker(), line.get_color()) == ("s", looks["memit"]["color"])
-
-
-def test_proficiency_shows_the_rows():
-    df = rows()
-    fig = figures.proficiency(df, window=25)
-    steps, values = shown(fig.axes[1], "ROME")
-    mean = df[(df["metric"] == "PS") & (df["editor"] == "rome")].set_index("step")["value"].loc[176:200].mean()
-    assert (steps[-1], values[-1]) == (200, pytest.approx(100 * mean))
-    assert "1 run a method" in fig.get_supxlabel()
-
-
-def test_forgetting_marks_the_phases():
-    df = rows()
-    fig = figures.forgetting(df, phases(df))
-    words = [text.get_text() for text in fig.axes[0].texts]
-    assert "catastrophic from 160" in words and words.count("gradual") == 1
-    some = pd.concat([phases(df), phases(df).assign(collapse=np.nan)])
-    shares = [text.get_text() for text in figures.forgetting(df, some).axes[0].texts]
-    assert "catastrophic from 160 in 1 of 2 runs" in shares
-    starts = {line.get_xdata()[0] for line in fig.axes[1].get_lines() if len(set(line.get_xdata())) == 1}
-    assert {160, 30} <= starts
-    assert shown(fig.axes[2], "ROME")[1][-1] == pytest.approx(
-        100 * df[(df["metric"] == "forgotten_now") & (df["editor"] == "rome")]["value"].iloc[-1])
-
-
-def test_downstream_draws_both_chance_lines():
-    fig = figures.downstream(rows())
-    heights = [line.get_ydata()[0] for line in fig.axes[0].get_lines() if line.get_label() in figures.CHANCE.values()]
-    assert heights == [pytest.approx(100 / 3), 0.0]
-    assert fig.axes[5].get_yscale() == "log"
-
-
-def test_distance_is_log_log_with_a_root_n_guide():
-    df = rows()
-    ax = figures.distance(df, phases(df)).axes[0]
-    steps, values = shown(ax, "∝ √n")
-    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
-    assert values[1] / values[0] == pytest.approx(np.sqrt(steps[1] / steps[0]))
-
-
-def test_agreement_compares_measures_of_the_same_edits():
-    df = rows(editors=("rome",))
-    ax = figures.agreement(df).axes[0]
-    mean = df[(df["metric"] == "ES_exact") & (df["step"] <= 50)]["value"].mean()
-    assert ax.containers[0].lines[0].get_ydata()[2] == pytest.approx(100 * mean)
 
 
 def test_wilson_interval_against_its_defining_equation():

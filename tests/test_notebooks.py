@@ -19,7 +19,7 @@ TINY = {        # notebook -> parameters that keep it to seconds; what is not na
     "20_forgetting": {"n_edits": 6, "orders": [0], "workers": 1,
                       "run_options": FEW | {"retest_every": 2, "downstream_every": 3, "final": []}},
     "22_depth": {"n_edits": 6, "orders": [0], "workers": 1,
-                 "more": FEW | {"retest_every": 2, "downstream_every": 3, "final": []}},
+                 "run_options": FEW | {"retest_every": 2, "downstream_every": 3, "final": []}},
     "21_disabling": {"n_edits": 6, "n_enriched": 6, "orders": [0], "n_table": 200, "workers": 1,
                      "run_options": FEW | {"retest_every": 2, "downstream_every": 3}},
     "23_delay": {"n_edits": 4, "editors": ["rome", "memit", "ft"], "workers": 1, "sweep_edits": 4,
