@@ -104,7 +104,8 @@ def memit(model, tok, facts, config, prepared):
                 for fact in facts]
         keys = torch.stack([(rows[0] + rows[1:].mean(0)) / 2 for rows in keys], 1)
         state = [read(model, tok, fact, ("{}",), last, "output")[0] for fact in facts]
-        residual = (torch.stack(z, 1) - torch.stack(state, 1)).double() / (len(config.layers) - index)
+        left = len(config.layers) - index
+        residual = (torch.stack(z, 1) - torch.stack(state, 1)).double() / left
         moment = config.lambda_ * prepared.moments.moments[name].double().to(keys.device)
         matrix = residual @ torch.linalg.solve(moment + keys @ keys.T, keys).T
         weight = model.get_parameter(name + ".weight")

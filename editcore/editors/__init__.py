@@ -5,7 +5,9 @@ import dataclasses
 import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args, get_origin
+
+from pydantic import TypeAdapter, ValidationError
 
 from editcore import templates
 from editcore.editors.prepare import EditorInputs, Prepared
@@ -186,12 +188,7 @@ def configure(editor, settings=None, model=""):
         key = "lambda_" if key == "lambda" else key
         if key not in fields:
             raise ValueError(f"{editor} has no setting {key!r}; it has {', '.join(fields)}")
-        try:
-            values[key] = _read(value, fields[key].type)
-        except (TypeError, ValueError, KeyError) as error:
-            wanted = ", ".join(get_args(fields[key].type))
-            wanted = f"one of {wanted}" if wanted else fields[key].type.__name__
-            raise ValueError(f"{editor}: {key} is {value!r}, but must be {wanted}") from error
+        values[key] = _read(value, fields[key].type, f"{editor}: {key}")
     missing = [key for key, field in fields.items()
                if field.default is dataclasses.MISSING and key not in values]
     if missing:
@@ -206,18 +203,14 @@ def published(model, paper):
     return next((part for part in reversed(parts) if part in paper), None)
 
 
-def _read(value, kind):
-    """`value` as an int, float, str, bool, tuple of int or a choice (Literal)."""
-    if choices := get_args(kind):
-        return choices[choices.index(value)]
-    if kind is tuple:
-        items = value.split(",") if isinstance(value, str) else value
-        items = (items,) if isinstance(items, int) else items
-        return tuple(int(item) if isinstance(item, (str, int)) else item for item in items)
-    if kind is bool:
-        return {"true": True, "false": False}[str(value).lower()]
-    if kind is int and float(value) != int(float(value)):
-        raise ValueError
-    if kind is str and not isinstance(value, str):
-        raise TypeError
-    return int(float(value)) if kind is int else kind(value)
+def _read(value, kind, label):
+    """`value` as the type of a setting; ValueError begins with `label`."""
+    if tuple in (kind, get_origin(kind)):
+        value = value.split(",") if isinstance(value, str) else value
+        value = (value,) if isinstance(value, int) else value
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        choices = get_origin(kind) is Literal and ", ".join(get_args(kind))
+        wanted = f"one of {choices}" if choices else kind.__name__
+        raise ValueError(f"{label} is {value!r}, but must be {wanted}") from error

@@ -17,7 +17,7 @@ from editcore.suffix import fused, head, resume, start
 class Settings:
     """Settings of CaliNet. Published are the last layers and 64 to a few hundred slots."""
 
-    layers: tuple = (-1,)       # whose MLP gets slots beside it; negative ones count from the last
+    layers: tuple[int, ...] = (-1,)     # whose MLP gets slots; negative ones count from the end
     slots: int = 64             # of each of these layers
     wordings: int = 8           # paraphrases of each fact used beside its prompt, at most
     lr: float = 1e-3            # of Adam

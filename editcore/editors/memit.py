@@ -29,7 +29,7 @@ STARTS = ("The", "Therefore", "Because", "I", "You")
 class Settings:
     """Settings of MEMIT; layers and lambda_ have no default, the rest is as published."""
 
-    layers: tuple                       # edited layers, ascending; δ enters at the last one
+    layers: tuple[int, ...]             # edited layers, ascending; δ enters at the last one
     lambda_: float                      # weight of what is preserved against the new keys
     steps: int = 20                     # evaluations of the loss; the last one does not step
     lr: float = 0.5                     # of Adam on δ

@@ -28,7 +28,7 @@ class Settings:
     """Settings of KE; network is needed to edit, what follows scale to begin a training."""
 
     network: str = ""               # file of the trained network, or "untrained"
-    layers: tuple = (-3, -2, -1)    # edited blocks; negative ones count from the last
+    layers: tuple[int, ...] = (-3, -2, -1)    # edited blocks; negative ones count from the last
     scale: float = 1.0              # largest eta
     hidden: int = 512               # state of the LSTM, per direction
     width: int = 768                # of c

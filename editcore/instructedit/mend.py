@@ -38,7 +38,7 @@ class Settings:
     """Settings of MEND; all but network must be what the network was trained with."""
 
     network: str = ""               # file of the trained network, or "untrained"
-    layers: tuple = (-3, -2, -1)    # edited blocks; negative ones count from the last
+    layers: tuple[int, ...] = (-3, -2, -1)    # edited blocks; negative ones count from the last
     parts: Literal["all", "mlp_in", "mlp_out"] = "all"      # which of their MLP's maps
     rank: int = 1920                # of the network's layers, at most d_in + d_out
     depth: int = 2                  # residual low-rank layers

@@ -10,6 +10,7 @@ import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_origin
 
 import pandas as pd
 
@@ -185,8 +186,8 @@ def _as_table(words):
 
 def _settings_table(values, editor):
     """An editor's settings as a table: lists for fields of one value, and lists of lists for others, are axes."""
-    fields = {field.name: field.type for field in dataclasses.fields(EDITORS[editor].config)} if editor in EDITORS \
-        else {}
+    known = dataclasses.fields(EDITORS[editor].config) if editor in EDITORS else ()
+    fields = {field.name: get_origin(field.type) or field.type for field in known}
     several = {name: isinstance(value, list) and (fields.get(name) is not tuple or bool(value)
                and isinstance(value[0], list)) for name, value in values.items()}
     return {"settings": {name: value for name, value in values.items() if not several[name]},

@@ -184,7 +184,7 @@ def test_edited_prompts_say_the_target_and_others_what_they_said(family, part, r
     (name,) = together.parts
     assert together.parts[name].labels == total.parts[name].labels
     assert torch.equal(together.parts[name].values, total.parts[name].values)
-    assert together.info["nll"] == pytest.approx(after.nll.tolist(), abs=0.3)    # before the last step
+    assert together.info["nll"] == pytest.approx(after.nll.tolist(), abs=0.3)    # one step before
 
 
 def test_sequential_edits_are_one_codebook(gpt2, facts):
