@@ -11,13 +11,14 @@ from editcore.progress import bar
 from editcore.tokens import batches, common, encode, pad_id, text_start
 
 
-def continuations(model, tok, prompts, n_new, top_k=0, generator=None):
+def continuations(model, tok, prompts, n_new, top_k=0, generator=None, *, end=None):
     """The n_new token ids that follow each prompt: (len(prompts), n_new) int64 on the CPU.
 
     top_k 0 is greedy; else tokens are drawn from the top_k most likely with `generator` (on the
     CPU, so that a seed means the same on every device); a model whose logits are not numbers draws
     evenly. Prompts of any lengths go together, left-padded and masked, and what they all begin with
-    is run once. ValueError if prompt and continuation are longer than the model.
+    is run once. end: a token after which a row is done; what comes then is not to be read.
+    ValueError if prompt and continuation are longer than the model.
     """
     rows = encode(tok, prompts)
     limit = max_length(model)
@@ -30,13 +31,22 @@ def continuations(model, tok, prompts, n_new, top_k=0, generator=None):
     cache = _cache(model, rows[0][:skip]) if skip else None
     for batch in batches([len(row) - skip + n_new for row in rows]):
         ids[batch] = _continue(model, [rows[i][skip:] for i in batch], n_new, skip=skip,
-                               cache=cache, fill=pad_id(tok), top_k=top_k, generator=generator)
+                               cache=cache, fill=pad_id(tok), top_k=top_k, generator=generator,
+                               end=end)
     return ids
 
 
 def texts(model, tok, prompts, n_new, top_k=0, generator=None):
     """The continuations as texts (without their prompts)."""
     return tok.batch_decode(continuations(model, tok, prompts, n_new, top_k, generator))
+
+
+def answers(model, tok, prompts, n_new):
+    """Greedy continuations as bare texts, up to the end-of-text token where there is one."""
+    end = tok.eos_token_id
+    ids = continuations(model, tok, prompts, n_new, end=end).tolist()
+    rows = [row[:row.index(end)] if end in row else row for row in ids]
+    return [text.strip() for text in tok.batch_decode(rows)]
 
 
 def own_texts(model, tok, n_tokens=0, seed=0, folder=None):
@@ -85,7 +95,7 @@ def _cache(model, ids):
 
 
 @torch.no_grad()
-def _continue(model, rows, n_new, *, skip, cache, fill, top_k, generator):
+def _continue(model, rows, n_new, *, skip, cache, fill, top_k, generator, end):
     """(B, n_new) ids after each row, which goes on from `skip` tokens in a cache of one row.
 
     Left padding keeps the newest token in the last column of every row.
@@ -107,6 +117,9 @@ def _continue(model, rows, n_new, *, skip, cache, fill, top_k, generator):
         cache = output.past_key_values
         ids = _choose(output.logits[:, -1], top_k, generator)
         columns.append(ids.cpu())
+        if end is not None and (torch.cat(columns, 1) == end).any(1).all():
+            columns += [torch.full_like(columns[0], end)] * (n_new - len(columns))
+            break
         mask = torch.cat([mask, torch.ones_like(ids)], 1)
     return torch.cat(columns, 1)
 

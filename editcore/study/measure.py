@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import pandas as pd
 import torch
@@ -11,6 +12,7 @@ from editcore.delta import Delta, added
 from editcore.editors import EDITORS, EditorInputs, configure
 from editcore.model import content_hash, default_device, load, max_length
 from editcore.study.run import Run, check_prompts, dtype_of, read_inputs
+from editcore.tokens import encode
 
 
 @dataclass(frozen=True)
@@ -203,15 +205,16 @@ def rows_reported(facts, info):
 
 
 def answers(context, facts):
-    """Let the model write run.answers tokens after each fact's prompt, greedily; a list of texts."""
-    tok = context.tok
-    room = max_length(context.model) - context.run.answers
-    prompts = [fact.text if len(tok(fact.text)["input_ids"]) <= room else "" for fact in facts]
-    asked = [prompt for prompt in prompts if prompt]
-    texts = iter(generate.texts(context.model, tok, asked, context.run.answers))
-    texts = [next(texts) if prompt else "" for prompt in prompts]
-    return [text.split(tok.eos_token)[0].strip() if tok.eos_token else text.strip()
-            for text in texts]
+    """Let the model write run.answers tokens after each fact's prompt, greedily; a list of texts.
+
+    "" stands for prompts that leave the model no room.
+    """
+    n_new = context.run.answers
+    limit = max_length(context.model) - n_new
+    prompts = [fact.text for fact in facts]
+    fits = [len(row) <= limit for row in encode(context.tok, prompts)]
+    texts = iter(generate.answers(context.model, context.tok, [*compress(prompts, fits)], n_new))
+    return [next(texts) if fit else "" for fit in fits]
 
 
 def cases(context, state):
