@@ -48,7 +48,6 @@ class Edits:
         return list(self.factors[0])
 
 
-@torch.no_grad()
 def gradients(model, tok, records, config, *, editor="", stage="trained", style="", description=-1,
               folder="results/editors"):
     """The Edits of EditRecords by the MEND of a HypernetworkConfig, behind its instructions.
@@ -89,6 +88,7 @@ def _network(config, stage, folder):
     return untrained
 
 
+@torch.no_grad()
 def _transformed(network, found):
     """{map: (alpha u~, delta~)}: alpha weighs the maps against each other."""
     steps = network.steps()

@@ -207,6 +207,8 @@ def _editors(model, options, cases):
     seeds = options.pop("seeds", (0,))
     folder = records_folder(model, options.get("data", ""))
     tasks = [task for task in instructions.TITLES if (folder / f"{task}_train.json").is_file()]
+    if not tasks:
+        raise ValueError(f"{folder}: there are no training records")
     editors = []
     for name, words in cases.items():
         words = {"tasks": tuple(task for task in TASKS if task in tasks)} | words | options
