@@ -5,9 +5,10 @@ import torch
 from conftest import make
 
 from editcore.delta import Delta, LowRank, Patch, oriented
+from editcore.editors.calinet import Slots
+from editcore.editors.grace import Codebook
 from editcore.instructedit.batched_edits import each_row
 from editcore.model import name_of
-from editcore.patch import Beside, Codebook
 
 IDS = torch.tensor([[5, 9, 2, 7], [3, 1, 4, 4], [8, 8, 6, 1], [5, 9, 2, 7], [2, 2, 3, 9]])
 
@@ -32,7 +33,7 @@ def edits(model):
     width = module.weight.numel() // d
     book = Codebook(torch.randn(2, width, generator=draw), torch.randn(2, d, generator=draw),
                     torch.tensor([50.0, 0.1]), ("a", "b"))
-    slots = Beside(torch.randn(3, d, generator=draw), torch.randn(3, d, generator=draw))
+    slots = Slots(torch.randn(3, d, generator=draw), torch.randn(3, d, generator=draw))
     return [None, low(model, 2, 0), low(model, 1, 1) + low(model, 4, 2, 2, "mlp_in"), Delta(dense),
             Patch({name: book, name_of(model, "mlp", 1): slots})]
 
