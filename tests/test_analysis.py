@@ -1,0 +1,247 @@
+"""Hand-made rows with known answers: forgotten, ability, phases, losses, survival, intervals."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from editcore import analysis
+from editcore.analysis import RUN
+
+HEAD = {"run": "r", "editor": "rome", "order": 0}
+
+
+def rows(*entries, **head):
+    """Return a table of (step, fact, metric, value) entries of one run."""
+    table = pd.DataFrame(entries, columns=["step", "fact", "metric", "value"])
+    return table.assign(**(HEAD | head))[[*RUN, "step", "fact", "metric", "value"]]
+
+
+@pytest.fixture
+def small():
+    """Four edits (c fails when made): a is lost at 4 and back at 6; b is lost at 6."""
+    made = [("a", 1, 1.0), ("b", 2, 1.0), ("c", 3, 0.0), ("d", 4, 1.0)]
+    again = [(2, "a", 1), (4, "a", 0), (4, "b", 1), (4, "c", 1), (6, "a", 1), (6, "b", 0),
+             (6, "c", 0), (6, "d", 1)]
+    entries = [(step, fact, "ES_exact", value) for fact, step, value in made]
+    entries += [(step, fact, "retest_ES_exact", float(value)) for step, fact, value in again]
+    return rows(*entries)
+
+
+def history(lost, relative, f1=()):
+    """Return rows of a run whose 100 edits of step 1 fail with the given shares at 20, 40, ..."""
+    entries = [(1, str(i), "ES_exact", 1.0) for i in range(100)]
+    for k, share in enumerate(lost, 1):
+        right = [float(i >= round(100 * share)) for i in range(100)]
+        entries += [(20 * k, str(i), "retest_ES_exact", right[i]) for i in range(100)]
+    entries += [(20 * k, "W", "relative", value) for k, value in enumerate(relative, 1)]
+    entries += [(20 * k, "W", "update", 3.0 if k == 5 else 1.0) for k in range(1, len(lost) + 1)]
+    return rows(*entries, *[(20 * k, "", "sst2_f1", value) for k, value in enumerate(f1)])
+
+
+# ── forgotten ───────────────────────────────────────────────────────────────────────────────────
+
+def test_retests_ask_only_edits_that_succeeded(small):
+    table = analysis.retests(small)
+    assert set(table["fact"]) == {"a", "b", "d"}
+    last = table[table["step"] == 6].set_index("fact")
+    assert dict(last["age"]) == {"a": 5, "b": 4, "d": 2}
+    assert dict(last["right"]) == {"a": 1.0, "b": 0.0, "d": 1.0}
+
+
+def test_forgotten_by_hand(small):
+    table = analysis.forgotten(small).set_index("step")
+    assert list(table["edits"]) == [1, 2, 3]
+    np.testing.assert_allclose(table["now"], [0, 1 / 2, 1 / 3])
+    np.testing.assert_allclose(table["ever"], [0, 1 / 2, 2 / 3])
+    np.testing.assert_allclose(table["recovered"], [np.nan, np.nan, 1.0])   # a is back at 6
+
+
+def test_forgotten_keeps_runs_apart(small):
+    other = small.assign(run="s", editor="memit", value=1.0)
+    table = analysis.forgotten(pd.concat([small, other]))
+    assert set(table["run"]) == {"r", "s"}
+    assert (table.loc[table["run"] == "s", "ever"] == 0).all()
+
+
+def test_ever_forgotten_falls_only_by_dilution():
+    draw = np.random.default_rng(0)
+    entries = [(i + 1, str(i), "ES_exact", 1.0) for i in range(40)]
+    for step in range(5, 45, 5):
+        entries += [(step, str(i), "retest_ES_exact", float(draw.random() < 0.8))
+                    for i in range(step - 1)]
+    table = analysis.forgotten(rows(*entries))
+    assert (np.diff(table["ever"] * table["edits"]) >= -1e-9).all()
+    assert (table["ever"] >= table["now"]).all() and (table["ever"] > table["now"]).any()
+
+
+# ── ability and what was never edited ───────────────────────────────────────────────────────────
+
+def test_ability_is_the_margin_above_chance():
+    table = rows((0, "", "sst2_f1", 1.0), (10, "", "sst2_f1", 2 / 3), (0, "", "sst2_prob_f1", 0.9))
+    found = analysis.ability(table)
+    np.testing.assert_allclose(found["ability"], [1.0, 0.5])
+    assert list(analysis.few_shot(table)["task"]) == ["sst2", "sst2"]
+
+
+def test_ability_is_undefined_for_a_model_at_chance():
+    table = analysis.ability(rows((0, "", "sst2_f1", 0.3), (10, "", "sst2_f1", 0.2)))
+    assert table["ability"].isna().all()
+
+
+def test_untouched_counts_only_what_was_known():
+    values = [(0, "a", 1), (0, "b", 0), (0, "c", 1), (20, "a", 1), (20, "b", 1), (20, "c", 0)]
+    table = rows(*[(step, fact, "untouched_ES_exact", float(value)) for step, fact, value in values])
+    assert list(analysis.untouched(table)["value"]) == [1.0, 0.5]
+
+
+def test_trajectory_is_long_and_without_nan(small):
+    more = rows((0, "", "sst2_f1", 0.8), (0, "", "rte_f1", 0.6), (0, "", "perplexity", 9.0),
+                (0, "x", "untouched_ES_prob", 0.5), (0, "y", "untouched_ES_prob", 0.7))
+    table = analysis.trajectory(pd.concat([small, more]))
+    assert list(table.columns) == [*RUN, "step", "metric", "value"] and table["value"].notna().all()
+    found = table.set_index(["metric", "step"])["value"]
+    assert found["f1", 0] == pytest.approx(0.7) and found["ability", 0] == 1.0
+    assert found["forgotten_ever", 6] == pytest.approx(2 / 3) and found["recovered", 6] == 1.0
+    assert found["untouched_prob", 0] == pytest.approx(0.6) and found["perplexity", 0] == 9.0
+
+
+def test_trajectory_of_nothing_is_empty():
+    assert analysis.trajectory(rows((1, "a", "ES", 1.0))).empty
+
+
+# ── distance ────────────────────────────────────────────────────────────────────────────────────
+
+def walk(steps, exponent, matrix="W"):
+    """Return rows of a distance that grows as step ** exponent by equal updates."""
+    entries = []
+    for step in steps:
+        entries += [(step, matrix, "relative", 0.5 * step ** exponent),
+                    (step, matrix, "distance", 0.01 * step ** exponent),
+                    (step, matrix, "update", 2.0)]
+    return entries
+
+
+def test_distance_has_one_row_per_matrix_and_knows_the_norm():
+    table = analysis.distance(rows(*walk([1, 2, 4], 0.5), *walk([1, 2, 4], 1, "V.weight"),
+                                   (1, "V.bias", "relative", 0.4), (1, "V.bias", "update", 1.0)))
+    assert set(table["matrix"]) == {"W", "V.weight"} and len(table) == 6
+    total = table[table["matrix"] == "W"].set_index("step")["total"]
+    np.testing.assert_allclose(total, [2.0, 2.0 * 2 ** 0.5, 4.0])       # ‖W‖ = 2 / 0.5
+
+
+def test_growth_of_a_random_walk_and_of_a_straight_line():
+    steps = range(1, 41)
+    table = pd.concat([rows(*walk(steps, 0.5)), rows(*walk(steps, 1.0), run="s", order=1)])
+    found = analysis.growth(table).set_index("run")
+    np.testing.assert_allclose(found["exponent"], [0.5, 1.0])
+    np.testing.assert_allclose(found["drift"], [1.0, 40 ** 0.5])
+    np.testing.assert_allclose(found["largest"], [1.0, 1.0])
+
+
+def test_growth_of_a_short_run_is_undefined():
+    assert np.isnan(analysis.growth(rows(*walk([1, 2, 3], 0.5)))["exponent"].item())
+
+
+# ── phases ──────────────────────────────────────────────────────────────────────────────────────
+
+def test_phases_find_the_jump():
+    table = analysis.phases(history([.01, .03, .04, .06, .80, .75], [1, 1.4, 1.7, 2.0, 9.0, 9.1]))
+    (phase,) = table.to_dict("records")
+    assert (phase["kind"], phase["collapse"], phase["cause"]) == ("abrupt", 100, "earlier edits")
+    assert (phase["before"], phase["at"], phase["edits"]) == (0.06, 0.80, 120)
+    assert phase["leap"] == 3.0                         # the update at 100, in medians
+
+
+@pytest.mark.parametrize("lost, relative, kind, why", [
+    ([.01, .10, .19, .28, .37, .46], [1, 1.4, 1.7, 2.0, 2.2, 2.4], "gradual", "lost slowly"),
+    ([.01, .10, .19, .28, .37, .56], [1, 1.4, 1.7, 2.0, 2.2, 2.4], "eroded", "slowly, but half"),
+    ([.01, .03, .04, .06, .80, .85], [1, 1.4, 1.7, 2.0, 2.2, 2.4], "eroded", "no jump of weights"),
+    ([.01, .03, .04, .06, .07, .08], [1, 1.4, 1.7, 2.0, 9.0, 9.1], "gradual", "nothing lost"),
+    ([.01, .03, .40, .06, .07, .08], [1, 1.4, 9.0, 9.1, 9.2, 9.3], "gradual", "made good next")])
+def test_phases_without_a_catastrophic_one(lost, relative, kind, why):
+    (phase,) = analysis.phases(history(lost, relative)).to_dict("records")
+    assert phase["kind"] == kind and np.isnan(phase["collapse"]) and np.isnan(phase["leap"]), why
+
+
+def test_phases_see_the_loss_of_ability():
+    table = analysis.phases(history([.01, .02, .03, .04, .05, .06], [1, 1.4, 1.7, 2.0, 9.0, 9.1],
+                                    f1=[.9, .9, .9, .9, .88, .4, .35]))
+    assert table["collapse"].item() == 100 and table["cause"].item() == "few-shot tasks"
+
+
+def test_the_rule_can_be_changed():
+    table = history([.01, .03, .04, .06, .20, .20], [1, 1.4, 1.7, 2.0, 9.0, 9.1])
+    assert analysis.phases(table)["kind"].item() == "gradual"
+    assert analysis.phases(table, analysis.Rule(forgotten=0.1))["collapse"].item() == 100
+
+
+# ── losses ──────────────────────────────────────────────────────────────────────────────────────
+
+def scores(values, metric="sst2_f1"):
+    return [(step, "", metric, value) for step, value in values.items()]
+
+
+def test_lost_shares_of_four_abilities():
+    table = rows(*scores({0: 1.0, 20: 2 / 3}), *scores({0: 10.0, 20: 15.0}, "perplexity"),
+                 *scores({0: 0.8, 20: 0.6}, "untouched_ES_prob"),
+                 *scores({0: 1.0, 20: 0.0}, "untouched_ES_exact"))
+    found = analysis.lost(table).query("step == 20").set_index("ability")["lost"]
+    assert found.to_dict() == pytest.approx({"tasks": 0.5, "facts": 1.0, "facts_prob": 0.25,
+                                             "perplexity": 0.5})
+
+
+def test_edits_until_interpolates_and_needs_a_lasting_loss():
+    table = rows(*scores({0: 1.0, 10: 0.9, 20: 1.0, 30: 0.9, 40: 0.85, 50: 0.2}))
+    assert analysis.edits_until(table, 0.1)["until"].item() == pytest.approx(20 + 10 * 2 / 3)
+    assert analysis.edits_until(table, 0.1, confirm=0)["until"].item() == pytest.approx(20 / 3)
+    late = analysis.edits_until(table[table["step"] < 50], 0.5)
+    assert np.isnan(late["until"].item()) and late["edits"].item() == 40
+
+
+def test_perplexity_without_a_finite_value_is_all_lost():
+    table = rows(*scores({0: 10.0, 20: 10.0, 40: np.nan}, "perplexity"))
+    assert analysis.lost(table)["lost"].max() == analysis.LIMIT
+    assert analysis.edits_until(table, 0.1)["until"].item() == 40
+
+
+# ── statistics ──────────────────────────────────────────────────────────────────────────────────
+
+def test_survival_with_censoring():
+    table = pd.DataFrame({"editor": "rome", "collapse": [50, 100, np.nan, np.nan],
+                          "edits": [200, 200, 80, 200]})
+    found = analysis.survival(table, "collapse").set_index("step")
+    np.testing.assert_allclose(found["surviving"], [1, 0.75, 0.75, 0.375, 0.375])
+    inside = found.loc[50:]
+    assert (inside["low"] < inside["surviving"]).all()
+    assert (inside["surviving"] < inside["high"]).all()
+
+
+def test_survival_without_events_has_no_interval():
+    table = pd.DataFrame({"editor": "rome", "collapse": [np.nan, np.nan], "edits": [100, 100]})
+    found = analysis.survival(table, "collapse")
+    assert list(found["surviving"]) == [1.0, 1.0] and np.isnan(found["low"].iloc[-1])
+
+
+def test_bootstrap_covers_the_mean_and_draws_whole_units():
+    draw = np.random.default_rng(1)
+    table = pd.DataFrame({"run": np.repeat(np.arange(50), 4), "editor": np.tile(["a", "b"], 100)})
+    table["value"] = draw.normal(size=50)[table["run"]] + (table["editor"] == "b")
+    found = analysis.bootstrap(table, "value", "editor", unit="run")
+    width = found["high"] - found["low"]
+    standard = 2 * 1.96 * table[table["editor"] == "a"].groupby("run")["value"].mean().std() / 50 ** 0.5
+    np.testing.assert_allclose(width, standard, rtol=0.15)
+    np.testing.assert_allclose(found.loc["b"] - found.loc["a"], [1, 1, 1, 0])   # the same draws
+    assert list(found["units"]) == [50, 50]
+
+
+def test_paired_counts_common_units_only():
+    draw = np.random.default_rng(2)
+    left = pd.DataFrame({"fact": np.arange(40), "editor": "a", "value": draw.normal(size=40)})
+    right = left.assign(editor="b", value=left["value"] - 0.5 + 0.1 * draw.normal(size=40))
+    table = pd.concat([left, right[right["fact"] < 30]])
+    found = analysis.paired(table, "value", "editor", more="a", less="b", unit="fact")
+    assert found["units"] == 30 and found["mean"] == pytest.approx(0.5, abs=0.06)
+    assert found["low"] < found["mean"] < found["high"] and found["p"] < 0.01
+    same = analysis.paired(pd.concat([left, left.assign(editor="b")]), "value", "editor",
+                           more="a", less="b", unit="fact")
+    assert same["mean"] == same["low"] == same["high"] == 0 and same["p"] == 1
