@@ -14,8 +14,9 @@ SMALL = FEW | {"retest_every": 2, "downstream_every": 2}
 STORED = ("ft", "calinet", "grace")
 TRAINED = {"n_test_records": 2, "examples": 4, "draws": 20, "workers": 1, "training": {"warmup": 2}}
 TINY = {        # notebook -> parameters that keep it to seconds; what is not named runs with its defaults
-    "01_pocket_model": {"n_recall": 20, "n_trace": 3, "n_single": 3, "items": 8, "sweep": False},
-    "10_edit": {"n_edits": 6, "every": 3, "more": FEW},
+    "01_pocket_model": {"n_recall": 20, "n_trace": 3, "n_patching": 20, "n_single": 3, "items": 8,
+                        "sweep": False},
+    "10_edit": {"n_edits": 6, "retest_every": 3, "run_options": FEW},
     "20_forgetting": {"n_edits": 6, "orders": [0], "workers": 1,
                       "run_options": FEW | {"retest_every": 2, "downstream_every": 3, "final": []}},
     "22_depth": {"n_edits": 6, "orders": [0], "workers": 1,

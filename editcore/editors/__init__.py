@@ -152,9 +152,9 @@ def prepare(model, tok, editor="rome", *, texts=None, moments=None, contexts=Non
     all draws; pilot: facts for "nas". ValueError if a setting without default is not published for
     this model.
     """
-    if "seed" in {field.name for field in dataclasses.fields(EDITORS[editor].config)}:
-        settings = {"seed": seed} | settings
     config = configure(editor, settings, model.config.name_or_path)
+    if "seed" in vars(config) and "seed" not in settings:
+        config = dataclasses.replace(config, seed=seed)
     cache = str(cache or cache_folder())
     if EDITORS[editor].needs_moments:
         contexts = contexts or templates.cached(model, tok, config.context_groups, seed, cache)

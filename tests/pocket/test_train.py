@@ -148,14 +148,14 @@ def test_the_kept_model_is_small_and_answers_as_its_card_says(pocket):
     probes = world.build_world().probes("held-out combination")
     assert train.recall(model, tok, probes, 200) >= 0.95
     items = json.loads((DATA / "tasks" / "rte.json").read_text())[:40]
-    scores = fewshot.few_shot(model, tok, {"rte": items}, 2)
+    scores = fewshot.few_shot(model, tok, {"rte": items}, shots=2)
     assert next(row["value"] for row in scores if row["metric"] == "rte_f1") >= 0.9
 
 
 def test_the_kept_model_keeps_facts_at_the_last_subject_token(pocket):
     model, tok = pocket
     facts = read_facts(DATA / "facts.json")[:200]
-    moved = causal.patching(model, tok, facts, 20).set_index(["position", "layer"])["value"]
+    moved = causal.patching(model, tok, facts, count=20).set_index(["position", "layer"])["value"]
     assert moved["subject", 1] >= 0.85 and moved["last", 1] <= 0.1
     assert moved["subject", 3] <= 0.1 and moved["last", 4] >= 0.85
 

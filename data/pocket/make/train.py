@@ -226,7 +226,7 @@ def recalls(model, tok, probes: dict[str, list[Probe]], limit: int) -> dict[str,
 
 def card_of(model, tok, source: text.Source, folder: Path) -> dict:
     """What a trained model can do: recall, patched answers by block, few-shot scores."""
-    patched = causal.patching(model, tok, read_facts(folder / "facts.json"), 200)
+    patched = causal.patching(model, tok, read_facts(folder / "facts.json"), count=200)
     tasks = fewshot.few_shot(model, tok, source.tasks, shots=1)
     return {"parameters": model.num_parameters(), "vocabulary": len(tok),
             "recall": recalls(model, tok, source.probes, 10 ** 6),
