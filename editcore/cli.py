@@ -318,7 +318,7 @@ def main(words=None):
         if words and "--help" not in words:
             from editcore import progress
 
-            progress.to_stderr()
+            progress.show_log()
         if app(spread(words), prog_name="editcore", standalone_mode=False) == 130:
             raise KeyboardInterrupt
         return 0

@@ -11,7 +11,7 @@ from editcore.progress import bar
 from editcore.tokens import batches, common, encode, pad_id, text_start
 
 
-def continuations(model, tok, prompts, n_new, top_k=0, generator=None, *, end=None):
+def continuations(model, tok, prompts, n_new, *, top_k=0, generator=None, end=None):
     """The n_new token ids that follow each prompt: (len(prompts), n_new) int64 on the CPU.
 
     top_k 0 is greedy; else tokens are drawn from the top_k most likely with `generator` (on the
@@ -36,9 +36,10 @@ def continuations(model, tok, prompts, n_new, top_k=0, generator=None, *, end=No
     return ids
 
 
-def texts(model, tok, prompts, n_new, top_k=0, generator=None):
+def texts(model, tok, prompts, n_new, *, top_k=0, generator=None):
     """The continuations as texts (without their prompts)."""
-    return tok.batch_decode(continuations(model, tok, prompts, n_new, top_k, generator))
+    ids = continuations(model, tok, prompts, n_new, top_k=top_k, generator=generator)
+    return tok.batch_decode(ids)
 
 
 def answers(model, tok, prompts, n_new):
@@ -75,7 +76,8 @@ def _sampled_texts(model, tok, n_tokens, seed):
     def rounds():
         written = 0
         while written < n_tokens:
-            rows = texts(model, tok, prompts, length, model.config.vocab_size, generator)
+            rows = texts(model, tok, prompts, length, top_k=model.config.vocab_size,
+                         generator=generator)
             documents = [text for text in separator.join(rows).split(separator) if text.strip()]
             if not documents:
                 raise ValueError("the model writes no text to take second moments from")

@@ -129,7 +129,7 @@ def passages(model, tok, facts, seed, *, number=3, n_tokens=24):
     n_new = min(n_tokens, max_length(model) // 4)
     generator = torch.Generator().manual_seed(seed)
     starts = [text_start(tok)] * (8 * number)
-    texts = generate.texts(model, tok, starts, n_new, 5, generator)
+    texts = generate.texts(model, tok, starts, n_new, top_k=5, generator=generator)
     if tok.eos_token:
         texts = [text.split(tok.eos_token)[0] for text in texts]
     texts = [" ".join(text.split()) for text in texts]
@@ -276,7 +276,7 @@ def generation(model, tok, facts, seed, *, n_tokens=100, top_k=5):
     for length in sorted({len(row) for row in rows}):
         group = [pair for pair, row in zip(asked, rows) if len(row) == length]
         stubs = [stub for _, stub in group]
-        texts = generate.texts(model, tok, stubs, total - length, top_k, generator)
+        texts = generate.texts(model, tok, stubs, total - length, top_k=top_k, generator=generator)
         for (index, stub), text in zip(group, texts):
             entropies.setdefault(index, []).append(entropy([stub + text]))
     return [{"fact": facts[index].case_id, "metric": "GE", "value": float(np.mean(values))}

@@ -7,6 +7,7 @@ import time
 
 from tqdm.auto import tqdm
 
+log = logging.getLogger("editcore")
 EVERY = 30      # seconds between plain lines
 
 
@@ -17,8 +18,7 @@ def bar(items, label, total=None, start=0):
     notebooks that papermill runs get a line every 30 seconds.
     """
     total = start + len(items) if total is None else total
-    notebook = "ipykernel" in type(sys.stdout).__module__
-    if sys.stderr.isatty() or (notebook and "JPY_SESSION_NAME" in os.environ):
+    if sys.stderr.isatty() or (_in_notebook() and "JPY_SESSION_NAME" in os.environ):
         yield from tqdm(items, desc=label, total=total, initial=start, leave=False)
         return
     began = time.monotonic()
@@ -34,16 +34,19 @@ def bar(items, label, total=None, start=0):
 
 def say(text):
     """Write a line for the reader: standard output in a notebook (no red ground), else errors."""
-    stream = sys.stdout if "ipykernel" in type(sys.stdout).__module__ else sys.stderr
+    stream = sys.stdout if _in_notebook() else sys.stderr
     stream.write(text + "\n")
     stream.flush()
 
 
-log = logging.getLogger("editcore")
-
-
-def to_stderr():
-    """Send log lines to standard error."""
+def show_log():
+    """Show the package's log lines; for command line, notebooks and workers, never on import."""
     if not log.handlers:
-        log.addHandler(logging.StreamHandler())
+        handler = logging.StreamHandler(sys.stdout if _in_notebook() else sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        log.addHandler(handler)
         log.setLevel(logging.INFO)
+
+
+def _in_notebook():
+    return "ipykernel" in type(sys.stdout).__module__

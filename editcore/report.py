@@ -46,7 +46,7 @@ def start():
     An interrupt then ends in one line; what runs have done so far is taken up by the next start.
     """
     os.chdir(ROOT)
-    progress.to_stderr()
+    progress.show_log()
     shell = get_ipython()
     if shell is not None:
         shell.set_custom_exc((KeyboardInterrupt,), _interrupted)
@@ -280,7 +280,7 @@ def _execute_all(jobs, out_dir, *, force, workers):
     log.info("%d notebooks, %d to execute, %d at a time", len(jobs), len(todo), workers)
     began = time.monotonic()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, progress.to_stderr) as pool:
+    with ProcessPoolExecutor(workers, context, progress.show_log) as pool:
         futures = {pool.submit(execute, path, out_dir / path.name, jobs[path], keys[path]): path
                    for path in todo}
         try:

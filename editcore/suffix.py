@@ -65,7 +65,7 @@ class State:
                        wanted=self.wanted[index])
 
 
-def start(model, ids, mask, begin, layer, wanted):
+def start(model, ids, mask, *, begin, layer, wanted):
     """State at the output of block `layer` for the tokens of each row from position begin[row] on.
 
     ids, mask (B, T), right-padded; begin (B,) int64; wanted (B, s) offsets from there whose final

@@ -20,7 +20,7 @@ class TemplateGroup:
     starts: tuple = ("",)   # first words; "" is the start of a text
 
 
-def sample(model, tok, groups, seed, top_k=5):
+def sample(model, tok, groups, seed, *, top_k=5):
     """Sample ("{}", "text. {}", …): the plain template, then those of `groups`, by one generator.
 
     Braces in a text become spaces, so that every template has one {}.
@@ -34,7 +34,8 @@ def sample(model, tok, groups, seed, top_k=5):
         if max(lengths) >= group.tokens:
             raise ValueError(f"context templates of {group.tokens} tokens: a start has "
                              f"{max(lengths)} already")
-        new = continuations(model, tok, prompts, group.tokens - min(lengths), top_k, generator)
+        new = continuations(model, tok, prompts, group.tokens - min(lengths),
+                            top_k=top_k, generator=generator)
         texts = tok.batch_decode(new, skip_special_tokens=True)
         templates += [template(start + text) for start, text in zip(starts, texts, strict=True)]
     return tuple(templates)

@@ -48,7 +48,7 @@ def here(place, monkeypatch, tmp_path):
     (tmp_path / "contexts.json").write_text(json.dumps([["{}"], ["You said. {}", "I know. {}"]]))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("editcore.progress.to_stderr", disable_progress_bar)
+    monkeypatch.setattr("editcore.progress.show_log", disable_progress_bar)
     return tmp_path
 
 

@@ -41,13 +41,14 @@ def test_sampling_follows_its_generator_and_the_top_k(gpt2):
 
     def draw(seed, top_k=5):
         generator = torch.Generator().manual_seed(seed)
-        return continuations(model, tok, PROMPTS * 5, 4, top_k, generator)
+        return continuations(model, tok, PROMPTS * 5, 4, top_k=top_k, generator=generator)
 
     assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
     assert torch.equal(draw(0, top_k=1), continuations(model, tok, PROMPTS * 5, 4))
     ids = torch.tensor([tok("Rome")["input_ids"]])
     best = set(run(model, input_ids=ids).logits[0, -1].topk(5).indices.tolist())
-    first = continuations(model, tok, ["Rome"] * 60, 1, 5, torch.Generator().manual_seed(2))
+    generator = torch.Generator().manual_seed(2)
+    first = continuations(model, tok, ["Rome"] * 60, 1, top_k=5, generator=generator)
     assert len(set(first[:, 0].tolist())) > 1 and set(first[:, 0].tolist()) <= best
 
 

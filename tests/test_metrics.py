@@ -133,11 +133,11 @@ def test_passages_are_cut_and_ordered(gpt2, facts, monkeypatch):
     model, tok = gpt2
     said = ["Orla runs. It", "One two. And three", "no end", "", "A.<|endoftext|>B.", "a\n b!", "One two. Or four",
             "3.5 and"] * 5
-    monkeypatch.setattr(generate, "texts", lambda *words: said[:len(words[2])])
+    monkeypatch.setattr(generate, "texts", lambda *words, **_: said[:len(words[2])])
     expected = ("One two.", "no end.", "A.", "a b!", "3.5 and.")
     assert metrics.passages(model, tok, facts, 0, number=5) == expected
     assert metrics.passages(model, tok, facts, 0, number=6) == (*expected, "Orla runs.")
-    monkeypatch.setattr(generate, "texts", lambda *words: ["<|endoftext|> x"] * len(words[2]))
+    monkeypatch.setattr(generate, "texts", lambda *words, **_: ["<|endoftext|> x"] * len(words[2]))
     with pytest.raises(ValueError, match="ends every text at once"):
         metrics.passages(model, tok, facts, 0)
 
@@ -241,9 +241,9 @@ def test_generation_is_seeded_and_as_long_as_the_model_allows(gpt2, facts, monke
     assert [row["fact"] for row in rows] == [fact.case_id for fact in facts]
     lengths, original = [], generate.texts
 
-    def spy(model, tok, prompts, n_new, *draw):
+    def spy(model, tok, prompts, n_new, **draw):
         lengths.extend(len(tok(prompt)["input_ids"]) + n_new for prompt in prompts)
-        return original(model, tok, prompts, n_new, *draw)
+        return original(model, tok, prompts, n_new, **draw)
 
     monkeypatch.setattr(generate, "texts", spy)
     metrics.generation(model, tok, facts, seed=3)

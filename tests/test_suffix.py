@@ -53,7 +53,7 @@ def test_equals_the_whole_model(kind, attention, layer):
     some = torch.tensor([4, 1, 2, 0])
     tolerance = 3e-6 if (kind, attention) in LOOSE else 1e-12
     for wanted in (FEW, ALL):
-        state = suffix.start(model, IDS, MASK, BEGIN, layer, wanted)
+        state = suffix.start(model, IDS, MASK, begin=BEGIN, layer=layer, wanted=wanted)
         assert bool(state.top) == (wanted is FEW and layer < 3)
         for part, rows in ((state, torch.arange(5)), (state.rows(some), some)):
             logits = resumed(model, part, drawn())
@@ -72,7 +72,7 @@ def test_gradients_equal_those_of_the_whole_model(kind, tolerance, wanted):
     offsets = FEW[:, 0].clamp(max=2)
     logits = oracle(model, 1, delta)[rows, BEGIN + offsets]
     expected, = torch.autograd.grad(logits.log_softmax(-1)[:, 7].sum(), delta)
-    state = suffix.start(model, IDS, MASK, BEGIN, 1, wanted.clamp(max=2))
+    state = suffix.start(model, IDS, MASK, begin=BEGIN, layer=1, wanted=wanted.clamp(max=2))
     columns = 0 * offsets if wanted is FEW else offsets
     logits = resumed(model, state, delta)[rows, columns]
     gradient, = torch.autograd.grad(logits.log_softmax(-1)[:, 7].sum(), delta)
@@ -83,7 +83,7 @@ def test_captures_see_the_suffix_last(gpt2):
     model, _ = gpt2
     name = name_of(model, "mlp_out", 1)
     with capture(model, [name], "input", stop=False) as part:
-        suffix.start(model, IDS, MASK, BEGIN, 2, ALL)
+        suffix.start(model, IDS, MASK, begin=BEGIN, layer=2, wanted=ALL)
     with torch.no_grad(), capture(model, [name], "input", stop=False) as whole:
         model(input_ids=IDS, attention_mask=MASK)
     expected = whole[name][torch.arange(5), BEGIN]
@@ -98,7 +98,7 @@ def test_the_fused_gelu_is_the_same_function_and_nothing_is_left(gpt2):
     with suffix.fused(model):
         assert kinds != [type(module) for module in model.modules()]
         fused = mlp.act(x)
-        suffix.start(model, IDS, MASK, BEGIN, 1, ALL)
+        suffix.start(model, IDS, MASK, begin=BEGIN, layer=1, wanted=ALL)
     torch.testing.assert_close(fused, mlp.act(x), rtol=1e-12, atol=1e-14)
     assert kinds == [type(module) for module in model.modules()]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -108,4 +108,4 @@ def test_a_row_beyond_the_attention_window_is_refused():
     model = make("mistral", 50)
     model.config.sliding_window = 8
     with pytest.raises(ValueError, match="12 tokens is longer than .* attention window of 8"):
-        suffix.start(model, IDS, MASK, BEGIN, 1, ALL)
+        suffix.start(model, IDS, MASK, begin=BEGIN, layer=1, wanted=ALL)

@@ -32,7 +32,8 @@ def test_sampled_and_kept_templates(family, request, tmp_path):
 def test_lengths_count_the_start(gpt2):
     model, tok = gpt2
     generator = torch.Generator().manual_seed(0)
-    four = continuations(model, tok, [text_start(tok)], 4, 5, generator)
+    four = continuations(model, tok, [text_start(tok)], 4, top_k=5,
+                         generator=generator)
     expected = template(tok.batch_decode(four)[0])
     assert sample(model, tok, (TemplateGroup(5, 1),), seed=0)[1] == expected
     with pytest.raises(ValueError, match="templates of 3 tokens"):

@@ -116,7 +116,8 @@ def below_slots(model, batch, config):
     """
     below = min(layer_numbers(model, config.layers)) - 1
     begin = torch.zeros_like(batch.begin)
-    return start(model, batch.ids, batch.mask, begin, below, batch.begin[:, None] + batch.offsets)
+    return start(model, batch.ids, batch.mask, begin=begin, layer=below,
+                 wanted=batch.begin[:, None] + batch.offsets)
 
 
 def losses(model, state, batch, patch):

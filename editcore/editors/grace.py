@@ -141,7 +141,8 @@ def train_values(model, batch, facts, config):
     above the map, from the prompt's last token on, is run.
     """
     name = name_of(model, config.part, config.layer)
-    state = start(model, batch.ids, batch.mask, batch.begin, config.layer - 1, batch.offsets)
+    state = start(model, batch.ids, batch.mask, begin=batch.begin, layer=config.layer - 1,
+                  wanted=batch.offsets)
     with (torch.no_grad(), capture(model, [name], "input", stop=False) as inputs,
           capture(model, [name], stop=False) as outputs):
         resume(model, state, state.hidden)

@@ -187,7 +187,7 @@ def _start(model, facts, site, versions):
     with (each_row(model, versions, groups),
           capture(model, [source], "input", stop=False) as inputs,
           capture(model, [target], stop=False) as outputs):
-        state = start(model, ids, mask, begin, site.layer, wanted)
+        state = start(model, ids, mask, begin=begin, layer=site.layer, wanted=wanted)
     keys = inputs[source][:, 0].unflatten(0, (len(facts), n_rows))[:, :-1]
     values = outputs[target][:, 0].unflatten(0, (len(facts), n_rows))[:, :-1]
     values = values.to(torch.promote_types(values.dtype, torch.float32))

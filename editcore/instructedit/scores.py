@@ -209,7 +209,7 @@ def fluency(model, tok, records, edits, seed=0, n_new=48):
         owner = list(range(len(part) + 1))
         with fused(model), each_row(model, [None, *(edits[i] for i in part)], owner):
             prompts = [begin, *(records[i].prompt for i in part)]
-            texts = generate.texts(model, tok, prompts, n_new, 5, draw)[1:]
+            texts = generate.texts(model, tok, prompts, n_new, top_k=5, generator=draw)[1:]
         entropies = [entropy([text]) for text in texts]
         rows += [(i, "Fluency", value, value) for i, value in zip(part, entropies)]
     return _named(records, pd.DataFrame(sorted(rows),
