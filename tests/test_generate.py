@@ -1,10 +1,12 @@
 """editcore.generate: batched continuations equal a plain loop; texts by the model itself."""
 
+import copy
+
 import pytest
 import torch
 
 from editcore import generate
-from editcore.generate import continuations, own_texts, texts
+from editcore.generate import answers, continuations, own_texts, texts
 from editcore.hooks import run
 from editcore.tokens import batches, encode
 
@@ -34,6 +36,18 @@ def test_a_common_beginning_changes_nothing(gpt2):
     prompts = [f"Everybody knows that {PROMPTS[2]} {end}" for end in PROMPTS]
     expected = [plain(model, tok, prompt, 6) for prompt in prompts]
     assert continuations(model, tok, prompts, 6).tolist() == expected
+
+
+def test_answers_end_with_the_text(gpt2):
+    model, tok = copy.deepcopy(gpt2[0]), gpt2[1]
+    plain = texts(model, tok, PROMPTS, 6)
+    assert answers(model, tok, PROMPTS, 6) == [text.strip() for text in plain]
+    end = tok.eos_token_id
+    model.lm_head = torch.nn.Linear(32, len(tok))   # not tied to the embeddings
+    torch.nn.init.zeros_(model.lm_head.weight)
+    model.lm_head.bias.data = torch.eye(len(tok))[end]
+    assert continuations(model, tok, PROMPTS, 6, end=end).tolist() == [[end] * 6] * 4
+    assert answers(model, tok, PROMPTS, 6) == [""] * 4
 
 
 def test_sampling_follows_its_generator_and_the_top_k(gpt2):

@@ -148,7 +148,8 @@ def test_fluency_of_many_records_is_that_of_each(gpt2):
     assert rows.equals(fluency(model, tok, records, edits, seed=1, n_new=8))
     begin = tok.decode(tok("a")["input_ids"][:1])
     with edits[4].applied(model):
-        texts = generate.texts(model, tok, [begin, records[4].prompt], 24, 5, torch.Generator().manual_seed(3))
+        texts = generate.texts(model, tok, [begin, records[4].prompt], 24, top_k=5,
+                               generator=torch.Generator().manual_seed(3))
     alone = fluency(model, tok, records[4:], edits[4:], seed=3, n_new=24)
     assert alone["exact"].tolist() == [entropy(texts[1:])]
 
