@@ -127,7 +127,7 @@ def gpt2():
 
 @pytest.fixture(scope="session")
 def llama():
-    """(model, tokenizer): random Llama, 4 layers, d 32, m 64, grouped keys, BOS, word-start marks."""
+    """(model, tokenizer): random Llama, 4 layers, d 32, m 64, grouped keys, word-start marks."""
     tok = piece_tokenizer()
     return make("llama", len(tok)), tok
 

@@ -40,14 +40,18 @@ document.querySelectorAll("table.dataframe").forEach((table) => {
   const heads = [...table.querySelectorAll("thead tr:only-child > *")];
   const body = table.tBodies[0];
   const value = (row, column) => row.cells[column]?.textContent.trim() ?? "";
-  heads.forEach((head, column) => head.addEventListener("click", () => {
-    const up = head.getAttribute("aria-sort") !== "ascending";
-    heads.forEach((other) => other.removeAttribute("aria-sort"));
-    head.setAttribute("aria-sort", up ? "ascending" : "descending");
-    const rows = [...body.rows].sort((a, b) => value(a, column).localeCompare(
-      value(b, column), undefined, { numeric: true }) * (up ? 1 : -1));
-    body.append(...rows);
-  }));
+  heads.forEach((head, column) => {
+    head.tabIndex = 0;
+    head.onclick = () => {
+      const up = head.getAttribute("aria-sort") !== "ascending";
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const rows = [...body.rows].sort((a, b) => value(a, column).localeCompare(
+        value(b, column), undefined, { numeric: true }) * (up ? 1 : -1));
+      body.append(...rows);
+    };
+    head.onkeydown = (event) => { if (event.key === "Enter") head.onclick(); };
+  });
   heads.forEach((head, column) => {     // numbers stand to the right, words to the left
     const words = [...body.rows].some((row) => !/^$|^[-+−.\d]/.test(value(row, column)));
     if (words) for (const row of table.rows) row.cells[column]?.classList.add("words");
