@@ -24,9 +24,10 @@ from editcore.likelihood import LOGITS, states
 from editcore.metrics import entropy
 from editcore.model import files_hash, load, max_length
 from editcore.suffix import fused, head
-from editcore.tokens import batches, encode, target_ids
+from editcore.tokens import batches as length_batches
+from editcore.tokens import encode, target_ids
 
-FORMAT = 2          # raise it when the same case no longer gives the same scores
+FORMAT = 3          # raise it when the same case no longer gives the same scores
 TOKEN_METRICS = ("Loc", "Port")     # which the paper counts by token; whole targets elsewhere
 AT_ONCE = 64        # records whose edits are held at a time
 SAME = "same"       # replies of ConvSent's wanted sentiment
@@ -94,7 +95,7 @@ def prepare(model, tok, records, max_tokens=4096):
              for start, end in zip(first, first[1:])]
     passes = []
     device = next(model.parameters()).device
-    for group in batches([len(tree.ids) for tree in trees], max_tokens):
+    for group in length_batches([len(tree.ids) for tree in trees], max_tokens):
         batch = token_tree.pack([trees[index] for index in group], device)
         places = [starts[first[index]] + np.arange(len(trees[index].predictions))
                   for index in group]
@@ -293,21 +294,33 @@ def evaluate(cases, model="pocket", *, out_dir="results/scores", editors="result
     # cases with equal questions one after another, so that the unedited model answers them once
     missing.sort(key=lambda index: sha256_text(*_questions(cases[index])))
     net, tok = load(model) if missing else (None, None)
-    joint, asked, sheets = {}, None, []
+    joint = {}      # edits that several cases share
+    asked = None
     for index in progress.bar(missing, "scores"):
         case = cases[index]
         if _questions(case) != asked:
             asked = _questions(case)
-            sheets = [prepare(net, tok, asked[start:start + AT_ONCE])
-                      for start in range(0, len(asked), AT_ONCE)]
-            sheets = [(sheet, read(net, sheet)) for sheet in sheets]
-        rows = _score_case(net, tok, case, sheets, joint, (model, editors))
+            batches = [prepare(net, tok, asked[start:start + AT_ONCE])
+                       for start in range(0, len(asked), AT_ONCE)]
+            before = [read(net, batch) for batch in batches]
+        if case.together:
+            key = replace(case, editor="", records=(), fluency=0)
+            joint[key] = joint.get(key) or edits_of(net, tok, case, [0], model, editors)[0]
+        tables = []
+        for number, batch in enumerate(batches):
+            records = case.records[number * AT_ONCE:(number + 1) * AT_ONCE]
+            edits = [joint[key]] * len(records) if case.together else \
+                edits_of(net, tok, case, records, model, editors)
+            tables.append(score(batch, before[number], read(net, batch, edits)))
+            if case.fluency:
+                tables.append(fluency(net, tok, batch.records, edits, case.seed, case.fluency))
         with atomic(paths[index]) as tmp:
-            rows.to_parquet(tmp, index=False)
+            pd.concat(tables).to_parquet(tmp, index=False)
     seeds = [case.seed if case.network or case.style else -1 for case in cases]
     tables = [pd.read_parquet(path).assign(editor=case.editor, seed=seed)
               for path, case, seed in zip(paths, cases, seeds)]
     rows = pd.concat(tables, ignore_index=True)
+    rows["value"] = rows["token"].where(rows["metric"].isin(TOKEN_METRICS), rows["exact"])
     return rows[["editor", "seed", "task", "case_id", "metric", "exact", "token", "value"]]
 
 
@@ -315,50 +328,29 @@ def identifier(case, model="pocket", editors="results/editors"):
     """Give equal models, editors, records and instructions the same id, whatever their names."""
     if not case.records:
         raise ValueError(f"{case.editor}: there are no records")
+    _, settings = _editor(case, model, "")
     network = sha256(trained_editors.train(case.network, editors)) if case.network else ""
-    settings = _editor(case, model, "")[1]
     edited = _instructed(case, case.together or case.records, case.style)
-    plain = replace(case, editor="", records=(), network=None, settings=(), together=())
-    parts = (FORMAT, files_hash(model), network, settings, edited, _questions(case), plain,
-             bool(case.together))
+    parts = (FORMAT, files_hash(model), network, case.key, settings, edited, _questions(case),
+             case.seed, case.fluency, bool(case.together))
     name = case.network.editor if case.network else case.key or "base"
     return f"{name}-{sha256_text(*parts)[:16]}"
 
 
 def edits_of(model, tok, case, records, model_name="pocket", editors="results/editors"):
-    """One Delta or Patch per record, each made alone on the model; None without an editor."""
+    """One Delta or Patch per record, each made alone on the model; None without an editor.
+
+    With case.together one edit that teaches all of those records, for each record.
+    """
     editor, config = _editor(case, model_name, editors)
     if editor is None:
         return [None] * len(records)
-    facts = [record_as_fact(record, case.seed)
-             for record in _instructed(case, records, case.style)]
-    return editor.edit_each(model, tok, facts, config, editor.prepare(model, tok, config, None))
-
-
-def _joint_edit(model, tok, case, model_name, editors):
-    """The edit that teaches all records of case.together at once."""
-    editor, config = _editor(case, model_name, editors)
-    facts = [record_as_fact(record, case.seed)
-             for record in _instructed(case, case.together, case.style)]
-    return editor.edit(model, tok, facts, config, editor.prepare(model, tok, config, None))
-
-
-def _score_case(model, tok, case, sheets, joint, names):
-    """Rows of a Case: task, case_id, metric, exact, token, value; joint keeps edits for later."""
-    tables = []
-    key = (case.key, case.network, case.settings, case.style, case.seed, case.together)
-    if case.together and key not in joint:
-        joint[key] = _joint_edit(model, tok, case, *names)
-    for number, (sheet, before) in enumerate(sheets):
-        records = case.records[number * AT_ONCE:(number + 1) * AT_ONCE]
-        edits = [joint[key]] * len(records) if case.together else \
-            edits_of(model, tok, case, records, *names)
-        unedited = all(edit is None for edit in edits)
-        tables.append(score(sheet, before, before if unedited else read(model, sheet, edits)))
-        if case.fluency:
-            tables.append(fluency(model, tok, sheet.records, edits, case.seed, case.fluency))
-    rows = pd.concat(tables, ignore_index=True)
-    return rows.assign(value=rows["token"].where(rows["metric"].isin(TOKEN_METRICS), rows["exact"]))
+    instructed = _instructed(case, case.together or records, case.style)
+    facts = [record_as_fact(record, case.seed) for record in instructed]
+    prepared = editor.prepare(model, tok, config)
+    if case.together:
+        return [editor.edit(model, tok, facts, config, prepared)] * len(records)
+    return editor.edit_each(model, tok, facts, config, prepared)
 
 
 def _editor(case, model_name, editors):
@@ -369,7 +361,7 @@ def _editor(case, model_name, editors):
         return EDITORS.get(case.key), configure(case.key, dict(case.settings), model_name)
     if case.key:
         raise ValueError(f"{case.editor}: key {case.key!r} and a network; give one of them")
-    config, _ = trained_editors.configured(trained_editors.check(case.network))
+    config, _ = trained_editors.configured(case.network)
     if editors:
         config = replace(config, network=str(trained_editors.train(case.network, editors)))
     return EDITORS[case.network.editor], config

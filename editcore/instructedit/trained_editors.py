@@ -13,13 +13,22 @@ import random
 import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pandas as pd
 import torch
 from filelock import FileLock
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+from pydantic.dataclasses import dataclass
 
 from editcore import progress
 from editcore.editors import EDITORS, configure, published
@@ -44,67 +53,51 @@ PAPER = {
 }
 
 
-@dataclass(frozen=True)
-class HypernetworkConfig:
-    """What one trained editor learns from, and how."""
+def _frozen(value):
+    """Turn lists and dicts into tuples, so that a config can be hashed and compared."""
+    if isinstance(value, dict):
+        return tuple((name, _frozen(item)) for name, item in sorted(value.items()))
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(item) for item in value)
+    return value
 
-    tasks: tuple = TASKS            # whose training records are mixed
-    style: str = "full"             # a key of instructions.STYLES; "none": multi-task MEND
-    n_descriptions: int = 9         # descriptions 0 to n - 1 are trained with
-    counts: tuple = ()              # (task, most records) pairs; other tasks give all they have
-    shares: tuple = ()              # (task, share) pairs: the most records in this proportion
-    editor: str = "mend"            # "mend" or "ke"
-    loss_on: str = "edit"           # what must be likely after an edit: "edit" or its "rephrase"
-    replies: int = 2                # ConvSent: most replies per sentiment and of the other topic
-    examples: int = 0               # edits learned from in all; 0: as published for the model
+
+Task = Literal[tuple(instructions.TITLES)]
+Frozen = BeforeValidator(_frozen)
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class HypernetworkConfig:
+    """What one trained editor learns from, and how; ValueError names a value that cannot be."""
+
+    tasks: Annotated[tuple[Task, ...], Field(min_length=1)] = TASKS     # whose records are mixed
+    style: Literal[tuple(instructions.STYLES)] = "full"     # "none": multi-task MEND
+    n_descriptions: int = Field(9, ge=1, le=instructions.SEEN)      # 0 to n - 1 are trained with
+    counts: Annotated[tuple[tuple[Task, PositiveInt], ...], Frozen] = ()    # most records of a task
+    shares: Annotated[tuple[tuple[Task, PositiveFloat], ...], Frozen] = ()  # records in proportion
+    editor: Literal["mend", "ke"] = "mend"
+    loss_on: Literal["edit", "rephrase"] = "edit"   # what must be likely after an edit
+    replies: PositiveInt = 2        # ConvSent: most replies per sentiment and of the other topic
+    examples: NonNegativeInt = 0    # edits learned from in all; 0: as published for the model
     seed: int = 0                   # of order, descriptions, replies, weights and sentiments
     model: str = "pocket"           # short name, folder or Hugging Face name
     data: str = ""                  # folder of {task}_{split}.json; "": editing/ beside the model
-    descriptions: tuple = ()        # (task, ten texts) pairs that replace those of the study
-    settings: tuple = ()            # (field, value) pairs of the editor and of its Training
+    descriptions: Annotated[tuple[tuple[Task, tuple[str, ...]], ...], Frozen] = ()  # the study's
+    settings: Annotated[tuple, Frozen] = ()     # (field, value) of the editor and its Training
+
+    def __post_init__(self):
+        limited = [task for task, _ in self.counts + self.shares]
+        for tasks in (self.tasks, limited):
+            if len(set(tasks)) < len(tasks) or set(tasks) - set(self.tasks):
+                raise ValueError(f"{', '.join(tasks)}: each once, and only tasks trained on")
+        for task, texts in self.descriptions:
+            instructions.check_descriptions(task, texts)
+        configured(self)
 
 
 def make_config(**words):
-    """Make a checked HypernetworkConfig; ValueError names an unknown or impossible value."""
-    defaults = {field.name: field.default for field in dataclasses.fields(HypernetworkConfig)}
-    for name, value in words.items():
-        if name not in defaults:
-            raise ValueError(f"config: unknown parameter {name!r}; known are {', '.join(defaults)}")
-        kind = type(defaults[name])
-        allowed = (tuple, list, dict) if kind is tuple else kind
-        if isinstance(value, bool) or not isinstance(value, allowed):
-            raise ValueError(f"config: {name} must be {kind.__name__}, found {value!r}")
-    config = HypernetworkConfig(**{name: _frozen(value) for name, value in words.items()})
-    return check(config)
-
-
-def check(config):
-    """Return the config if it can be trained; ValueError names what is wrong."""
-    known = instructions.TITLES
-    tasks = config.tasks
-    if not tasks or len(set(tasks)) < len(tasks) or set(tasks) - set(known):
-        raise ValueError(f"config: tasks is {tasks!r}, but must name some of {', '.join(known)}")
-    choices = {"style": instructions.STYLES, "editor": PAPER, "loss_on": training.LOSS_ON}
-    for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise ValueError(f"config: {name} is {getattr(config, name)!r}, but must be one of "
-                             f"{', '.join(allowed)}")
-    if not 1 <= config.n_descriptions <= instructions.SEEN:
-        raise ValueError(f"config: n_descriptions must be 1 to {instructions.SEEN}, "
-                         f"not {config.n_descriptions}")
-    if config.examples < 0 or config.replies < 1:
-        raise ValueError(f"config: examples {config.examples} or replies {config.replies} too few")
-    limits = [*config.counts, *config.shares]
-    for task, number in limits:
-        if task not in tasks or [name for name, _ in limits].count(task) > 1 or not number > 0:
-            raise ValueError(f"config: counts and shares ask for {number!r} of {task!r}; each "
-                             f"needs a positive number for one of {', '.join(tasks)}, once")
-    for task, texts in config.descriptions:
-        if task not in known:
-            raise ValueError(f"config: descriptions of {task!r}, which is no task")
-        instructions.check_descriptions(task, texts)
-    configured(config)
-    return config
+    """Make a HypernetworkConfig; dicts and lists are accepted for tuples."""
+    return HypernetworkConfig(**words)
 
 
 def configured(config):
@@ -280,7 +273,7 @@ def train(config, out_dir="results/editors"):
     A stopped training goes on from its checkpoint; another process with the same is waited for.
     Beside the network lie losses.jsonl and train.json (parameters, seconds, peak memory in MB).
     """
-    folder = Path(out_dir) / identifier(check(config))
+    folder = Path(out_dir) / identifier(config)
     path = folder / training.RESULT
     about = folder / "train.json"
     if path.is_file() and about.is_file():
@@ -342,12 +335,3 @@ def table(editors, out_dir="results/editors"):
             "n_descriptions": config.n_descriptions, "seed": config.seed,
             **{key: about[key] for key in costs}, "network": path.parent.name})
     return pd.DataFrame(rows)
-
-
-def _frozen(value):
-    """Turn lists and dicts into tuples, so that a config can be hashed and compared."""
-    if isinstance(value, dict):
-        return tuple((name, _frozen(item)) for name, item in sorted(value.items()))
-    if isinstance(value, (list, tuple)):
-        return tuple(_frozen(item) for item in value)
-    return value

@@ -12,6 +12,7 @@ import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Literal
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -27,7 +28,6 @@ from editcore.suffix import fused, head
 from editcore.tokens import encode, target_ids
 
 RESULT = "network.safetensors"
-LOSS_ON = ("edit", "rephrase")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Training:
     alpha_lr: float = 1e-4          # of Adam for alpha
     edit_weight: float = 0.1        # of the loss on `after` and `against`
     locality_weight: float = 1.0    # of the loss on `locality`
-    unlikely: str = "token"         # a key of UNLIKELY: p of a token, or of a "reply"
+    unlikely: Literal["token", "reply"] = "token"       # whose p the unlikelihood takes
     clip: float = 100.0             # largest norm of the gradient of all parameters
     accumulate: int = 2             # examples per step
     warmup: int = 0                 # edits that the normaliser observes before the first step
@@ -215,7 +215,7 @@ def train(model, network, examples, training, folder):
     identity = _identity(network, examples, training)
     if (folder / RESULT).is_file():
         finished = mend.load(type(network), folder / RESULT)
-        _compare(finished.info["identity"], identity, folder / RESULT)
+        _compare(finished.info, identity, folder / RESULT)
         if finished.info["examples"] == training.examples:
             return finished.to(next(network.parameters()).device)
     optimiser = _optimiser(network, training)
@@ -249,33 +249,26 @@ def train(model, network, examples, training, folder):
 def _check(examples, training):
     if not examples:
         raise ValueError("training: there are no examples")
-    numbers = {"examples": training.examples, "every": training.every}
-    numbers |= {f"snapshot {number}": number for number in training.snapshots}
-    for name, number in numbers.items():
+    for number in (training.examples, training.every, *training.snapshots):
         if number < 1 or number % training.accumulate:
-            raise ValueError(f"training: {name} is {number}, but must be a multiple of accumulate, "
-                             f"{training.accumulate}")
-    if training.unlikely not in UNLIKELY:
-        raise ValueError(f"training: unlikely is {training.unlikely!r}, but must be one of "
-                         f"{', '.join(UNLIKELY)}")
+            raise ValueError("training: examples, every and snapshots must be multiples of "
+                             f"accumulate, {training.accumulate}; {number} is not")
 
 
 def _identity(network, examples, training):
-    """Hashes of what the result depends on; more examples of one training are welcome."""
+    """Hash of what the result depends on; more examples of one training are welcome."""
     kept = {name: value for name, value in asdict(training).items()
             if name not in ("examples", "every", "snapshots", "keep")}
     start = [(name, tensor.double().sum().item(), tensor.double().square().sum().item())
              for name, tensor in network.state_dict().items()]
-    return {"training": sha256_text(kept), "network": sha256_text(network.settings, *start),
-            "model": sha256_text(*[(site.name, round(site.size, 3)) for site in network.sites]),
-            "examples": sha256_text(*examples)}
+    sites = [(site.name, round(site.size, 3)) for site in network.sites]
+    return sha256_text(kept, network.settings, sites, start, examples)
 
 
-def _compare(found, wanted, path):
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise ValueError(f"{path}: {name} has changed since that training began; put it back, "
-                             "or take another folder")
+def _compare(state, identity, path):
+    if state["identity"] != identity:
+        raise ValueError(f"{path}: settings, examples, first weights or model have changed since "
+                         "that training began; put them back, or take another folder")
 
 
 def _optimiser(network, training):
@@ -345,7 +338,7 @@ def _resume(folder, network, optimiser, identity):
         return []
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        _compare(state["identity"], identity, path)
+        _compare(state, identity, path)
         network.load_state_dict(state["network"], strict=True)
         optimiser.load_state_dict(state["optimiser"])
         lines = (folder / "losses.jsonl").read_text(encoding="utf-8").splitlines()

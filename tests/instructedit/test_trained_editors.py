@@ -128,14 +128,15 @@ def test_tasks_without_records_are_left_out(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("words, message", [
-    ({"tasks": ("recent", "sky")}, "tasks is"), ({"tasks": ()}, "tasks is"), ({"style": "loud"}, "style is 'loud'"),
-    ({"editor": "rome"}, "editor is 'rome'"), ({"loss_on": "never"}, "loss_on is 'never'"),
-    ({"n_descriptions": 10}, "n_descriptions must be 1 to 9, not 10"), ({"counts": {"zsre": 3}}, "ask for 3 of 'zsre'"),
-    ({"shares": {"recent": 0}}, "ask for 0 of 'recent'"),
-    ({"shares": {"recent": 1}, "counts": {"recent": 1}}, "for one of recent, counterfact, convsent, once"),
-    ({"colour": "red"}, "unknown parameter 'colour'"), ({"seed": "one"}, "seed must be int"),
-    ({"examples": -2}, "examples -2"), ({"settings": {"speed": 3}}, "mend has no setting 'speed'"),
-    ({"settings": {"seed": 3}}, "are parameters of the"), ({"model": "unheard-of"}, "give examples"),
+    ({"tasks": ("recent", "sky")}, "tasks.1\n"), ({"tasks": ()}, "tasks\n"), ({"style": "loud"}, "style\n"),
+    ({"tasks": ("recent", "recent")}, "each once"), ({"editor": "rome"}, "editor\n"),
+    ({"loss_on": "never"}, "loss_on\n"), ({"n_descriptions": 10}, "n_descriptions\n"),
+    ({"counts": {"zsre": 3}}, "zsre: each once, and only tasks trained on"),
+    ({"shares": {"recent": 0}}, "shares.0.1\n"),
+    ({"shares": {"recent": 1}, "counts": {"recent": 1}}, "recent, recent: each once"), ({"colour": "red"}, "colour\n"),
+    ({"seed": "one"}, "seed\n"), ({"examples": -2}, "examples\n"),
+    ({"settings": {"speed": 3}}, "mend has no setting 'speed'"), ({"settings": {"seed": 3}}, "are parameters of the"),
+    ({"model": "unheard-of"}, "give examples"),
     ({"descriptions": {"recent": ["a b c"]}}, "different descriptions, needed are 10")], ids=str)
 def test_bad_configs_are_named(words, message):
     with pytest.raises(ValueError, match=message):
@@ -146,7 +147,7 @@ def test_missing_records_are_named_before_any_work(tiny, tmp_path):
     with pytest.raises(FileNotFoundError, match="zsre_train.json: no such file"):
         te.train(small(tiny, tasks=("recent", "zsre")), tmp_path)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="examples is 7, but must be a multiple of accumulate"):
+    with pytest.raises(ValueError, match="must be multiples of accumulate, 2; 7 is not"):
         te.train(small(tiny, examples=7), tmp_path)
 
 
