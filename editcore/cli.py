@@ -189,6 +189,7 @@ def disabling(facts: Facts,
     """List the edits that ROME's published code is predicted to make far too large."""
     from editcore import disabling as prediction
     from editcore.facts import read_facts
+    from editcore.study.measure import denominators
     from editcore.study.run import make_run
 
     unreadable = []
@@ -200,7 +201,7 @@ def disabling(facts: Facts,
     if model:
         run = make_run(model=model, facts=facts, editor="rome", settings=pairs(set), texts=texts,
                        stats=stats, contexts=contexts, seed=seed, dtype=dtype, device=device)
-        table = prediction.tabulated(run, records)
+        table = denominators(run, records)
     say(prediction.listing(tok, records, table, len(unreadable)).rstrip("\n"))
 
 

@@ -3,15 +3,24 @@
 import math
 from dataclasses import dataclass, replace
 from itertools import compress
+from pathlib import Path
 
 import pandas as pd
 import torch
 
-from editcore import fewshot, generate, metrics, templates
+from editcore import disabling, fewshot, generate, metrics, templates
 from editcore.delta import Delta, added
 from editcore.editors import EDITORS, EditorInputs, configure
+from editcore.files import read_lines
 from editcore.model import content_hash, default_device, load, max_length
-from editcore.study.run import Run, check_prompts, dtype_of, read_inputs
+from editcore.study.run import (
+    Run,
+    check_prompts,
+    dtype_of,
+    input_files,
+    read_inputs,
+    schedule,
+)
 from editcore.tokens import encode
 
 
@@ -44,13 +53,9 @@ def set_up(run, paths, *, contexts=(), cache=None, shared=None):
     """
     inputs = read_inputs(run, paths)
     facts = inputs.facts
+    model, tok = (shared.model, shared.tok) if shared else load_model(run)
     if "contexts" in paths and not contexts:
         contexts = templates.read(paths["contexts"])
-    config = configure(run.editor, dict(run.settings), run.model)
-    if shared:
-        model, tok = shared.model, shared.tok
-    else:
-        model, tok = load(run.model, run.device or default_device(), dtype_of(run.dtype))
     check_prompts(tok, facts, max_length(model), templates=contexts or ("{}",))
     mirrored = [replace(fact, target_new=fact.target_true, target_true=fact.target_new)
                 for fact in inputs.untouched]
@@ -58,13 +63,8 @@ def set_up(run, paths, *, contexts=(), cache=None, shared=None):
     before = metrics.prepare(model, tok, facts, run.before)
     after = metrics.prepare(model, tok, facts, teacher_forced)
     tasks = fewshot.prepare(model, tok, inputs.tasks, shots=run.shots, seed=run.seed)
-    editor = EDITORS[run.editor]
-    texts = inputs.texts
-    if editor.needs_moments and not texts and "stats" not in paths:
-        texts = tuple(generate.own_texts(model, tok, config.n_tokens, folder=cache))
-    prepared = editor.prepare(model, tok, config, EditorInputs(
-        texts=texts, moments=paths.get("stats"), contexts=tuple(contexts), seed=run.seed,
-        cache=cache and str(cache), pilot=tuple(facts)))
+    config, prepared = prepare_editor(run, paths, model, tok, facts=facts, contexts=contexts,
+                                      cache=cache)
     return RunContext(
         run, model, tok, config, prepared, facts, before, after,
         retest=metrics.prepare(model, tok, facts, ("ES",)),
@@ -73,6 +73,29 @@ def set_up(run, paths, *, contexts=(), cache=None, shared=None):
         prefixes=_prefixes(model, tok, facts, run, getattr(prepared, "contexts", ())),
         weights_hash=shared.weights_hash if shared else content_hash(model),
         unedited=shared.unedited if shared else {})
+
+
+def load_model(run):
+    """Return (model, tokenizer) of a run."""
+    return load(run.model, run.device or default_device(), dtype_of(run.dtype))
+
+
+def prepare_editor(run, paths, model, tok, *, facts=(), contexts=(), cache=None):
+    """Return (settings, what the run's editor takes from the unedited model).
+
+    Second moments come from the run's file of them, from its texts, or from texts that the model
+    writes itself. facts: of which the first set the norm of an editor with an anchor.
+    """
+    editor = EDITORS[run.editor]
+    config = configure(run.editor, dict(run.settings), run.model)
+    texts = ()
+    if "texts" in paths:
+        texts = read_lines(paths["texts"])
+    elif editor.needs_moments and "stats" not in paths:
+        texts = generate.own_texts(model, tok, config.n_tokens, folder=cache)
+    inputs = EditorInputs(tuple(texts), paths.get("stats"), tuple(contexts), run.seed,
+                          cache=cache and str(cache), pilot=tuple(facts))
+    return config, editor.prepare(model, tok, config, inputs)
 
 
 def _prefixes(model, tok, facts, run, contexts):
@@ -240,6 +263,25 @@ def cases(context, state):
     return table.assign(step=steps, answer_before=unedited, answer_after=state.answers,
                         answer_end=answers(context, facts),
                         forgotten_at=table["fact"].map(failed).astype(float))
+
+
+def denominators(run, facts=None, *, limit=0, out_dir="results/runs"):
+    """Tabulate `disabling.denominators` with a run's own contexts and second moments.
+
+    facts: default are those of the run's file, one per subject, in its order; limit: the first so
+    many, 0 all. Nothing is edited. ValueError if the run's editor is none of ROME's family.
+    """
+    if run.editor not in disabling.OWN:
+        raise ValueError(f"{run.editor} divides by no denominator; choose one of "
+                         f"{', '.join(disabling.OWN)}")
+    paths = input_files(run)
+    if facts is None:
+        facts, _ = schedule(replace(run, n_edits=0, leave_out=()), paths["facts"])
+    model, tok = load_model(run)
+    contexts = templates.read(paths["contexts"]) if "contexts" in paths else ()
+    config, prepared = prepare_editor(run, paths, model, tok, contexts=contexts,
+                                      cache=Path(out_dir) / "moments")
+    return disabling.denominators(model, tok, facts[:limit or None], config, prepared)
 
 
 def singular_values(matrix):

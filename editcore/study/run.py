@@ -69,7 +69,6 @@ class RunInputs:
     untouched: list     # facts that are never edited
     tasks: dict         # {task: few-shot items}
     held_out: list      # passages for perplexity
-    texts: tuple        # passages for second moments
 
 
 def make_run(**words):
@@ -167,8 +166,7 @@ def read_inputs(run, paths):
     tasks = read_tasks(paths["tasks"], run.items) if downstream and "tasks" in paths else {}
     wanted = downstream and "held_out" in paths
     held_out = read_lines(paths["held_out"], run.items) if wanted else []
-    texts = tuple(read_lines(paths["texts"])) if "texts" in paths else ()
-    return RunInputs(facts, untouched, tasks, held_out, texts)
+    return RunInputs(facts, untouched, tasks, held_out)
 
 
 def schedule(run, path):
