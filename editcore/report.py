@@ -338,9 +338,3 @@ class NotebookLog:
 
     def flush(self):
         """Do nothing: the log is not buffered."""
-
-
-def __getattr__(name):      # what notebooks call that are not rewritten yet
-    import editcore.report_old
-
-    return getattr(editcore.report_old, name)
