@@ -3,8 +3,7 @@
     with each_row(model, edits, owner):         # row b of every batch sees edits[owner[b]]
         model(input_ids=ids)
 
-A low-rank change is never added to a weight but applied to the rows: a hundred edits cost little
-more than one.
+No edit is added to a weight: its part of a module's output is added to the rows that own it.
 """
 
 import contextlib
@@ -25,22 +24,21 @@ def each_row(model, edits, owner, prompt_ends=None):
     Deltas work as if added to the weights in float32 or better, up to rounding. ValueError as
     `Delta.check` and `Patch.check`.
     """
-    first = {}      # rows of one edit are worked on together, whoever owns them
-    owner = [first.setdefault(id(edits[index]), index) for index in owner]
-    parts = {}      # module -> {owner: what its edit does there}
-    for index in sorted(set(owner)):
-        for name, part in _parts(model, edits[index]).items():
-            parts.setdefault(name, {})[index] = part
-    hooks = {name: partial(_change, _Rows(model.get_submodule(name), found, owner), prompt_ends)
-             for name, found in parts.items()}
-    with hooked(model, hooks):
+    device = next(model.parameters()).device
+    rows = {}       # id of an edit -> (the edit, its rows): one edit may be that of several owners
+    for row, index in enumerate(owner):
+        if edits[index] is not None:
+            rows.setdefault(id(edits[index]), (edits[index], []))[1].append(row)
+    works = {}      # module -> [(rows, what an edit does there)]
+    for edit, owned in rows.values():
+        for name, part in _parts(model, edit).items():
+            works.setdefault(name, []).append((torch.tensor(owned, device=device), part))
+    with hooked(model, {name: partial(_change, work, prompt_ends) for name, work in works.items()}):
         yield model
 
 
 def _parts(model, edit):
     """{module: its part of a Patch, or {"weight": change, "bias": change} of a Delta}, checked."""
-    if edit is None:
-        return {}
     edit.check(model)
     if isinstance(edit, Patch):
         return edit.parts
@@ -53,78 +51,34 @@ def _parts(model, edit):
     return parts
 
 
-class _Rows:
-    """The edits of one module by rows: low-rank ones stacked, others one after another."""
-
-    def __init__(self, module, parts, owner):
-        self.input_first = is_input_first(module)
-        device = module.weight.device if hasattr(module, "weight") else None
-        low = {index: _sides(part["weight"], self.input_first) for index, part in parts.items()
-               if isinstance(part, dict) and isinstance(part.get("weight"), LowRank)}
-        order = {index: place for place, index in enumerate(low)}
-        rows = [row for row, index in enumerate(owner) if index in low]
-        self.low_rows = torch.tensor(rows, dtype=torch.long, device=device)
-        self.pick = torch.tensor([order[owner[row]] for row in rows], dtype=torch.long,
-                                 device=device)
-        self.stacked = _stacked(list(low.values())) if low else None
-        self.others = []
-        for index, part in parts.items():
-            rows = [row for row, one in enumerate(owner) if one == index]
-            if isinstance(part, dict):
-                part = {kind: change for kind, change in part.items()
-                        if not isinstance(change, LowRank)}
-            if part:
-                self.others.append((torch.tensor(rows, device=device), part))
-
-
-def _change(rows, prompt_ends, module, args, output):
+def _change(works, prompt_ends, module, args, output):
     """Forward hook: the module's output with every row's edit."""
     x = args[0]
     y = output[0] if isinstance(output, tuple) else output
-    changed = y
-    if rows.stacked:
-        source, target = (side[rows.pick] for side in rows.stacked)
-        low = torch.bmm(torch.bmm(x[rows.low_rows].to(source.dtype), source), target)
-        changed = changed.index_add(0, rows.low_rows, low.to(y.dtype))
-    for index, part in rows.others:
+    changed = y.clone()
+    for rows, part in works:
         if isinstance(part, dict):
-            new = _dense(part, x[index], changed[index], rows.input_first)
+            changed[rows] += _added(part, x[rows], is_input_first(module)).to(y.dtype)
         else:
-            new = part.output(x[index], changed[index], _mask(prompt_ends, index, x))
-        changed = changed.index_copy(0, index, new.to(y.dtype))
+            changed[rows] = part.output(x[rows], y[rows], _mask(prompt_ends, rows, x)).to(y.dtype)
     return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
 
-def _dense(part, x, y, input_first):
-    """y plus what dense changes of weight and bias make of x."""
+def _added(part, x, input_first):
+    """What changes of weight and bias add to the output for inputs x (R, T, in)."""
+    added = 0
     if "weight" in part:
-        change = part["weight"].to(x.device)
-        y = y + (x.to(change.dtype) @ (change if input_first else change.T)).to(y.dtype)
-    return y + part["bias"].to(x.device, y.dtype) if "bias" in part else y
+        change = part["weight"]
+        sides = (change.left, change.right) if isinstance(change, LowRank) else (change,)
+        added = x
+        for side in sides if input_first else [side.T for side in reversed(sides)]:
+            added = added.to(side.dtype) @ side.to(x.device)
+    return added + part["bias"].to(x.device) if "bias" in part else added
 
 
-def _mask(prompt_ends, index, x):
-    """The rows `index` of prompt_ends, as wide as x (B, T, in)."""
+def _mask(prompt_ends, rows, x):
+    """The rows of prompt_ends, as wide as x (B, T, in)."""
     if prompt_ends is None:
         return None
-    mask = prompt_ends.to(x.device)[index][:, -x.shape[1]:]
+    mask = prompt_ends.to(x.device)[rows][:, -x.shape[1]:]
     return torch.nn.functional.pad(mask, (x.shape[1] - mask.shape[1], 0))
-
-
-def _sides(change, input_first):
-    """(source (in, r), target (r, out)) of a LowRank change: x -> (x @ source) @ target."""
-    if input_first:
-        return change.left, change.right
-    return change.right.T, change.left.T
-
-
-def _stacked(sides):
-    """(k, in, R) and (k, R, out) of k pairs, filled up with zeros to the largest rank R."""
-    most = max(source.shape[1] for source, _ in sides)
-    sources = []
-    targets = []
-    for source, target in sides:
-        missing = most - source.shape[1]
-        sources.append(torch.nn.functional.pad(source, (0, missing)))
-        targets.append(torch.nn.functional.pad(target, (0, 0, 0, missing)))
-    return torch.stack(sources), torch.stack(targets)

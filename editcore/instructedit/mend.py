@@ -198,12 +198,9 @@ def prepared(kind, model, config, more):
             raise ValueError(f"{config.network}: trained with {name} = {network.settings[name]}, "
                              f"not {settings[name]}")
     for site, trained in zip(wanted, network.sites, strict=True):
-        if (site.name, site.shape) != (trained.name, trained.shape):
-            raise ValueError(f"{config.network}: made for {trained.name} {trained.shape}, "
-                             f"the model has {site.name} {site.shape}")
-        if abs(site.size / trained.size - 1) > 1e-4:
-            raise ValueError(f"{config.network}: trained on another model: the norm of {site.name} "
-                             f"was {trained.size:.6g}, here it is {site.size:.6g}")
+        alike = (site.name, site.shape) == (trained.name, trained.shape)
+        if not alike or abs(site.size / trained.size - 1) > 1e-4:
+            raise ValueError(f"{config.network}: trained for {trained}, the model has {site}")
     return network
 
 
