@@ -182,8 +182,8 @@ def write_index(notebooks, out_dir, folders=()):
         words = part.split()[1:-1] if part.startswith("<!--") else []
         if words[:1] == ["figure"]:
             shown = shown_figures(notebooks[words[1]]) if words[1] in notebooks else {}
-            outputs = [shown[words[2]]] if words[2] in shown else []
-            cells.append(nbformat.v4.new_code_cell(outputs=outputs))
+            missing = nbformat.v4.new_output("stream", text=f"{words[1]} has not shown this figure")
+            cells.append(nbformat.v4.new_code_cell(outputs=[shown.get(words[2], missing)]))
         else:
             source = report_list(notebooks, folders) if words == ["reports"] else part
             cells.append(nbformat.v4.new_markdown_cell(source))
@@ -203,7 +203,7 @@ def report_list(notebooks, folders):
     head = "<th>Question</th><th>Report</th><th>State</th><th>Time</th>"
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     seconds = sum(read_json(Path(folder) / "run.json")["seconds"] for folder in folders)
-    return table + (f"<p>They rest on {len(folders)} runs of {seconds / 60:.0f} minutes, which are "
+    return table + (f"<p>They rest on {len(folders)} runs of {seconds / 60:.1f} minutes, which are "
                     'kept: <a href="cases.html">which facts were edited, and what became of them?'
                     "</a></p>" if folders else "")
 
