@@ -120,11 +120,11 @@ def test_trace_brings_the_answer_back_where_it_must(llama):
 
 def test_roles_by_hand():
     ids = torch.arange(9)
-    assert causal.roles(causal.Case(ids, ids, 1, 4, 8)) == {
+    assert causal.roles(causal.TracedFact(ids, ids, 1, 4, 8)) == {
         "first subject token": [1], "middle subject tokens": [2, 3], "last subject token": [4],
         "first subsequent token": [5], "further tokens": [6, 7], "last token": [8]}
-    assert causal.roles(causal.Case(ids, ids, 2, 2, 3)) == {"last subject token": [2], "last token": [3]}
-    assert causal.roles(causal.Case(ids, ids, 2, 4, 4)) == {"first subject token": [2], "middle subject tokens": [3]}
+    assert causal.roles(causal.TracedFact(ids, ids, 2, 2, 3)) == {"last subject token": [2], "last token": [3]}
+    assert causal.roles(causal.TracedFact(ids, ids, 2, 4, 4)) == {"first subject token": [2], "middle subject tokens": [3]}
 
 
 def test_patching_is_the_written_out_version():
