@@ -27,7 +27,7 @@ from editcore.editors import EDITORS
 from editcore.model import free_gpu, resolve, synchronize
 from editcore.study import checkpoint, measure, results
 from editcore.study.checkpoint import RunState
-from editcore.study.run import Run, data_name, input_files, input_hashes, make_run, run_id, schedule
+from editcore.study.run import Run, data_name, input_files, input_hashes, run_id, schedule
 
 # What an edit may fail with although its facts were checked before.
 FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError)
@@ -48,7 +48,7 @@ class ActiveRun:
     failure: str = ""               # why it ended early
 
 
-def execute(run, out_dir="results/runs", keep_going=True):
+def execute(run, out_dir="results/runs"):
     """Make a run, or what is missing of it; returns its folder. A finished run is left as it is.
 
     An edit that fails or is not finite ends the run as "stopped"; the rows before it are the
@@ -369,11 +369,3 @@ def _due(every, group, last=None):
 def _at(step, rows):
     """Tuples (step, fact, metric, value) of row dicts; a row without a fact gets ""."""
     return [(step, str(row.get("fact", "")), row["metric"], float(row["value"])) for row in rows]
-
-
-# Old names, until their last users are gone.
-make = make_run
-runs = results.runs
-table = results.table
-COLUMNS = results.COLUMNS
-execute_together = execute_all

@@ -213,9 +213,3 @@ def _frozen(value):
     if isinstance(value, dict):
         return tuple((name, _frozen(item)) for name, item in value.items())
     return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
-
-
-# Old names, until their last users are gone.
-make = make_run
-check = check_run
-files = input_files
