@@ -143,6 +143,11 @@ def test_findings_name_reports_and_figures_that_exist():
         assert any(f'name="{figure}"' in cell.source for cell in cells), f"{stem} shows {figure}"
 
 
+def test_the_full_study_gives_notebooks_parameters_that_they_have():
+    for stem, values in report.full_study().items():
+        report.check(ROOT / "notebooks" / f"{stem}.ipynb", values)
+
+
 # ── notebooks ───────────────────────────────────────────────────────────────────────────────────
 
 @pytest.fixture(params=NOTEBOOKS, ids=name)
