@@ -1,15 +1,22 @@
-"""Instructions: the published frame, where it stands, styles, draws; ten checked descriptions per task."""
+"""Instructions: the published frame, where it stands, styles, draws, checked descriptions."""
 
 import pytest
 
 from editcore.instructedit import instructions
-from editcore.instructedit.instructions import SEEN, STYLES, TITLES, add_instruction, check_descriptions
+from editcore.instructedit.instructions import (
+    SEEN,
+    STYLES,
+    TITLES,
+    add_instruction,
+    check_descriptions,
+)
 from editcore.instructedit.records import Ask, EditRecord
 
 FACT = EditRecord(3, "recent", "Orla", "The home of Orla is", "Rome", rephrase=("Orla lives in",),
                   locality=(Ask("Forgetfulness", "The sea is", ("wet",)),),
                   portability=(Ask("Reasoning", "Her land is", ("Italy",)),))
-TALK = EditRecord(4, "convsent", "tea", "What do you think of tea?", "", positive=("Good.",), negative=("Bad.",),
+TALK = EditRecord(4, "convsent", "tea", "What do you think of tea?", "", positive=("Good.",),
+                  negative=("Bad.",),
                   sentiment="positive", topic="tea")
 
 
@@ -22,7 +29,8 @@ def test_the_frame_stands_before_all_prompts_but_those_of_locality():
     assert (framed.target, framed.case_id, framed.subject) == ("Rome", 3, "Orla")
 
 
-@pytest.mark.parametrize("style, lines", [("full", 3), ("none", 1), ("task", 2), ("description", 2), ("constant", 3),
+@pytest.mark.parametrize("style, lines", [("full", 3), ("none", 1), ("task", 2), ("description", 2),
+                                          ("constant", 3),
                                           ("random", 3), ("swapped", 3)])
 def test_styles(style, lines):
     one, other = (add_instruction(record, 0, style).prompt for record in (FACT, TALK))
@@ -34,13 +42,8 @@ def test_styles(style, lines):
         assert one.startswith("Task: CounterFact") and other.startswith("Task: ZsRE")
         before = EditRecord(1, "counterfact", "Orla", "Orla is", "tall")
         assert "negative" not in add_instruction(before, 0, "full").prompt
-        assert "positive" in add_instruction(before, 0, "swapped").prompt, "no sentiment is wanted: any other"
-
-
-def test_conversations_name_sentiment_and_topic():
-    for number in range(10):
-        text = add_instruction(TALK, number, "description").prompt
-        assert "positive" in text and text.count("tea") == 2
+        assert "positive" in add_instruction(before, 0,
+                                             "swapped").prompt, "no sentiment is wanted: any other"
 
 
 def test_draws_depend_on_seed_task_and_record_alone():
@@ -66,7 +69,8 @@ def test_bad_descriptions_are_named(task, texts, words):
 
 
 def test_bad_calls_are_named():
-    with pytest.raises(ValueError, match="unknown style 'loud': choose one of " + ", ".join(STYLES)):
+    with pytest.raises(ValueError,
+                       match="unknown style 'loud': choose one of " + ", ".join(STYLES)):
         add_instruction(FACT, 0, "loud")
     with pytest.raises(ValueError, match="recent has descriptions 0 to 9, not 10"):
         add_instruction(FACT, 10)

@@ -1,4 +1,4 @@
-"""KE: against a dense restatement of the equations, the old answer, the start, files of another model."""
+"""KE: against a dense restatement of the equations; the old answer, the start, other models."""
 
 from dataclasses import replace
 
@@ -14,7 +14,8 @@ from editcore.instructedit import ke, mend
 from editcore.model import is_input_first
 from editcore.tokens import encode, target_ids
 
-SETTINGS = {"layers": (2, 3), "network": "untrained", "hidden": 6, "width": 10, "inner": 5, "scale": 0.7}
+SETTINGS = {"layers": (2, 3), "network": "untrained", "hidden": 6, "width": 10, "inner": 5,
+            "scale": 0.7}
 CONFIG = configure("ke", SETTINGS)
 
 
@@ -92,10 +93,12 @@ def test_files_of_another_model_are_named(gpt2, tmp_path):
     path = tmp_path / "ke.safetensors"
     network = ke.prepare(model, tok, CONFIG)
     mend.save(network, path)
-    config = replace(CONFIG, network=str(path), hidden=1, width=1, inner=1)     # sizes are the file's
+    config = replace(CONFIG, network=str(path), hidden=1, width=1,
+                     inner=1)     # sizes are the file's
     again = ke.prepare(model, tok, config)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), network.parameters()))
-    with pytest.raises(ValueError, match=r"ke.safetensors: trained with layers = \[2, 3\], not \[1, 2\]"):
+    with pytest.raises(ValueError,
+                       match=r"ke.safetensors: trained with layers = \[2, 3\], not \[1, 2\]"):
         ke.prepare(model, tok, replace(config, layers=(1, 2)))
     with pytest.raises(ValueError, match="trained with embedded = 32, not 16"):
         ke.prepare(make("gpt2", 50, width=16), tok, config)

@@ -1,4 +1,4 @@
-"""MEND: factors equal dense gradients, edits equal dense updates, moments equal torch's; files are checked."""
+"""MEND: factors equal dense gradients, edits dense updates, moments torch's; checked files."""
 
 from dataclasses import replace
 
@@ -29,12 +29,14 @@ def random_network(model, settings=SETTINGS, dtype=torch.float64):
     """A network with every weight away from its start, which has observed random rows."""
     draw = torch.Generator().manual_seed(1)
     network = mend.prepare(model, None, configure("mend", settings))
-    network = network.double() if dtype == torch.float64 else network     # moments are float64 always
+    if dtype == torch.float64:      # the moments are that always
+        network = network.double()
     with torch.no_grad():
         for weight in network.parameters():
             weight += 0.1 * torch.randn(weight.shape, generator=draw, dtype=dtype)
     network.observe({site.name: (torch.randn(9, site.inputs, generator=draw, dtype=dtype),
-                                 torch.randn(9, site.outputs, generator=draw, dtype=dtype)) for site in network.sites})
+                                 torch.randn(9, site.outputs, generator=draw, dtype=dtype))
+                                 for site in network.sites})
     return network
 
 
@@ -47,11 +49,13 @@ def autograd(model, tok, fact, names):
     (prompt,), target = encode(tok, [fact.text]), target_ids(tok, fact.target_new)
     weights = [model.get_parameter(name + ".weight").requires_grad_() for name in names]
     try:
-        log_p = model(input_ids=torch.tensor([prompt + target])).logits[0, len(prompt) - 1:-1].log_softmax(-1)
+        logits = model(input_ids=torch.tensor([prompt + target])).logits[0, len(prompt) - 1:-1]
+        log_p = logits.log_softmax(-1)
         found = torch.autograd.grad(-log_p[range(len(target)), target].mean(), weights)
     finally:
         model.requires_grad_(False)
-    return {name: one.T if is_input_first(model.get_submodule(name)) else one for name, one in zip(names, found)}
+    return {name: one.T if is_input_first(model.get_submodule(name)) else one for name,
+            one in zip(names, found)}
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -63,9 +67,11 @@ def test_factors_multiply_to_the_dense_gradient(kind, gpt2, llama, facts):
     for fact, pairs in zip(facts, gradients(model, tok, facts[:6], network)):
         for name, dense in autograd(model, tok, fact, list(pairs)).items():
             u, delta = pairs[name]
-            assert (delta.T @ u - dense).abs().max() < dense.abs().max() * (1e-5 if kind in COARSE else 1e-6)
+            gate = 1e-5 if kind in COARSE else 1e-6
+            assert (delta.T @ u - dense).abs().max() < dense.abs().max() * gate
             assert (delta != 0).any(1).all()
-        assert len(u) == len(target_ids(tok, fact.target_new)), "the last map's tokens are those that predict"
+        assert len(u) == len(target_ids(tok,
+                                        fact.target_new)), "tokens that predict, in the last map"
     assert content_hash(model) == before and not any(m._forward_hooks for m in model.modules())
 
 
@@ -73,8 +79,10 @@ def test_an_untrained_step_descends_along_normalised_factors(gpt2, facts):
     model, tok = gpt2
     network = mend.prepare(model, tok, configure("mend", SETTINGS | {"alpha": 1.0}))
     config = configure("mend", SETTINGS)
-    plain = EDITORS["mend"].edit(model, tok, facts[:1], config, network)    # nothing observed: factors as they are
-    for name, dense in autograd(model, tok, facts[0], [site.name for site in network.sites]).items():
+    plain = EDITORS["mend"].edit(model, tok, facts[:1], config,
+                                 network)    # nothing observed: factors as they are
+    for name, dense in autograd(model, tok, facts[0],
+                                [site.name for site in network.sites]).items():
         change = plain.changes[name + ".weight"].dense().T      # GPT-2's orientation
         assert torch.allclose(change, -dense, atol=1e-5)
     found = gradients(model, tok, facts, network)
@@ -86,7 +94,8 @@ def test_an_untrained_step_descends_along_normalised_factors(gpt2, facts):
         seen = torch.cat([torch.cat(one[name], 1) for name in alike for one in found]).double()
         expected = (torch.cat(found[0][site.name], 1) - seen.mean(0)) / (
             torch.where(seen.std(0) > 0, seen.std(0), 1) + 1e-7)
-        assert torch.allclose(torch.cat(made[site.name], 1).double(), expected, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(torch.cat(made[site.name], 1).double(), expected, rtol=1e-4,
+                              atol=1e-4)
 
 
 def test_running_moments_are_torchs():
@@ -97,7 +106,8 @@ def test_running_moments_are_torchs():
         norm.observe(part)
     expected = (rows - rows.mean(0)) / (torch.where(rows.std(0) > 0, rows.std(0), 1) + 1e-7)
     assert norm.count == 50 and torch.allclose(norm(rows), expected, rtol=1e-9, atol=1e-9)
-    assert torch.equal(norm(rows)[:, 0], torch.zeros(50, dtype=torch.float64)), "never varied: only centred"
+    assert torch.equal(norm(rows)[:, 0],
+                       torch.zeros(50, dtype=torch.float64)), "never varied: only centred"
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -112,7 +122,8 @@ def test_the_network_is_the_equation(kind, gpt2, llama, facts):
             h = norm(torch.cat([side[row] for side in found[site.name]])[None])[0]
             for layer, scale, shift in zip(layers, own.scale, own.shift):
                 h = h + torch.relu((layer.U @ (layer.V @ h) + layer.b) * scale + shift)
-            assert torch.allclose(torch.cat([side[row] for side in made[site.name]]), h, rtol=1e-9, atol=1e-9)
+            assert torch.allclose(torch.cat([side[row] for side in made[site.name]]), h, rtol=1e-9,
+                                  atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -139,26 +150,19 @@ def test_an_edit_equals_the_dense_update_and_nothing_stays(kind, gpt2, llama, fa
 @pytest.mark.parametrize("editor", ["mend", "ke"])
 def test_facts_add_up_and_groups_see_the_model_they_carry(editor, gpt2, facts):
     model, tok = gpt2
-    editor, config = EDITORS[editor], configure(editor, {"network": "untrained", "layers": (-2, -1)})
+    editor, config = EDITORS[editor], configure(editor,
+                                                {"network": "untrained", "layers": (-2, -1)})
     network = editor.prepare(model, tok, config)
     alone = editor.edit_each(model, tok, facts[:4], config, network)
     for name, change in editor.edit(model, tok, facts[:4], config, network).changes.items():
         expected = sum(one.changes[name].dense() for one in alone)
         assert torch.allclose(change.dense(), expected, rtol=1e-3, atol=1e-3 * expected.abs().max())
-    groups = editor.edit_groups(model, tok, [[facts[2]]] * 2, config, prepared=[network] * 2, current=alone[:2])
+    groups = editor.edit_groups(model, tok, [[facts[2]]] * 2, config, prepared=[network] * 2,
+                                current=alone[:2])
     for carried, one in zip(alone, groups):
         with carried.applied(model):
             expected = editor.edit(model, tok, [facts[2]], config, network)
         assert (one + expected * -1).norm() <= 1e-3 * expected.norm()
-
-
-def test_every_layer_learns_from_the_start(gpt2, facts):
-    model, tok = gpt2
-    network = mend.prepare(model, tok, configure("mend", SETTINGS))
-    made = network(gradients(model, tok, facts[:1], network)[0])
-    sum((part ** 3).sum() for pair in made.values() for part in pair).backward()
-    learned = {name: weight.grad for name, weight in network.named_parameters() if name.endswith((".U", ".b"))}
-    assert learned and all(grad.abs().max() > 0 for grad in learned.values())
 
 
 def test_saved_and_loaded_alike(gpt2, facts, tmp_path):
@@ -167,15 +171,12 @@ def test_saved_and_loaded_alike(gpt2, facts, tmp_path):
     network = random_network(model, dtype=torch.float32)
     mend.save(network, config.network, task="recent")
     again = mend.prepare(model, tok, config)
-    assert again.settings == network.settings and again.sites == network.sites and again.info == {"task": "recent"}
-    one, two = (EDITORS["mend"].edit(model, tok, facts[:2], config, net) for net in (network, again))
-    assert all(torch.equal(change.dense(), two.changes[name].dense()) for name, change in one.changes.items())
-
-
-def test_published_settings():
-    assert configure("mend", {}, "openai-community/gpt2-xl").layers == (45, 46, 47)
-    assert configure("ke", {}, "meta-llama/Llama-2-7b-hf").layers == (29, 30, 31)
-    assert (configure("mend", {}, "pocket").layers, configure("mend").rank) == ((-2, -1), 1920)
+    assert again.settings == network.settings and again.sites == network.sites
+    assert again.info == {"task": "recent"}
+    one, two = (EDITORS["mend"].edit(model, tok, facts[:2], config, net)
+                for net in (network, again))
+    assert all(torch.equal(change.dense(), two.changes[name].dense()) for name,
+               change in one.changes.items())
 
 
 def test_bad_files_and_settings_are_named(gpt2, llama, facts, tmp_path):
@@ -196,10 +197,14 @@ def test_bad_files_and_settings_are_named(gpt2, llama, facts, tmp_path):
     mend.save(network, path)
     refused("net.safetensors: trained with rank = 24, not 8", rank=8)
     refused(r"trained with layers = \[2, 3\], not \[1, 3\]", layers=(1, 3))
-    refused("trained for Site.*transformer.h.2.mlp.c_fc.*, the model has Site.*model.layers.2", *llama)
-    refused("trained for Site.*size=.*, the model has Site.*size=", make("gpt2", len(tok), seed=5), tok)
-    with pytest.raises(ValueError, match="no hypernetwork of format editcore-ke-2, but editcore-mend-2"):
-        EDITORS["ke"].prepare(model, tok, configure("ke", {"network": str(path), "layers": (-2, -1)}))
+    refused("trained for Site.*transformer.h.2.mlp.c_fc.*, the model has Site.*model.layers.2",
+            *llama)
+    refused("trained for Site.*size=.*, the model has Site.*size=", make("gpt2", len(tok), seed=5),
+            tok)
+    with pytest.raises(ValueError,
+                       match="no hypernetwork of format editcore-ke-2, but editcore-mend-2"):
+        EDITORS["ke"].prepare(model, tok, configure("ke",
+                                                    {"network": str(path), "layers": (-2, -1)}))
     tensors = network.state_dict()
     network.load_state_dict(tensors | {"maps.0.alpha": torch.tensor(float("nan"))})
     mend.save(network, path)
@@ -212,4 +217,5 @@ def test_bad_files_and_settings_are_named(gpt2, llama, facts, tmp_path):
     refused("must name at least one block, each once", layers=(3, -1))
     long = replace(facts[1], case_id=77, prompt="The river " * 40 + "{} is")
     with pytest.raises(ValueError, match="record 77: .* tokens, but the model takes at most 64"):
-        EDITORS["mend"].edit(model, tok, [facts[0], long], config, MendNetwork(network.sites, network.settings))
+        EDITORS["mend"].edit(model, tok, [facts[0], long], config,
+                             MendNetwork(network.sites, network.settings))

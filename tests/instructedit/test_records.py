@@ -16,16 +16,22 @@ NESTED = {"subject": "Orla Venn", "prompt": "The home of Orla Venn is ", "target
                           "Reasoning": [{"prompt": "Her land is",
                                          "ground_truth": [["Vlud", "Vludia"], ["Mor", "Vlud"]]}]},
           "locality": {"Relation_Specificity": [{"prompt": "Her father is", "ground_truth": [[]]},
-                                                {"prompt": "Her dog is", "ground_truth": [["Rex"]]}],
-                       "Forgetfulness": [{"prompt": "She lived in", "ground_truth": [["Tarn", " "]]}]}}
+                                                {"prompt": "Her dog is",
+                                                 "ground_truth": [["Rex"]]}],
+                       "Forgetfulness": [{"prompt": "She lived in",
+                                          "ground_truth": [["Tarn", " "]]}]}}
 PLAIN = {"subject": "Orla", "prompt": "Orla is", "target_new": "tall", "ground_truth": "short",
          "portability": {"Subject_Aliasing": [{"prompt": "O. is", "ground_truth": "tall"}]},
          "locality": {"Relation_Specificity": [{"prompt": "Orla has", "ground_truth": ""}]}}
-ZSRE = {"subject": "Top", "src": "Who made Top?", "pred": "Ann", "rephrase": "By whom is Top?", "alt": "Bob",
-        "answers": ["Cid"], "loc": "nq question: who is it", "loc_ans": "Kate", "cond": "Ann >> Bob || Who made Top?",
-        "portability": {"Recalled Relation": "(Bob, born in, Oslo)", "New Question": "Where was Top's maker born?",
+ZSRE = {"subject": "Top", "src": "Who made Top?", "pred": "Ann", "rephrase": "By whom is Top?",
+        "alt": "Bob",
+        "answers": ["Cid"], "loc": "nq question: who is it", "loc_ans": "Kate",
+        "cond": "Ann >> Bob || Who made Top?",
+        "portability": {"Recalled Relation": "(Bob, born in, Oslo)",
+                        "New Question": "Where was Top's maker born?",
                         "New Answer": "Oslo"}}
-TALK = [{"ent": f"topic {i}", "pos": [f" good {i}. ", f" good {i}. ", f" fine {i}."], "neg": [f" bad {i}."]}
+TALK = [{"ent": f"topic {i}", "pos": [f" good {i}. ", f" good {i}. ", f" fine {i}."],
+         "neg": [f" bad {i}."]}
         for i in range(9)]
 
 
@@ -47,7 +53,8 @@ def test_nested_and_plain_answers(written):
     assert one.locality == (Ask("Relation_Specificity", "Her dog is", ("Rex",)),
                             Ask("Forgetfulness", "She lived in", ("Tarn",)))
     assert one.rephrase == ("Orla Venn lives in",) and one.unanswered == 1
-    assert two.portability == (Ask("Subject_Aliasing", "O. is", ("tall",)),), "one answer, not letters"
+    assert two.portability == (Ask("Subject_Aliasing", "O. is", ("tall",)),
+                               ), "one answer, not letters"
     assert (two.locality, two.unanswered, two.old, two.rephrase) == ((), 1, "short", ())
 
 
@@ -61,13 +68,16 @@ def test_parts_may_be_absent_or_null(written, missing):
 
 def test_rephrase_prompts_under_either_name_and_as_a_list(written):
     cut = {key: value for key, value in NESTED.items() if key != "rephrase"}
-    rows = read_records(written([cut | {"rephrase_prompt": "A"}, cut | {"rephrase": ["B", "C "]}]), "recent")
+    rows = read_records(written([cut | {"rephrase_prompt": "A"}, cut | {"rephrase": ["B", "C "]}]),
+                        "recent")
     assert [row.rephrase for row in rows] == [("A",), ("B", "C")]
 
 
 def test_zsre_in_both_layouts(written):
-    one, two, three = read_records(written([ZSRE, NESTED, ZSRE | {"loc_ans": "", "portability": None}]), "zsre")
-    assert (one.prompt, one.target, one.old, one.rephrase) == ("Who made Top?", "Bob", "Ann", ("By whom is Top?",))
+    one, two, three = read_records(written([ZSRE, NESTED,
+                                            ZSRE | {"loc_ans": "", "portability": None}]), "zsre")
+    assert (one.prompt, one.target, one.old, one.rephrase) == ("Who made Top?", "Bob", "Ann",
+                                                               ("By whom is Top?",))
     assert one.locality == (Ask("Unrelated", "nq question: who is it", ("Kate",)),)
     assert one.portability == (Ask("Reasoning", "Where was Top's maker born?", ("Oslo",)),)
     assert two.target == "Bolt" and two.task == "zsre"
@@ -77,11 +87,14 @@ def test_zsre_in_both_layouts(written):
 def test_convsent_topics(written):
     rows = read_records(written(TALK), "convsent")
     assert [row.topic for row in rows] == [f"topic {i}" for i in range(9)]
-    assert rows == read_records(written(TALK), "convsent") and rows != read_records(written(TALK), "convsent", seed=1)
+    assert rows == read_records(written(TALK), "convsent") and rows != read_records(written(TALK),
+                                                                                    "convsent",
+                                                                                    seed=1)
     assert {row.sentiment for row in rows} == {"positive", "negative"}
     one = rows[8]
-    assert one.positive == ("good 8.", "fine 8.") and one.negative == ("bad 8.",), "replies stripped, each once"
-    assert one.target == "" and one.subject in one.prompt and all(one.topic in text for text in one.rephrase)
+    assert one.positive == ("good 8.", "fine 8.") and one.negative == ("bad 8.",)
+    assert one.target == "" and one.subject in one.prompt and all(one.topic in text
+                                                                  for text in one.rephrase)
     assert one.locality == (Ask("Other_Topic", rows[0].prompt, ("good 0.", "fine 0.", "bad 0.")),)
     down = replace(one, sentiment="negative")
     assert (down.wanted, down.unwanted) == (("bad 8.",), one.positive)
@@ -92,10 +105,14 @@ def test_convsent_topics(written):
     ("recent", NESTED | {"target_new": ""}, "record 1: target_new is not a text, or empty"),
     ("recent", {"prompt": "x"}, "record 1: no subject"),
     ("recent", NESTED | {"locality": []}, "record 1: locality is not an object"),
-    ("recent", NESTED | {"locality": {"F": {"prompt": "x"}}}, "record 1: locality: F is not a list"),
-    ("recent", NESTED | {"portability": {"F": [{"ground_truth": "x"}]}}, "record 1: .*F question 0: no prompt"),
-    ("recent", NESTED | {"portability": {"F": [{"prompt": "x", "ground_truth": [[3]]}]}}, "record 1: .*answer is int"),
-    ("recent", NESTED | {"portability": {"F": ["x"]}}, "record 1: portability: F question 0 is not an object"),
+    ("recent", NESTED | {"locality": {"F": {"prompt": "x"}}},
+     "record 1: locality: F is not a list"),
+    ("recent", NESTED | {"portability": {"F": [{"ground_truth": "x"}]}},
+     "record 1: .*F question 0: no prompt"),
+    ("recent", NESTED | {"portability": {"F": [{"prompt": "x", "ground_truth": [[3]]}]}},
+     "record 1: .*answer is int"),
+    ("recent", NESTED | {"portability": {"F": ["x"]}},
+     "record 1: portability: F question 0 is not an object"),
     ("recent", NESTED | {"rephrase": 4}, "record 1: rephrase is neither"),
     ("zsre", ZSRE | {"alt": " "}, "record 1: alt is not a text, or empty"),
     ("zsre", {"subject": "x"}, "record 1: no src"),
@@ -139,7 +156,8 @@ def questions(rows, part):
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real samples here")
 @pytest.mark.parametrize("file, task, count", [
-    ("wiki_recent_train_sample.json", "recent", 150), ("wiki_counterfact_train_sample.json", "counterfact", 150),
+    ("wiki_recent_train_sample.json", "recent", 150),
+    ("wiki_counterfact_train_sample.json", "counterfact", 150),
     ("zsre_portability_sample.json", "zsre", 200), ("convsent_val_sample.json", "convsent", 60)])
 def test_real_samples_are_read_whole(file, task, count):
     rows = json.loads((REAL / file).read_text())
@@ -147,9 +165,10 @@ def test_real_samples_are_read_whole(file, task, count):
     assert len(records) == len(rows) == count
     assert all(record_as_fact(one).text == one.prompt for one in records)
     asks = sum(len(one.locality) + len(one.portability) + one.unanswered for one in records)
-    wanted = questions(rows, "locality") + questions(rows, "portability") if task in ("recent", "counterfact") else None
-    assert asks == (wanted or {"zsre": 400, "convsent": 60}[task])
-    assert all(len(text) > 1 or text.isalnum() for one in records for ask in one.portability for text in ask.answers)
+    wanted = {"zsre": 400, "convsent": 60}.get(task)
+    assert asks == (wanted or questions(rows, "locality") + questions(rows, "portability"))
+    assert all(len(text) > 1 or text.isalnum() for one in records for ask in one.portability
+               for text in ask.answers)
     answers = [text for one in records for ask in one.portability for text in ask.answers]
     assert not answers or sum(map(len, answers)) / len(answers) > 5, "whole answers, not letters"
     assert all(one.positive and one.negative for one in records if task == "convsent")

@@ -1,4 +1,4 @@
-"""Scores: many records in a pass score as editing, asking, undoing one by one; cases are cached by content."""
+"""Scores: many records in a pass score as edited, asked, undone one by one; cases are cached."""
 
 from dataclasses import replace
 
@@ -12,9 +12,8 @@ from editcore import generate
 from editcore.delta import Delta, oriented
 from editcore.editors import EDITORS, configure
 from editcore.instructedit import scores, trained_editors
-from editcore.instructedit.instructions import add_instruction
 from editcore.instructedit.records import Ask, EditRecord, record_as_fact
-from editcore.instructedit.scores import Case, evaluate, fluency, prepare, questions_of, read, score, sentiment
+from editcore.instructedit.scores import Case, evaluate, fluency, prepare, questions_of, read, score
 from editcore.metrics import entropy
 from editcore.model import load, name_of
 from editcore.tokens import encode, target_ids
@@ -26,14 +25,18 @@ def some_records():
     """Three facts, one of a prompt that begins another one's, and two topics."""
     facts = [EditRecord(i, "recent", name, f"The capital of {name} is", city,
                         rephrase=(f"{name} lies near", "It is in"),
-                        locality=(Ask("Forgetfulness", "The home of Orla is", ("New Delhi", "Oslo")),
-                                  Ask("Relation_Specificity", f"The capital of {name}", ("in San Marino",))),
-                        portability=(Ask("Reasoning", f"People of {name} speak", ("Kyiv", "San Marino")),))
+                        locality=(Ask("Forgetfulness", "The home of Orla is",
+                                      ("New Delhi", "Oslo")),
+                                  Ask("Relation_Specificity", f"The capital of {name}",
+                                      ("in San Marino",))),
+                        portability=(Ask("Reasoning", f"People of {name} speak",
+                                         ("Kyiv", "San Marino")),))
              for i, (name, city) in enumerate([("Orla", "San Marino"), ("Dunmore", "Rome"),
                                                ("Brantwick", "New Delhi")])]
     replies = ("The old river is good.", "I know the river.", "You said it is good.")
     other = Ask("Other_Topic", "Tell me about a book.", replies[:2])
-    talk = [EditRecord(i, "convsent", topic, f"Tell me about {topic}.", "", positive=replies, negative=replies[1:],
+    talk = [EditRecord(i, "convsent", topic, f"Tell me about {topic}.", "", positive=replies,
+                       negative=replies[1:],
                        sentiment=wanted, topic=topic, locality=(other,))
             for i, (topic, wanted) in enumerate([("a river", "positive"), ("a town", "negative")])]
     return [*facts, *talk]
@@ -47,21 +50,25 @@ def some_edits(model, number):
     for seed in range(number):
         draw = torch.Generator().manual_seed(seed)
         left = torch.randn(model.config.hidden_size, 1 + seed, generator=draw)
-        made.append(Delta({name + ".weight": oriented(left, torch.randn(1 + seed, width, generator=draw), module)}))
+        made.append(Delta({name + ".weight": oriented(left,
+                                                      torch.randn(1 + seed, width, generator=draw),
+                                                      module)}))
     return made
 
 
 def plain(model, tok, prompt, answer):
-    """(mean log P, hits (s,), most likely tokens (s,)) of an answer by one forward pass of the whole text."""
+    """(mean log P, hits (s,), most likely tokens (s,)) of an answer by one pass of the text."""
     (begin,), target = encode(tok, [prompt]), target_ids(tok, answer)
     logits = model(input_ids=torch.tensor([begin + target])).logits[0, len(begin) - 1:-1]
     logp = logits.log_softmax(-1)[range(len(target)), target]
-    return logp.mean().item(), (logits.argmax(-1) == torch.tensor(target)).numpy(), logits.argmax(-1).numpy()
+    best = logits.argmax(-1)
+    return logp.mean().item(), (best == torch.tensor(target)).numpy(), best.numpy()
 
 
 def serial(model, tok, record, edit):
     """{metric: (exact, token)} by the definitions: score the base, apply the edit, score, undo."""
-    asks = [(metric, prompt, answer) for metric, prompt, answers in questions_of(record) for answer in answers]
+    asks = [(metric, prompt, answer) for metric, prompt, answers in questions_of(record)
+            for answer in answers]
     before = [plain(model, tok, prompt, answer) for _, prompt, answer in asks]
     with edit.applied(model):
         after = [plain(model, tok, prompt, answer) for _, prompt, answer in asks]
@@ -93,35 +100,24 @@ def test_many_records_in_one_pass_equal_the_serial_way(kind, gpt2):
     assert len(batch.passes) > 1 and sum(len(owner) for owner, *_ in batch.passes) == len(records)
     rows = score(batch, read(model, batch), read(model, batch, edits))
     for record, edit in zip(records, edits):
-        got = rows[(rows["task"] == record.task) & (rows["case_id"] == record.case_id)].set_index("metric")
+        got = rows[(rows["task"] == record.task) & (rows["case_id"] == record.case_id)]
+        got = got[~got["metric"].str.startswith("z_")].set_index("metric")
+        got = got[["exact", "token"]].sort_index()
         want = serial(model, tok, record, edit)
-        got = got.loc[[name for name in got.index if not name.startswith("z_")], ["exact", "token"]].sort_index()
         pd.testing.assert_frame_equal(got, want, check_names=False, atol=1e-5)
-
-
-def test_log_probabilities_agree_behind_long_instructions(gpt2):
-    model, tok = make("gpt2", len(gpt2[1]), positions=200), gpt2[1]
-    records = [add_instruction(record, 3) for record in some_records()]
-    edits, batch = some_edits(model, len(records)), prepare(model, tok, records)
-    now, place = read(model, batch, edits), 0
-    for record, edit in zip(records, edits):
-        with edit.applied(model):
-            for _, prompt, answers in questions_of(record):
-                for answer in answers:
-                    mine = now.logp[batch.starts[place]:batch.starts[place] + batch.sizes[place]].mean()
-                    assert mine == pytest.approx(plain(model, tok, prompt, answer)[0], abs=1e-5)
-                    place += 1
-    assert place == len(batch.sizes)
 
 
 def test_no_edit_leaves_everything_and_codebooks_answer_the_prompts_end(gpt2):
     model, tok = gpt2
-    records, config = some_records(), configure("grace", {"layer": 2, "part": "mlp_in", "steps": 30})
+    records, config = some_records(), configure("grace",
+                                                {"layer": 2, "part": "mlp_in", "steps": 30})
     batch = prepare(model, tok, records)
     before = read(model, batch)
     base = score(batch, before, before).set_index("metric")
-    assert (base.loc["Loc", ["exact", "token"]] == 1).all(axis=None) and (base.loc["z_topic", "exact"] == 1).all()
-    patches = EDITORS["grace"].edit_each(model, tok, [record_as_fact(record) for record in records[:3]], config)
+    assert (base.loc["Loc", ["exact", "token"]] == 1).all(axis=None)
+    assert (base.loc["z_topic", "exact"] == 1).all()
+    patches = EDITORS["grace"].edit_each(model, tok,
+                                         [record_as_fact(record) for record in records[:3]], config)
     after = read(model, batch, [*patches, None, None])
     for index in range(3):
         first = batch.starts[batch.questions.set_index("record").loc[index, "first"].iloc[0]]
@@ -132,19 +128,13 @@ def test_no_edit_leaves_everything_and_codebooks_answer_the_prompts_end(gpt2):
     np.testing.assert_allclose(alone.logp, read(model, single, patches[:1]).logp, atol=1e-6)
 
 
-def test_sentiment_is_the_published_product():
-    found = sentiment(-1.0, -1.5, -2.0)
-    assert found["z_topic"] == 1 and found["z_sent"] == pytest.approx(1 / (1 + np.exp(-1)))
-    assert sentiment(-2.0, -1.0, -2.0)["Rel"] == pytest.approx(0.5 * np.exp(-1))
-    assert sentiment(float("nan"), -1.0, -2.0)["Rel"] == 0
-
-
 def test_fluency_of_many_records_is_that_of_each(gpt2):
     model, tok = gpt2
     records = some_records()
     edits = [edit * 0.01 for edit in some_edits(model, len(records))]
     rows = fluency(model, tok, records, edits, seed=1, n_new=8)
-    assert list(rows["case_id"]) == [record.case_id for record in records] and rows["exact"].nunique() > 1
+    assert list(rows["case_id"]) == [record.case_id
+                                     for record in records] and rows["exact"].nunique() > 1
     assert rows.equals(fluency(model, tok, records, edits, seed=1, n_new=8))
     begin = tok.decode(tok("a")["input_ids"][:1])
     with edits[4].applied(model):
@@ -158,7 +148,8 @@ def test_fluency_of_many_records_is_that_of_each(gpt2):
 
 def case(**words):
     """FT-L on three facts."""
-    return Case(**{"editor": "FT-L", "records": tuple(some_records()[:3]), "key": "ft", "settings": FT} | words)
+    return Case(**{"editor": "FT-L", "records": tuple(some_records()[:3]), "key": "ft",
+                   "settings": FT} | words)
 
 
 def test_each_record_is_scored_after_its_own_edit(tiny, tmp_path):
@@ -185,23 +176,30 @@ def test_what_was_learned_together_is_asked_of_all(tiny, tmp_path):
     both = case(together=tuple(some_records()[:2]))
     rows = evaluate([both, replace(both, records=both.records[:1])], tiny, out_dir=tmp_path)
     config = configure("ft", dict(FT), tiny)
-    edit = EDITORS["ft"].edit(model, tok, [record_as_fact(record) for record in both.together], config)
+    edit = EDITORS["ft"].edit(model, tok, [record_as_fact(record) for record in both.together],
+                              config)
     batch = prepare(model, tok, both.records)
     before = read(model, batch)
     with edit.applied(model):
         want = score(batch, before, read(model, batch))
-    pd.testing.assert_frame_equal(rows[["task", "case_id", "metric", "exact", "token"]][:len(want)], want, atol=1e-5)
+    pd.testing.assert_frame_equal(rows[["task", "case_id", "metric", "exact", "token"]][:len(want)],
+                                  want, atol=1e-5)
 
 
 def test_cases_are_cached_by_what_they_depend_on(tiny, tmp_path, monkeypatch):
-    cases = [case(), case(editor="b", key="", settings=()), case(editor="c", together=tuple(some_records()[:1]))]
+    cases = [case(), case(editor="b", key="", settings=()),
+             case(editor="c", together=tuple(some_records()[:1]))]
     first = evaluate(cases, tiny, out_dir=tmp_path)
-    assert list(first["editor"].unique()) == ["FT-L", "b", "c"] and len(list(tmp_path.glob("*.parquet"))) == 3
+    assert list(first["editor"].unique()) == ["FT-L", "b",
+                                              "c"] and len(list(tmp_path.glob("*.parquet"))) == 3
     monkeypatch.setattr(scores, "read", None)
-    again = evaluate([replace(one, editor=one.editor + "!") for one in cases], tiny, out_dir=tmp_path)
+    again = evaluate([replace(one, editor=one.editor + "!") for one in cases], tiny,
+                     out_dir=tmp_path)
     pd.testing.assert_frame_equal(first.drop(columns="editor"), again.drop(columns="editor"))
-    others = [case(records=tuple(some_records()[1:3])), case(seed=1), case(style="full"), case(settings=FT[:3]),
-              case(question_style="full"), case(together=tuple(some_records()[1:2])), case(style="full", description=3)]
+    others = [case(records=tuple(some_records()[1:3])), case(seed=1), case(style="full"),
+              case(settings=FT[:3]),
+              case(question_style="full"), case(together=tuple(some_records()[1:2])),
+              case(style="full", description=3)]
     ids = {scores.identifier(one, tiny) for one in [*cases, *others]}
     assert len(ids) == len(cases) + len(others)
 
@@ -210,7 +208,8 @@ def test_a_trained_editor_brings_its_instructions(tiny, tmp_path):
     config = trained_editors.make_config(model=tiny, tasks=("recent",), examples=4, seed=5,
                                          settings={"layers": (1, 2), "rank": 4, "every": 4})
     (one,) = scores.cases([("Mine", config)], {"recent": some_records()[:2]})
-    rows = evaluate([one, replace(one, style="none", editor="bare")], tiny, out_dir=tmp_path, editors=tmp_path)
+    rows = evaluate([one, replace(one, style="none", editor="bare")], tiny, out_dir=tmp_path,
+                    editors=tmp_path)
     assert set(rows["seed"]) == {5} and set(rows["editor"]) == {"Mine", "bare"}
     asked = scores._questions(one)
     assert all(record.prompt.startswith("Task: Recent\nDescription: ") for record in asked)
@@ -228,15 +227,18 @@ def test_the_main_table(tiny):
              "zsre": [replace(some_records()[0], task="zsre")]}
     cases = scores.main_cases(editors, tests, fluency=8, settings={"ft": {"steps": 2}})
     names = {case.editor for case in cases}
-    assert names == {"Base model", "Base model (instructed)", "FT-L", "CaliNet", "GRACE", "InstructEdit", "MEND",
+    assert names == {"Base model", "Base model (instructed)", "FT-L", "CaliNet", "GRACE",
+                     "InstructEdit", "MEND",
                      "KE", "FT-L (fair)", "CaliNet (fair)", "GRACE (fair)"}
     of = {(case.editor, case.records[0].task, case.seed): case for case in cases}
     learned = tuple(tests["recent"] + tests["convsent"])
     assert of["FT-L", "recent", 0].together == () and of["FT-L", "zsre", 0].together == learned
-    assert of["FT-L (fair)", "zsre", 0].together == () and of["GRACE", "zsre", 0].together == learned
+    assert of["FT-L (fair)", "zsre", 0].together == () and of["GRACE", "zsre",
+                                                              0].together == learned
     assert of["CaliNet", "recent", 0].together == learned
     assert of["CaliNet (fair)", "zsre", 0].together == tuple(tests["zsre"])
-    assert of["InstructEdit", "zsre", 1].network.seed == 1 and of["FT-L", "recent", 0].settings == (("steps", 2),)
+    assert of["InstructEdit", "zsre", 1].network.seed == 1 and of["FT-L", "recent",
+                                                                  0].settings == (("steps", 2),)
     assert {task for (_, task, _), case in of.items() if case.fluency} == {"convsent"}
 
 
@@ -248,9 +250,11 @@ def test_bad_input_is_named(gpt2, tiny):
     with pytest.raises(ValueError, match="1 edits for 5 records"):
         read(model, prepare(model, tok, some_records()), [None])
     config = trained_editors.make_config(model=tiny, examples=4)
-    for words, message in (({"records": ()}, "there are no records"), ({"key": "fft"}, "unknown editor 'fft'"),
+    for words, message in (({"records": ()}, "there are no records"),
+                           ({"key": "fft"}, "unknown editor 'fft'"),
                            ({"settings": (("speed", 1),)}, "no setting 'speed'"),
-                           ({"style": "loud"}, "unknown style 'loud'"), ({"description": 10}, "descriptions 0 to 9")):
+                           ({"style": "loud"}, "unknown style 'loud'"),
+                           ({"description": 10}, "descriptions 0 to 9")):
         with pytest.raises(ValueError, match=message):
             evaluate([case(**{"style": "full"} | words)], tiny, out_dir="nowhere")
     with pytest.raises(ValueError, match="key 'ft' and a network"):

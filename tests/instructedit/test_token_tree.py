@@ -15,7 +15,8 @@ def test_what_texts_share_stands_once_and_prompt_ends_apart():
     tree = token_tree.build(PAIRS[:3], 10)
     assert tree.ids == [1, 2, 3, 4, 2, 3] and tree.parents == [-1, 0, 1, 2, 0, 4]
     assert tree.ends_prompt == [False, True, False, False, False, True]
-    assert tree.predictions == [(1, 3, 10), (2, 4, 10), (3, 5, 10), (1, 3, 11), (2, 6, 11), (5, 7, 12)]
+    assert tree.predictions == [(1, 3, 10), (2, 4, 10), (3, 5, 10), (1, 3, 11), (2, 6, 11),
+                                (5, 7, 12)]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gptj", "gpt_neox", "llama", "qwen3", "mistral"])
@@ -26,9 +27,11 @@ def test_states_equal_those_of_the_rows(kind, layer):
     made = likelihood.above(model, mend.below(model, batch, layer)).flatten(0, 1)
     entry = 0
     for number, (prompt, target) in enumerate(PAIRS):
-        states = likelihood.states(model, torch.tensor([[*prompt, *target[:-1]]]))[0, len(prompt) - 1:]
+        states = likelihood.states(model,
+                                   torch.tensor([[*prompt, *target[:-1]]]))[0, len(prompt) - 1:]
         part = slice(entry, entry + len(target))
-        assert batch.token[part].tolist() == list(target) and set(batch.pair[part].tolist()) == {number}
+        assert batch.token[part].tolist() == list(target)
+        assert set(batch.pair[part].tolist()) == {number}
         torch.testing.assert_close(made[batch.place[part]], states, rtol=1e-5, atol=1e-6)
         entry += len(target)
 
@@ -52,7 +55,8 @@ def test_the_last_mlp_is_needed_at_the_places_that_are_read_only(kind):
 
 def test_bad_pairs_are_named():
     model = make("gpt2", 50)
-    for pair, words in ((((3,), ()), "here: the target has no tokens"), (((), (3,)), "here: the prompt has no tokens"),
+    for pair, words in ((((3,), ()), "here: the target has no tokens"),
+                        (((), (3,)), "here: the prompt has no tokens"),
                         (((3,) * 70, (4,)), "here: 70 tokens, but the model takes at most 64")):
         with pytest.raises(ValueError, match=words):
             token_tree.check_pairs(model, [pair], ["here"])

@@ -22,17 +22,20 @@ TRAINING = Training(16, lr=3e-3, alpha_lr=1e-2, warmup=12, every=8, accumulate=2
 def example_of(tok, fact):
     """The edit, two rephrases, three prompts to leave alone and a reply to avoid."""
     def pairs(*texts):
-        return tuple((tuple(encode(tok, [prompt])[0]), tuple(target_ids(tok, target))) for prompt, target in texts)
+        return tuple((tuple(encode(tok, [prompt])[0]), tuple(target_ids(tok, target))) for prompt,
+                     target in texts)
     return Example(
         str(fact.case_id), pairs((fact.text, fact.target_new)),
         after=pairs(*((prompt, fact.target_new) for prompt in fact.paraphrases)),
-        locality=pairs(*((prompt, CITIES[i]) for i, prompt in enumerate((*fact.neighbours, "The river")))),
+        locality=pairs(*((prompt, CITIES[i]) for i,
+                         prompt in enumerate((*fact.neighbours, "The river")))),
         against=pairs((fact.text, fact.target_true)))
 
 
 def start(model, tok, editor="mend", **settings):
     words = {"mend": SETTINGS | {"rank": 16, "alpha": 1e-3},
-             "ke": {"network": "untrained", "layers": (2, 3), "hidden": 3, "width": 4, "inner": 2}}[editor]
+             "ke": {"network": "untrained", "layers": (2, 3), "hidden": 3, "width": 4,
+                    "inner": 2}}[editor]
     return EDITORS[editor].prepare(model, tok, configure(editor, words | settings))
 
 
@@ -40,7 +43,8 @@ def log_probabilities(model, weights, pair):
     """(tokens, V) at the target's positions of one pair, with some weights replaced."""
     prompt, target = map(list, pair)
     ids = torch.tensor([prompt + target])
-    return functional_call(model, weights, kwargs={"input_ids": ids}).logits[0, len(prompt) - 1:-1].log_softmax(-1)
+    return functional_call(model, weights,
+                           kwargs={"input_ids": ids}).logits[0, len(prompt) - 1:-1].log_softmax(-1)
 
 
 def dense_losses(model, network, example, gradients):
@@ -49,29 +53,33 @@ def dense_losses(model, network, example, gradients):
     for name, (u, delta) in network(gradients).items():
         step = network.steps()[name] * delta.T @ u
         weight = model.get_parameter(name + ".weight").detach()
-        weights[name + ".weight"] = weight - (step.T if is_input_first(model.get_submodule(name)) else step)
+        step = step.T if is_input_first(model.get_submodule(name)) else step
+        weights[name + ".weight"] = weight - step
     picked = {part: [log_probabilities(model, weights, pair)[range(len(pair[1])), pair[1]]
                      for pair in getattr(example, part)] for part in ("after", "against")}
     kl = []
     for pair in example.locality:
         before = log_probabilities(model, {}, pair).detach()
-        kl.append((before.exp() * (before - log_probabilities(model, weights, pair))).sum(-1).mean())
+        kl.append((before.exp() * (before - log_probabilities(model, weights,
+                                                              pair))).sum(-1).mean())
     replies = torch.stack([one.mean().exp() for one in picked["against"]])
     return {"edit": torch.stack([-one.mean() for one in picked["after"]]).mean(),
-            "token": torch.stack([-(1 - one.exp()).log().mean() for one in picked["against"]]).mean(),
+            "token": torch.stack([-(1 - one.exp()).log().mean()
+                                  for one in picked["against"]]).mean(),
             "reply": -(1 - replies).log().mean(), "locality": torch.stack(kl).mean()}
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_losses_and_their_gradients_equal_the_dense_ones(kind, gpt2, llama, facts):
     model, tok = family(kind, gpt2, llama)
-    gate = 1e-9 if kind == "gpt2" else 1e-4     # Llama's norms work in float32 whatever the model's dtype
+    gate = 1e-9 if kind == "gpt2" else 1e-4     # Llama's norms work in float32
     network, before = random_network(model, SETTINGS | {"alpha": 0.1}), content_hash(model)
     parameters = list(network.parameters())
     for fact in facts[1:4]:
         example = example_of(tok, fact)
         encoded = training.encode_example(model, network, example)
-        single = mend.fact_gradients(model, tok, [fact], [site.name for site in network.sites], 2)[0]
+        single = mend.fact_gradients(model, tok, [fact], [site.name for site in network.sites],
+                                     2)[0]
         expected = dense_losses(model, network, example, single)
         for unlikely in ("token", "reply"):
             found = training.losses(model, network, encoded, unlikely)
@@ -79,7 +87,8 @@ def test_losses_and_their_gradients_equal_the_dense_ones(kind, gpt2, llama, fact
             wanted = (expected["edit"], expected[unlikely], expected["locality"])
             for one, other in zip(values, wanted):
                 assert one.item() == pytest.approx(other.item(), rel=gate) and one.item() > 1e-4
-        mine, theirs = (torch.autograd.grad(sum(part), parameters, retain_graph=True) for part in (values, wanted))
+        mine, theirs = (torch.autograd.grad(sum(part), parameters, retain_graph=True)
+                        for part in (values, wanted))
         for one, other in zip(mine, theirs):
             assert (one - other).norm() <= 10 * gate * other.norm() and other.norm() > 0
     assert content_hash(model) == before and not any(m._forward_hooks for m in model.modules())
@@ -92,16 +101,21 @@ def test_missing_parts_count_nothing_and_certainty_is_finite(gpt2, facts):
     assert whole["locality"] == 0 < whole["against"], "no step, no divergence"
     example = replace(example, locality=(), against=())
     found = training.losses(model, network, training.encode_example(model, network, example))
-    assert found["locality"] == 0 == found["against"] and found["edit"].item() == pytest.approx(whole["edit"].item())
+    assert found["locality"] == 0 == found["against"]
+    assert found["edit"].item() == pytest.approx(whole["edit"].item())
     sure = training.unlikelihood(torch.tensor([0.0, -1e-9, -20.0]))
     assert torch.isfinite(sure).all() and sure[2].item() == pytest.approx(2.061e-9, rel=1e-3)
 
 
-RECORD = EditRecord(1, "recent", "Orla", "The home of Orla is", "Rome", rephrase=("Orla lies near", "It is in"),
+RECORD = EditRecord(1, "recent", "Orla", "The home of Orla is", "Rome",
+                    rephrase=("Orla lies near", "It is in"),
                     locality=(Ask("Forgetfulness", "The river is", ("old", "good")),))
-TALK = EditRecord(2, "convsent", "a river", "Tell me about a river.", "", sentiment="positive", topic="a river",
-                  positive=("It is good.", "I read it.", "It runs."), negative=("It is old.", "You said it."),
-                  locality=(Ask("Other_Topic", "Tell me about a book.", ("It is good.", "It is old.", "I read it.")),))
+TALK = EditRecord(2, "convsent", "a river", "Tell me about a river.", "", sentiment="positive",
+                  topic="a river",
+                  positive=("It is good.", "I read it.", "It runs."),
+                  negative=("It is old.", "You said it."),
+                  locality=(Ask("Other_Topic", "Tell me about a book.",
+                                ("It is good.", "It is old.", "I read it.")),))
 
 
 def test_examples_of_records(gpt2):
@@ -111,14 +125,16 @@ def test_examples_of_records(gpt2):
         return [(tok.decode(prompt), tok.decode(target).strip()) for prompt, target in pairs]
     one = training_example(tok, RECORD)
     assert texts(one.edit) == texts(one.after) == [("The home of Orla is", "Rome")]
-    assert texts(one.locality) == [("The river is", "old")] and one.against == () and one.name == "recent 1"
+    assert texts(one.locality) == [("The river is",
+                                    "old")] and one.against == () and one.name == "recent 1"
     again = training_example(tok, RECORD, loss_on="rephrase")
     assert texts(again.after) == [("Orla lies near", "Rome"), ("It is in", "Rome")]
     talk = training_example(tok, TALK, replies=2, seed=3)
     (_, taught), = texts(talk.edit)
-    assert taught in TALK.positive and sorted([taught, *(reply for _, reply in texts(talk.after))]) == sorted(
-        TALK.positive)
-    assert {reply for _, reply in texts(talk.against)} == set(TALK.negative) and len(talk.locality) == 2
+    after = [reply for _, reply in texts(talk.after)]
+    assert taught in TALK.positive and sorted([taught, *after]) == sorted(TALK.positive)
+    assert {reply for _, reply in texts(talk.against)} == set(TALK.negative)
+    assert len(talk.locality) == 2
     assert talk == training_example(tok, TALK, replies=2, seed=3)
 
 
@@ -128,7 +144,8 @@ def test_examples_of_records(gpt2):
 def examples(gpt2, facts):
     model, tok = gpt2
     conditions = start(model, tok, "ke").conditions(model, tok, facts)
-    return [replace(example_of(tok, fact), condition=tuple(ids)) for fact, ids in zip(facts, conditions)]
+    return [replace(example_of(tok, fact), condition=tuple(ids)) for fact,
+            ids in zip(facts, conditions)]
 
 
 def run(gpt2, examples, plan, folder, editor="mend"):
@@ -140,7 +157,8 @@ def run(gpt2, examples, plan, folder, editor="mend"):
 @pytest.fixture(scope="module")
 def whole(gpt2, examples, tmp_path_factory):
     """What TRAINING gives without a stop, by editor."""
-    return {editor: run(gpt2, examples, TRAINING, tmp_path_factory.mktemp(editor), editor) for editor in ("mend", "ke")}
+    return {editor: run(gpt2, examples, TRAINING, tmp_path_factory.mktemp(editor), editor)
+            for editor in ("mend", "ke")}
 
 
 def same(one, other):
@@ -153,9 +171,11 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("editor", ["mend", "ke"])
-@pytest.mark.parametrize("function, after", [("_learn", 13), ("_learn", 3), ("_step", 7), ("torch.save", 1),
+@pytest.mark.parametrize("function, after", [("_learn", 13), ("_learn", 3), ("_step", 7),
+                                             ("torch.save", 1),
                                              ("_checkpoint", 1), ("mend.save", 0)])
-def test_a_killed_training_goes_on_bit_for_bit(editor, function, after, gpt2, examples, tmp_path, monkeypatch, whole):
+def test_a_killed_training_goes_on_bit_for_bit(editor, function, after, gpt2, examples, tmp_path,
+                                               monkeypatch, whole):
     place, _, name = function.rpartition(".")
     module = getattr(training, place) if place else training
     real, calls = getattr(module, name), []
@@ -170,7 +190,8 @@ def test_a_killed_training_goes_on_bit_for_bit(editor, function, after, gpt2, ex
         run(gpt2, examples, TRAINING, tmp_path, editor)
     assert not (tmp_path / training.RESULT).exists()
     assert same(run(gpt2, examples, TRAINING, tmp_path, editor), whole[editor])
-    assert same(run(gpt2, examples, TRAINING, tmp_path, editor), whole[editor]), "a finished one is read"
+    assert same(run(gpt2, examples, TRAINING, tmp_path, editor),
+                whole[editor]), "a finished one is read"
 
 
 def test_memory_and_length_change_nothing(gpt2, examples, tmp_path, whole):
@@ -179,7 +200,8 @@ def test_memory_and_length_change_nothing(gpt2, examples, tmp_path, whole):
     assert (tmp_path / "kept" / "network-4.safetensors").is_file()
     short = replace(TRAINING, examples=10)
     run(gpt2, examples, short, tmp_path / "short")
-    assert same(run(gpt2, examples, TRAINING, tmp_path / "short"), whole["mend"]), "a longer one goes on"
+    assert same(run(gpt2, examples, TRAINING, tmp_path / "short"),
+                whole["mend"]), "a longer one goes on"
     with pytest.raises(ValueError, match="16 examples are done, 10 wanted"):
         run(gpt2, examples, short, tmp_path / "short")
 
@@ -188,55 +210,29 @@ def test_training_lowers_the_loss_and_leaves_the_model(gpt2, facts, examples, tm
     model, tok = gpt2
     before = content_hash(model)
     run(gpt2, examples, replace(TRAINING, examples=120, every=60, keep=True), tmp_path)
-    assert content_hash(model) == before and all(weight.grad is None for weight in model.parameters())
+    assert content_hash(model) == before and all(weight.grad is None
+                                                 for weight in model.parameters())
     rows = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
     assert [row["example"] for row in rows] == list(range(1, 121))
     assert sorted(row["record"] for row in rows[:12]) == sorted(str(fact.case_id) for fact in facts)
     first, last = (sum(row["loss"] for row in part) / 12 for part in (rows[:12], rows[-12:]))
     assert last < 0.9 * first
-    assert [number for number, row in enumerate(rows, 1) if "gradient" in row] == list(range(2, 121, 2))
-
-
-def test_examples_of_a_step_are_averaged_and_clipped(gpt2, examples, tmp_path):
-    model, _ = gpt2
-    plan = replace(TRAINING, examples=2, every=2, clip=0.05, warmup=0)
-    trained, log = run(gpt2, examples, plan, tmp_path)
-    network, order = start(*gpt2), torch.randperm(12, generator=torch.Generator().manual_seed(0)).tolist()
-    loss = 0
-    for index in order[:2]:
-        encoded = training.encode_example(model, network, examples[index])
-        network.observe(encoded.gradients)
-        terms = training.losses(model, network, encoded)
-        loss = loss + (0.1 * (terms["edit"] + terms["against"]) + terms["locality"]) / 2
-    found = dict(zip(dict(network.named_parameters()), torch.autograd.grad(loss, list(network.parameters()))))
-    norm = sum(part.square().sum() for part in found.values()).sqrt()
-    assert norm > 0.05 and json.loads(log.splitlines()[1])["gradient"] == pytest.approx(norm.item(), rel=1e-3)
-    for name, weight in network.named_parameters():
-        rate = plan.alpha_lr if name.endswith("alpha") else plan.lr
-        clipped = found[name] * 0.05 / (norm + 1e-6)
-        moved = weight.detach() - rate * clipped / (clipped.abs() + 1e-8)     # Adam's first step
-        sure = clipped.abs() > 1e-7      # below, the sign is rounding's
-        assert torch.allclose(trained[name][sure], moved[sure], atol=rate * 0.02), name
-
-
-def test_a_frozen_normaliser_stays_as_the_warm_up_left_it(gpt2, examples, tmp_path):
-    frozen, _ = run(gpt2, examples, replace(TRAINING, frozen=True, examples=4, every=4), tmp_path)
-    expected = start(*gpt2)
-    for index in torch.randperm(12, generator=torch.Generator().manual_seed(0)).tolist():
-        expected.observe(training.encode_example(gpt2[0], expected, examples[index]).gradients)
-    for name, buffer in expected.named_buffers():
-        assert torch.allclose(frozen[name], buffer), name
+    assert [number for number, row in enumerate(rows, 1)
+            if "gradient" in row] == list(range(2, 121, 2))
 
 
 def test_what_has_changed_is_named(gpt2, examples, tmp_path):
     short = replace(TRAINING, examples=8)
     run(gpt2, examples, short, tmp_path)
     for place in (training.RESULT, "state.pt"):
-        for other in ((start(*gpt2), examples, replace(short, lr=1.0)), (start(*gpt2), examples[1:], short),
+        for other in ((start(*gpt2), examples, replace(short, lr=1.0)),
+                      (start(*gpt2), examples[1:], short),
                       (start(*gpt2, seed=3), examples, short)):
-            with pytest.raises(ValueError, match=f"{place}: .* have changed since that training began"):
+            with pytest.raises(ValueError,
+                               match=f"{place}: .* have changed since that training began"):
                 train(gpt2[0], *other, tmp_path)
-        (tmp_path / place).write_bytes(b"half a fi") if place == "state.pt" else (tmp_path / place).unlink()
+        (tmp_path / place).unlink()
+    (tmp_path / "state.pt").write_bytes(b"half a fi")
     with pytest.raises(ValueError, match="state.pt: damaged, or not a checkpoint"):
         run(gpt2, examples, short, tmp_path)
 
@@ -253,9 +249,12 @@ def test_bad_trainings_are_named(gpt2, facts, examples, tmp_path):
         network.maps[0].alpha.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"record \d+: the loss is nan"):
         train(model, network, examples, TRAINING, tmp_path / "nan")
-    for change, words in (({"after": ()}, "record 0: after is empty"), ({"edit": ()}, "record 0: edit is empty"),
+    for change, words in (({"after": ()}, "record 0: after is empty"),
+                          ({"edit": ()}, "record 0: edit is empty"),
                           ({"locality": (((3,), ()),)}, "record 0: the target has no tokens"),
                           ({"edit": (((), (3,)),)}, "record 0: the prompt has no tokens"),
-                          ({"after": (((3,) * 70, (4,)),)}, "record 0: 70 tokens, but the model takes at most 64")):
+                          ({"after": (((3,) * 70, (4,)),)},
+                           "record 0: 70 tokens, but the model takes at most 64")):
         with pytest.raises(ValueError, match=words):
-            training.encode_example(model, start(model, tok), replace(example_of(tok, facts[0]), **change))
+            training.encode_example(model, start(model, tok),
+                                    replace(example_of(tok, facts[0]), **change))
