@@ -12,7 +12,7 @@ Shape letters, used in every module: B batch, T tokens, L layers, d residual wid
 V vocabulary, n facts.
 """
 
-import importlib
+import pkgutil
 
 __version__ = "0.1.0"
 
@@ -45,9 +45,7 @@ __all__ = [*_FACE]
 def __getattr__(name):
     if name not in _FACE:
         raise AttributeError(f"module 'editcore' has no attribute {name!r}")
-    module, _, attribute = _FACE[name].partition(":")
-    module = importlib.import_module(f"editcore.{module}")
-    return getattr(module, attribute) if attribute else module
+    return pkgutil.resolve_name(f"editcore.{_FACE[name]}")
 
 
 def __dir__():

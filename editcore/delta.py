@@ -7,7 +7,8 @@ Both have `applied`, `check`, `+`, `norm`, `is_finite`, `save` and `info`; `load
 """
 
 import contextlib
-import importlib
+import operator
+import pkgutil
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -17,7 +18,8 @@ from editcore.hooks import hooked
 from editcore.model import is_input_first
 
 # What a Patch's parts are called in files, and their classes (imported when a file is read: they
-# stand with their editors). A part has `kind`, tensors, `output(x, y, positions)`, `+` and `fits`.
+# stand with their editors). A part has `kind`, tensors (`values` among them), `output(x, y)`, `+`
+# and `fits`.
 PARTS = {
     "codebook": "editcore.editors.grace:Codebook",
     "slots": "editcore.editors.calinet:Slots",
@@ -63,11 +65,8 @@ class Delta:
     keys: dict = field(default_factory=dict)    # module name -> (n, m) keys to remember
 
     def __add__(self, other):
-        changes = {name: _sum(self.changes.get(name), other.changes.get(name))
-                   for name in self.changes | other.changes}
-        keys = self.keys | other.keys
-        for name in self.keys.keys() & other.keys.keys():
-            keys[name] = torch.cat([self.keys[name], other.keys[name]])
+        changes = _joined(self.changes, other.changes, _sum)
+        keys = _joined(self.keys, other.keys, lambda *keys: torch.cat(keys))
         return Delta(changes, dict(self.info), keys)
 
     def __mul__(self, factor):
@@ -83,16 +82,11 @@ class Delta:
 
     def norm(self, name=None):
         """Frobenius norm of one change, or of all together, computed in float64."""
-        changes = self.changes.values() if name is None else [self.changes[name]]
-        return sum(map(_squared_norm, changes)) ** 0.5
+        return _norm(self.changes, name)
 
     def is_finite(self):
         """False if any entry is NaN or infinite."""
-        tensors = []
-        for change in self.changes.values():
-            low = isinstance(change, LowRank)
-            tensors += [change.left, change.right] if low else [change]
-        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+        return all(map(_is_finite, self.changes.values()))
 
     @contextlib.contextmanager
     def applied(self, model):
@@ -102,26 +96,25 @@ class Delta:
         model lacks or whose shape differs, before anything is changed.
         """
         self.check(model)
-        weights = {name: model.get_parameter(name).detach().clone() for name in self.changes}
+        weights = {name: model.get_parameter(name) for name in self.changes}
+        before = {name: weight.detach().clone() for name, weight in weights.items()}
         try:
-            with torch.no_grad():
-                for name, change in self.changes.items():
-                    model.get_parameter(name).copy_(added(weights[name], change))
+            for name, weight in weights.items():
+                weight.detach().copy_(added(before[name], self.changes[name]))
             yield model
         finally:
-            with torch.no_grad():
-                for name, weight in weights.items():
-                    model.get_parameter(name).copy_(weight)
+            for name, weight in weights.items():
+                weight.detach().copy_(before[name])
 
     def check(self, model):
         """ValueError if the model lacks a changed parameter or has it in another shape."""
-        shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+        weights = dict(model.named_parameters())
         for name, change in self.changes.items():
-            shape = tuple(change.shape)
-            if name not in shapes:
+            if name not in weights:
                 raise ValueError(f"delta: the model has no parameter {name}")
-            if shapes[name] != shape:
-                raise ValueError(f"delta: {name} is {shape}, the model's is {shapes[name]}")
+            shapes = (tuple(change.shape), tuple(weights[name].shape))
+            if shapes[0] != shapes[1]:
+                raise ValueError(f"delta: {name} is {shapes[0]}, the model's is {shapes[1]}")
 
     def save(self, path):
         """Write a safetensors file: dense changes by parameter, info as JSON in the metadata."""
@@ -138,37 +131,30 @@ class Patch:
 
     def __add__(self, other):
         """Both, module by module. ValueError if a module has parts of two kinds."""
-        parts = self.parts | other.parts
         for name in self.parts.keys() & other.parts.keys():
             if self.parts[name].kind != other.parts[name].kind:
                 raise ValueError(f"patch: {name} has a part of another kind already")
-            parts[name] = self.parts[name] + other.parts[name]
+        parts = _joined(self.parts, other.parts, operator.add)
         return Patch(parts, dict(self.info or other.info))
 
     def norm(self, name=None):
         """Frobenius norm of the values of one part, or of all together, computed in float64."""
-        parts = self.parts.values() if name is None else [self.parts[name]]
-        return sum(_squared_norm(part.values.detach()) for part in parts) ** 0.5
+        return _norm({module: part.values for module, part in self.parts.items()}, name)
 
     def is_finite(self):
         """False if any entry is NaN or infinite."""
-        tensors = [value for part in self.parts.values() for value in vars(part).values()
-                   if torch.is_tensor(value)]
-        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+        return all(map(_is_finite, self.parts.values()))
 
     @contextlib.contextmanager
-    def applied(self, model, positions=None):
+    def applied(self, model):
         """In the block the model works with the patch; on exit its hooks are gone.
 
-        positions: for each pass in the block a (B, T) bool mask of where a codebook is looked up,
-        read from the right where a pass has more tokens (see `likelihood.prompt_ends`). None: at
-        every position of every pass; what is added then depends on the tokens up to it alone, so
-        that padded rows, cached generation and continuations scored together agree. ValueError
-        names a module that the model lacks or that does not fit.
+        A codebook is looked up at every position of every pass: what it gives depends on the tokens
+        up to there alone, so that padded rows, cached generation and continuations scored together
+        agree. ValueError names a module that the model lacks or that does not fit.
         """
         self.check(model)
-        hooks = {name: part_hook(part, positions) for name, part in self.parts.items()}
-        with hooked(model, hooks):
+        with hooked(model, {name: part_hook(part) for name, part in self.parts.items()}):
             yield model
 
     def check(self, model):
@@ -186,12 +172,10 @@ class Patch:
         tensors = {}
         others = {}
         for name, part in self.parts.items():
-            others[name] = {"kind": part.kind}
-            for key, value in vars(part).items():
-                if torch.is_tensor(value):
-                    tensors[f"{name}/{key}"] = value
-                else:
-                    others[name][key] = value
+            others[name] = {"kind": part.kind} | vars(part)
+            for key, tensor in _tensors(part).items():
+                tensors[f"{name}/{key}"] = tensor
+                del others[name][key]
         metadata = {"format": "editcore-patch-1", "info": dict(self.info), "parts": others}
         save_tensors(path, tensors, metadata)
 
@@ -224,43 +208,49 @@ def oriented(left, right, module):
     return LowRank(right.T, left.T) if is_input_first(module) else LowRank(left, right)
 
 
-def part_hook(part, positions=None):
-    """A forward hook with a part's output; each pass uses up one of the masks `positions`."""
-    masks = None if positions is None else iter(list(positions))
-
+def part_hook(part):
+    """A forward hook that gives a part's output for the module's."""
     def hook(_, args, output):
-        x = args[0]
-        y = output[0] if isinstance(output, tuple) else output
-        mask = None
-        if masks is not None:
-            mask = next(masks, None)
-            if mask is None:
-                raise ValueError("patch: the model was run more often than `positions` has masks")
-            mask = torch.nn.functional.pad(mask, (x.shape[1] - mask.shape[1], 0))
-        y = part.output(x, y, mask)
-        return (y, *output[1:]) if isinstance(output, tuple) else y
+        if isinstance(output, tuple):
+            return (part.output(args[0], output[0]), *output[1:])
+        return part.output(args[0], output)
 
     return hook
 
 
 def _part(name, others, tensors):
     """The part of one module from its metadata and the file's tensors."""
-    module, _, kind = PARTS[others["kind"]].partition(":")
-    kind = getattr(importlib.import_module(module), kind)
+    kind = pkgutil.resolve_name(PARTS[others["kind"]])
     values = {key: tuple(value) for key, value in others.items() if key != "kind"}
-    for part_field in fields(kind):
-        if part_field.name not in values:
-            values[part_field.name] = tensors[f"{name}/{part_field.name}"]
-    return kind(**values)
+    missing = {part_field.name for part_field in fields(kind)} - values.keys()
+    return kind(**values, **{key: tensors[f"{name}/{key}"] for key in missing})
+
+
+def _joined(a, b, add):
+    """The items of two dicts; a name in both has the sum of its two values."""
+    return a | b | {name: add(a[name], b[name]) for name in a.keys() & b.keys()}
+
+
+def _tensors(change):
+    """The tensors of a LowRank or a part by field, or of a tensor."""
+    values = {"": change} if torch.is_tensor(change) else vars(change)
+    return {key: value for key, value in values.items() if torch.is_tensor(value)}
+
+
+def _is_finite(change):
+    return all(bool(tensor.isfinite().all()) for tensor in _tensors(change).values())
 
 
 def _sum(a, b):
-    if a is None or b is None:
-        return b if a is None else a
     if isinstance(a, LowRank) and isinstance(b, LowRank):
         joined = LowRank(torch.cat([a.left, b.left], 1), torch.cat([a.right, b.right], 0))
         return joined if joined.saves else joined.dense()
     return dense(a) + dense(b)
+
+
+def _norm(changes, name):
+    changes = changes.values() if name is None else [changes[name]]
+    return sum(map(_squared_norm, changes)) ** 0.5
 
 
 def _squared_norm(change):

@@ -7,7 +7,6 @@ token opens the plain prompt, so that it attends to itself alone there and not i
 """
 
 import contextlib
-import copy
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +18,7 @@ from transformers import AutoTokenizer, DynamicCache, PreTrainedTokenizerFast
 from editcore import facts as records
 from editcore.files import read_json, write_json
 from editcore.hooks import Stop, capture
-from editcore.likelihood import states
+from editcore.likelihood import repeated, states
 from editcore.model import max_length, name_of, resolve
 from editcore.progress import bar
 from editcore.tokens import batches, check_lengths, common, pad, with_subject
@@ -137,11 +136,9 @@ def _last_inputs(model, name, rows):
         _inputs(model, name, torch.tensor([rows[0][:skip]], device=device), prefix)
     for group in batches([len(row) - skip for row in rows], max_tokens=4096):
         ids, mask = pad([rows[i][skip:] for i in group], device=device)
-        cache = copy.deepcopy(prefix)
-        if cache is not None:
-            cache.batch_repeat_interleave(len(group))
+        keys = _inputs(model, name, ids, repeated(prefix, len(group)))
         ends = (torch.arange(len(group), device=device), mask.sum(1) - 1)
-        for index, key in zip(group, _inputs(model, name, ids, cache)[ends]):
+        for index, key in zip(group, keys[ends]):
             inputs[index] = key
     return torch.stack(inputs)
 

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from editcore.files import read_json
+from editcore.files import flat, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def fact(record, case_id=None):
         subject=subject,
         prompt=_text(core, "prompt", case_id),
         target_new=_text(core, "target_new", case_id).strip(),
-        target_true=_text(core, "target_true", case_id).strip() if "target_true" in core else "",
+        target_true=_text(core, "target_true", case_id).strip(),
         relation=str(core.get("relation_id", core.get("rel", ""))),
         paraphrases=tuple(text.replace("{}", subject) for text in paraphrases),
         neighbours=_texts(record, "neighborhood_prompts", case_id),
@@ -86,23 +86,21 @@ def read_facts(path, bad=None):
     if not isinstance(records, list) or not records:
         raise ValueError(f"{path}: expected a non-empty list of facts")
     facts = {}
-    places = {}
     for index, record in enumerate(records):
         try:
             new = fact(record, index)
-            if new.case_id in facts:
-                both = f"records {places[new.case_id]} and {index}"
-                raise ValueError(f"record {new.case_id}: case_id occurs twice ({both})")
-            facts[new.case_id] = new
-            places[new.case_id] = index
+            first, _ = facts.setdefault(new.case_id, (index, new))
+            if first != index:
+                raise ValueError(f"record {new.case_id}: case_id occurs twice "
+                                 f"(records {first} and {index})")
         except ValueError as error:
             if bad is None:
                 raise ValueError(f"{Path(path).name}: {error}") from error
             bad.append(str(error))
     if not facts:
-        problem = f"no usable fact among {len(records)} records; first problem: {bad[0]}"
-        raise ValueError(f"{path}: {problem}")
-    return list(facts.values())
+        raise ValueError(f"{path}: no usable fact among {len(records)} records; "
+                         f"first problem: {bad[0]}")
+    return [new for _, new in facts.values()]
 
 
 def one_per_subject(facts):
@@ -128,7 +126,7 @@ def order(facts, key, seed=37):
 
 
 def _text(core, name, case_id):
-    value = core[name]
+    value = core.get(name, "")
     if isinstance(value, dict):
         value = value.get("str")
     if not isinstance(value, str):
@@ -137,9 +135,8 @@ def _text(core, name, case_id):
 
 
 def _texts(record, name, case_id):
-    value = record.get(name, ())
-    listed = isinstance(value, (list, tuple))
-    if not listed or not all(isinstance(text, str) for text in value):
+    value = record.get(name, [])
+    if not isinstance(value, (list, tuple)) or not all(isinstance(text, str) for text in value):
         raise ValueError(f"record {case_id}: {name} is not a list of texts")
     return tuple(value)
 
@@ -150,15 +147,8 @@ def _portability(record, case_id):
         if not isinstance(questions, list):
             continue    # zsRE's flat form is read by its own reader
         for question in questions:
-            answers = tuple(_flat(question.get("ground_truth") or []))
+            answers = tuple(flat(question.get("ground_truth") or []))
             if not answers:
                 raise ValueError(f"record {case_id}: portability question without ground_truth")
             triples.append((kind, question["prompt"], answers))
     return tuple(triples)
-
-
-def _flat(answers):
-    """A text, a list of texts, or a list of such lists, as one list."""
-    if isinstance(answers, str):
-        return [answers]
-    return [text for item in answers for text in _flat(item)]

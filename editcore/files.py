@@ -4,26 +4,22 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import uuid
 from pathlib import Path
 
 
 @contextlib.contextmanager
 def atomic(path):
-    """Give a temporary file that takes `path`'s place on success: `with atomic(path) as tmp: …`.
+    """Give the path of a file to write, which takes `path`'s place once the block has succeeded.
 
-    It lies in the same folder and has the same suffix. On an exception it is removed, and whatever
-    stood at `path` stays as it was.
+    It lies in the same folder and has the same suffix. After an exception nothing has changed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    tmp = Path(name)
+    tmp = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
     try:
         yield tmp
-        os.chmod(tmp, 0o644)
-        os.replace(tmp, path)
+        tmp.replace(path)
     finally:
         tmp.unlink(missing_ok=True)
 
@@ -45,9 +41,8 @@ def read_json(path):
 
 def read_lines(path, limit=0):
     """The (first `limit`) non-empty lines of a text file, "\\n" in them read as a line break."""
-    lines = [line.strip().replace("\\n", "\n")
-             for line in _existing(path).read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if line]
+    lines = _existing(path).read_text(encoding="utf-8").splitlines()
+    lines = [line.strip().replace("\\n", "\n") for line in lines if line.strip()]
     if not lines:
         raise ValueError(f"{path}: no text in it")
     return lines[:limit or None]
@@ -65,10 +60,7 @@ def save_tensors(path, tensors, metadata):
 
 
 def load_tensors(path, device="cpu"):
-    """Read (tensors, metadata) of a safetensors file; metadata that reads as JSON is decoded.
-
-    FileNotFoundError or ValueError names the file.
-    """
+    """Read (tensors, metadata) of a safetensors file; what `save_tensors` wrote as JSON is read."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -78,6 +70,11 @@ def load_tensors(path, device="cpu"):
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file, or damaged ({error})") from error
     return tensors, {name: _decoded(text) for name, text in metadata.items()}
+
+
+def flat(value):
+    """The items of a list of lists, however deep, as one list; of a single item, a list of it."""
+    return [item for part in value for item in flat(part)] if isinstance(value, list) else [value]
 
 
 def sha256(path):

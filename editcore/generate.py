@@ -1,11 +1,11 @@
 """Let a model write: greedy or sampled continuations, and texts of its own to take moments from."""
 
-import copy
 from pathlib import Path
 
 import torch
 
 from editcore.files import cache_folder, read_json, sha256_text, write_json
+from editcore.likelihood import prefix_cache, repeated
 from editcore.model import content_hash, in_out, max_length, module_of
 from editcore.progress import bar
 from editcore.tokens import batches, common, encode, pad_id, text_start
@@ -28,7 +28,8 @@ def continuations(model, tok, prompts, n_new, *, top_k=0, generator=None, end=No
                              f"model's {limit}")
     ids = torch.empty(len(rows), n_new, dtype=torch.long)
     skip = common(rows, min((len(row) - 1 for row in rows), default=0))
-    cache = _cache(model, rows[0][:skip]) if skip else None
+    prefix = torch.tensor([rows[0][:skip] if skip else []], dtype=torch.long, device=model.device)
+    cache = prefix_cache(model, prefix)
     for batch in batches([len(row) - skip + n_new for row in rows]):
         ids[batch] = _continue(model, [rows[i][skip:] for i in batch], n_new, skip=skip,
                                cache=cache, fill=pad_id(tok), top_k=top_k, generator=generator,
@@ -89,28 +90,17 @@ def _sampled_texts(model, tok, n_tokens, seed):
 
 
 @torch.no_grad()
-def _cache(model, ids):
-    """Keys and values of one row of ids."""
-    # Given ids without a mask, some models search them for padding and warn.
-    embedded = model.get_input_embeddings()(torch.tensor([ids], device=model.device))
-    return model.base_model(inputs_embeds=embedded, use_cache=True).past_key_values
-
-
-@torch.no_grad()
 def _continue(model, rows, n_new, *, skip, cache, fill, top_k, generator, end):
     """(B, n_new) ids after each row, which goes on from `skip` tokens in a cache of one row.
 
     Left padding keeps the newest token in the last column of every row.
     """
     width = max(len(row) for row in rows)
-    device = next(model.parameters()).device
     ids = [[fill] * (width - len(row)) + row for row in rows]
     mask = [[1] * skip + [0] * (width - len(row)) + [1] * len(row) for row in rows]
-    ids = torch.tensor(ids, dtype=torch.long, device=device)
-    mask = torch.tensor(mask, dtype=torch.long, device=device)
-    cache = copy.deepcopy(cache)
-    if cache is not None:
-        cache.batch_repeat_interleave(len(rows))
+    ids = torch.tensor(ids, dtype=torch.long, device=model.device)
+    mask = torch.tensor(mask, dtype=torch.long, device=model.device)
+    cache = repeated(cache, len(rows))
     columns = []
     for _ in range(n_new):
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1]:]

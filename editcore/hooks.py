@@ -37,14 +37,12 @@ def capture(model, names, what="output", stop=True):
             run(model, input_ids=ids, attention_mask=mask)
         keys = inputs["transformer.h.3.mlp.c_proj"]     # (B, T, m)
 
-    stop=True ends the pass as soon as the last named module has run. A tuple is reduced to its
-    first item (some blocks return a tensor, some a tuple).
+    stop=True ends the pass as soon as the last named module has run.
     """
     tensors = {}
 
     def collect(name, _, args, output=None):
-        value = args if what == "input" else output
-        tensors[name] = value[0] if isinstance(value, tuple) else value
+        tensors[name] = first(args if what == "input" else output)
         if stop and len(tensors) == len(names):
             raise Stop
 
@@ -68,11 +66,23 @@ def replaced(model, name, change):
         yield
 
 
-def bound_arguments(calls, module, args, kwargs):
-    """A pre-hook, once `calls` is bound: append a module's arguments by name, in order."""
-    arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-    extra = arguments.pop("kwargs", {})
-    calls.append({**arguments, **extra})
+@contextlib.contextmanager
+def called(model, names):
+    """Collect the arguments by name, in order, with which each named module is called."""
+    calls = []
+
+    def collect(module, args, kwargs):
+        arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        more = arguments.pop("kwargs", {})
+        calls.append(arguments | more)
+
+    with hooked(model, dict.fromkeys(names, collect), before=True, with_kwargs=True):
+        yield calls
+
+
+def first(output):
+    """The tensor of a module's output: some blocks return it, some a tuple that begins with it."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def run(model, **inputs):

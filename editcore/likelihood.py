@@ -7,13 +7,12 @@
 
 import copy
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from transformers import DynamicCache
 
-from editcore.hooks import bound_arguments, hooked
+from editcore.hooks import called, first
 from editcore.model import layout, module_of, n_layers, name_of
 from editcore.tokens import batches, common, pad
 
@@ -34,7 +33,7 @@ class BlockInputs:
     """What one block and those above it are called with, so that the blocks below need not run."""
 
     layer: int
-    hidden: torch.Tensor    # (B, C + T, d) states that enter block `layer`
+    hidden: torch.Tensor    # (B, T, d) states that enter block `layer`
     calls: tuple            # per block from `layer` on: its other arguments by name
 
 
@@ -97,7 +96,7 @@ def plan(model, pairs, max_tokens=2048):
     for index, row in enumerate(row_of):
         pairs_of[row].append(index)
     sizes = np.array([len(target) for _, target in pairs], dtype=np.int64)
-    starts = np.concatenate([[0], sizes.cumsum()[:-1]]).astype(np.int64)
+    starts = sizes.cumsum() - sizes
     skip = common(rows, min((len(prompt) - 1 for prompt, _ in pairs), default=0))
     device = next(model.parameters()).device
     passes = []
@@ -107,17 +106,15 @@ def plan(model, pairs, max_tokens=2048):
         for b, row in enumerate(group):
             for index in pairs_of[row]:
                 prompt, target = pairs[index]
-                first = len(prompt) - skip - 1
-                wanted += [(b, first + k, target[k], starts[index] + k) for k in range(len(target))]
+                for k, token in enumerate(target):
+                    wanted.append((b, len(prompt) - skip - 1 + k, token, starts[index] + k))
         wanted.sort()
         ids, _ = pad([list(rows[row][skip:]) for row in group], int(model.config.pad_token_id == 0))
         chunks = tuple(_chunks(wanted, ids.shape[1], LOGITS // model.config.vocab_size, device))
         passes.append(Batch(ids.to(device), chunks))
         order += [place for *_, place in wanted]
-    back = np.empty(len(order), dtype=np.int64)
-    back[order] = np.arange(len(order))
     prefix = torch.tensor([rows[0][:skip] if rows else ()], dtype=torch.long, device=device)
-    return ScoringPlan(prefix, tuple(passes), back, starts, sizes)
+    return ScoringPlan(prefix, tuple(passes), np.argsort(order), starts, sizes)
 
 
 def shared(inputs):
@@ -141,15 +138,9 @@ def read(model, scoring):
     """
     head = model.get_output_embeddings()
     values = [torch.empty(2, 0, device=head.weight.device)]
-    prefix = None
-    if scoring.prefix.numel():
-        prefix = DynamicCache()
-        states(model, scoring.prefix, prefix)
+    cache = prefix_cache(model, scoring.prefix)
     for batch in scoring.batches:
-        past = copy.deepcopy(prefix)
-        if past is not None:
-            past.batch_repeat_interleave(len(batch.ids))
-        hidden = states(model, batch.ids, past).flatten(0, 1)
+        hidden = states(model, batch.ids, repeated(cache, len(batch.ids))).flatten(0, 1)
         values += [_read(head(hidden[chunk.place]), chunk) for chunk in batch.chunks]
     values = torch.cat(values, 1).double().cpu().numpy()[:, scoring.back]
     return Scores(values[0], values[1] > 0, scoring.starts, scoring.sizes)
@@ -167,47 +158,43 @@ def states(model, ids, cache=None, **words):
 
 
 @torch.no_grad()
-def enter(model, prefix, ids, layer, **words):
-    """The BlockInputs of one batch at block `layer`: what its blocks are seen to be called with.
+def prefix_cache(model, ids):
+    """Keys and values of ids (1, C), to go on from; None if C is 0."""
+    if not ids.numel():
+        return None
+    cache = DynamicCache()
+    states(model, ids, cache)
+    return cache
+
+
+def repeated(cache, rows):
+    """A copy of a cache of one row for so many rows; None of None."""
+    cache = copy.deepcopy(cache)
+    if cache is not None:
+        cache.batch_repeat_interleave(rows)
+    return cache
+
+
+@torch.no_grad()
+def enter(model, ids, layer, **words):
+    """The BlockInputs of ids (B, T) at block `layer`: what its blocks are seen to be called with.
 
     words: more of the model's arguments, such as position_ids and a mask (B, 1, T, T) for rows that
     branch.
     """
-    calls = []
-    hooks = {name_of(model, "block", index): partial(bound_arguments, calls)
-             for index in range(layer, n_layers(model))}
-    with hooked(model, hooks, before=True, with_kwargs=True):
-        states(model, torch.cat([prefix.expand(len(ids), -1), ids], 1), **words)
-    hidden = next(iter(calls[0].values()))
-    return BlockInputs(layer, hidden, tuple(dict(list(call.items())[1:]) for call in calls))
+    names = [name_of(model, "block", index) for index in range(layer, n_layers(model))]
+    with called(model, names) as calls:
+        states(model, ids, **words)
+    hidden = [call.pop(next(iter(call))) for call in calls]
+    return BlockInputs(layer, hidden[0], tuple(calls))
 
 
 def above(model, inputs):
-    """(B, C + T, d) states after the final norm, from BlockInputs."""
+    """(B, T, d) states after the final norm, from BlockInputs."""
     hidden = inputs.hidden
     for layer, words in enumerate(inputs.calls, inputs.layer):
-        output = module_of(model, "block", layer)(hidden, **words)
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = first(module_of(model, "block", layer)(hidden, **words))
     return model.get_submodule(layout(model).norm)(hidden)
-
-
-def prompt_ends(scoring):
-    """For each pass of `read`, a (B, T) bool mask of the last tokens of the prompts.
-
-    That is where published GRACE looks its codebook up (`delta.Patch.applied`). A row that scores
-    continuations of a prompt and of a longer one that it begins is marked at both ends.
-    """
-    masks = [torch.zeros(batch.ids.shape, dtype=torch.bool) for batch in scoring.batches]
-    ends = set(scoring.back[scoring.starts].tolist())
-    entry = 0
-    for mask, batch in zip(masks, scoring.batches):
-        places = [place for chunk in batch.chunks for place in chunk.place[chunk.entry].tolist()]
-        for place in places:
-            if entry in ends:
-                mask.view(-1)[place] = True
-            entry += 1
-    prefix = torch.zeros(scoring.prefix.shape, dtype=torch.bool)
-    return [prefix, *masks] if prefix.numel() else masks
 
 
 def _read(logits, chunk):
@@ -221,8 +208,8 @@ def _chunks(wanted, width, limit, device):
     """HeadChunks of at most `limit` places of a batch's sorted (row, position, token, output)."""
     places, entries = np.unique([b * width + t for b, t, *_ in wanted], return_inverse=True)
     tokens = np.array([token for _, _, token, _ in wanted])
-    limit = max(1, limit)
-    for first in range(0, len(places), limit):
-        inside = (entries >= first) & (entries < first + limit)
-        arrays = (places[first:first + limit], entries[inside] - first, tokens[inside])
+    for begin in range(0, len(places), max(1, limit)):
+        end = begin + max(1, limit)
+        inside = (entries >= begin) & (entries < end)
+        arrays = (places[begin:end], entries[inside] - begin, tokens[inside])
         yield HeadChunk(*(torch.tensor(array, dtype=torch.long, device=device) for array in arrays))

@@ -19,34 +19,32 @@ from editcore.files import sha256, sha256_text
 class Layout:
     """Where one architecture keeps its parts (module paths; {} is the layer)."""
 
+    embed: str      # token embedding
+    norm: str       # the final norm
     block: str      # a transformer block
+    attn: str       # its attention
     mlp: str        # its MLP
     mlp_in: str     # the linear map into the MLP's hidden layer (the non-gate one), d -> m
     mlp_out: str    # the linear map out of it, m -> d: W of the closed-form editors
-    attn: str       # its attention
-    embed: str      # token embedding
-    norm: str       # the final norm
     mlp_gate: str = ""      # the linear map of the MLP's gate, d -> m; "" where it has none
 
 
-def _layout(block, mlp_in, mlp_out, attn, embed, norm, mlp_gate=""):
-    mlp = f"{block}.mlp"
-    return Layout(block=block, mlp=mlp, mlp_in=f"{mlp}.{mlp_in}", mlp_out=f"{mlp}.{mlp_out}",
-                  attn=f"{block}.{attn}", embed=embed, norm=norm,
-                  mlp_gate=f"{mlp}.{mlp_gate}" if mlp_gate else "")
+def _layout(embed, norm, block, *parts):
+    """A Layout of paths of which `parts` are relative to the block."""
+    return Layout(embed, norm, block, *(f"{block}.{part}" for part in parts))
 
 
-_LLAMA = _layout("model.layers.{}", "up_proj", "down_proj", "self_attn",
-                 "model.embed_tokens", "model.norm", "gate_proj")
+_LLAMA = _layout("model.embed_tokens", "model.norm", "model.layers.{}",
+                 "self_attn", "mlp", "mlp.up_proj", "mlp.down_proj", "mlp.gate_proj")
 
 # The only table of model families; the key is config.model_type. A new family is one line here.
 LAYOUTS = {
-    "gpt2": _layout("transformer.h.{}", "c_fc", "c_proj", "attn",
-                    "transformer.wte", "transformer.ln_f"),
-    "gptj": _layout("transformer.h.{}", "fc_in", "fc_out", "attn",
-                    "transformer.wte", "transformer.ln_f"),
-    "gpt_neox": _layout("gpt_neox.layers.{}", "dense_h_to_4h", "dense_4h_to_h", "attention",
-                        "gpt_neox.embed_in", "gpt_neox.final_layer_norm"),
+    "gpt2": _layout("transformer.wte", "transformer.ln_f", "transformer.h.{}",
+                    "attn", "mlp", "mlp.c_fc", "mlp.c_proj"),
+    "gptj": _layout("transformer.wte", "transformer.ln_f", "transformer.h.{}",
+                    "attn", "mlp", "mlp.fc_in", "mlp.fc_out"),
+    "gpt_neox": _layout("gpt_neox.embed_in", "gpt_neox.final_layer_norm", "gpt_neox.layers.{}",
+                        "attention", "mlp", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
@@ -76,28 +74,20 @@ def load(name, device=None, dtype=torch.float32, revision=None):
     name = resolve(name)
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise ValueError(f"{name}: not a model folder (no config.json)")
+    bar = logging.is_progress_bar_enabled()     # of weight files
+    logging.disable_progress_bar()
     try:
-        with _no_bar():
-            tok = AutoTokenizer.from_pretrained(name, revision=revision)
-            model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype,
-                                                         use_safetensors=True)
+        tok = AutoTokenizer.from_pretrained(name, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype,
+                                                     use_safetensors=True)
     except (OSError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"model {name}: cannot be loaded ({reason})") from error
+    finally:
+        if bar:
+            logging.enable_progress_bar()
     layout(model)
     return model.to(device or default_device()).eval().requires_grad_(False), tok
-
-
-@contextlib.contextmanager
-def _no_bar():
-    """In the block, transformers draws no progress bar of weight files."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def default_device():
@@ -133,9 +123,8 @@ def synchronize(device):
 
 def peak_memory(device):
     """Largest GPU memory held so far in bytes; 0 on a CPU."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return 0
+    on_gpu = torch.device(device).type == "cuda"
+    return torch.cuda.max_memory_allocated(device) if on_gpu else 0
 
 
 def layout(model):
@@ -159,20 +148,13 @@ def max_length(model):
 def name_of(model, part, layer):
     """Full module name of a part ("block", "mlp", "mlp_in", …: a field of Layout) of one layer."""
     if not 0 <= layer < n_layers(model):
-        last = n_layers(model) - 1
-        raise ValueError(f"layer {layer}: the model has layers 0 to {last}")
+        raise ValueError(f"layer {layer}: the model has layers 0 to {n_layers(model) - 1}")
     return getattr(layout(model), part).format(layer)
 
 
 def module_of(model, part, layer):
     """The module that `name_of` names."""
     return model.get_submodule(name_of(model, part, layer))
-
-
-def weight_of(model, part, layer):
-    """(parameter name, parameter) of the linear map `part`, in the model's own orientation."""
-    name = name_of(model, part, layer) + ".weight"
-    return name, model.get_parameter(name)
 
 
 def is_input_first(module):
@@ -191,8 +173,8 @@ def content_hash(model):
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy().tobytes())
+        raw = tensor.cpu().reshape(-1).view(torch.uint8)
+        digest.update(raw.numpy())
     return digest.hexdigest()
 
 
@@ -201,8 +183,8 @@ def files_hash(name):
 
     It tells two models apart without loading them.
     """
-    folder = Path(resolve(name))
-    patterns = ("config.json", "tokenizer*", "vocab.json", "merges.txt", "*.safetensors")
-    paths = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
-    parts = [part for path in paths for part in (path.name, sha256(path))]
-    return sha256_text(*parts) if parts else sha256_text(name)
+    parts = []
+    for pattern in ("config.json", "tokenizer*", "vocab.json", "merges.txt", "*.safetensors"):
+        for path in sorted(Path(resolve(name)).glob(pattern)):
+            parts += [path.name, sha256(path)]
+    return sha256_text(*parts or [name])

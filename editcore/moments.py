@@ -1,6 +1,7 @@
 """Count second moments C = E[k kᵀ] of a layer's keys k on texts, and solve with them."""
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -26,27 +27,24 @@ class Moments:
         ValueError if there is no C of this module, or if C is not positive definite (too few or too
         uniform texts).
         """
-        if name not in self.factors:
-            if name not in self.moments:
-                known = ", ".join(self.moments) or "nothing"
-                raise ValueError(f"no second moment of {name}; there is one of {known}")
-            moment = self.moments[name].double()
-            lower, failed = torch.linalg.cholesky_ex(moment)
-            if failed or not torch.isfinite(lower).all():
-                raise ValueError(f"the second moment of {name} is not positive definite: "
-                                 f"{self.count} tokens for {len(moment)} dimensions; "
-                                 "take more texts")
-            self.factors[name] = lower
-        return self.factors[name]
+        if name in self.factors:
+            return self.factors[name]
+        if name not in self.moments:
+            known = ", ".join(self.moments) or "nothing"
+            raise ValueError(f"no second moment of {name}; there is one of {known}")
+        moment = self.moments[name].double()
+        lower, failed = torch.linalg.cholesky_ex(moment)
+        if failed or not torch.isfinite(lower).all():
+            raise ValueError(f"the second moment of {name} is not positive definite: {self.count} "
+                             f"tokens for {len(moment)} dimensions; take more texts")
+        self.factors[name] = lower
+        return lower
 
     def solve(self, name, keys):
         """C⁻¹ keys, (m,) or (m, n), in float64 on the device of `keys`."""
-        columns = keys.double() if keys.ndim == 2 else keys.double()[:, None]
-        lower = self.factor(name)
-        if lower.device != keys.device:
-            lower = self.factors[name] = lower.to(keys.device)
-        solution = torch.cholesky_solve(columns, lower)
-        return solution if keys.ndim == 2 else solution[:, 0]
+        lower = self.factors[name] = self.factor(name).to(keys.device)
+        columns = keys.double().reshape(len(keys), -1)
+        return torch.cholesky_solve(columns, lower).reshape(keys.shape)
 
     def save(self, path):
         """Write a safetensors file: a tensor C/{module} each, the token count in the metadata."""
@@ -93,7 +91,9 @@ def second_moments(model, tok, texts, layers, settings=None):
         with capture(model, names, "input") as keys:
             run(model, input_ids=ids, attention_mask=mask)
         for name in names:
-            sums[name] = sums[name] + _product(keys[name][mask.bool()])
+            rows_of_keys = keys[name][mask.bool()]
+            wide = rows_of_keys.to(torch.promote_types(rows_of_keys.dtype, torch.float32))
+            sums[name] = sums[name] + (wide.T @ wide).double()
     return Moments({name: total.cpu() / count for name, total in sums.items()}, count)
 
 
@@ -107,19 +107,12 @@ def token_rows(model, tok, texts, settings):
     rows = [row[:length] for row in rows if row]
     if not rows:
         raise ValueError("second moment: the texts have no tokens")
-    return _first_tokens(rows, settings.tokens) if settings.tokens else rows
-
-
-def _first_tokens(rows, number):
-    """Rows of the first `number` tokens."""
-    first = []
-    left = number
-    for row in rows:
-        first.append(row[:left])
-        left -= len(first[-1])
-        if not left:
-            return first
-    raise ValueError(f"second moment: {number} tokens wanted, but the texts have {number - left}")
+    *starts, total = accumulate(map(len, rows), initial=0)
+    if settings.tokens > total:
+        raise ValueError(f"second moment: {settings.tokens} tokens wanted, but the texts have "
+                         f"{total}")
+    end = settings.tokens or total
+    return [row[:end - start] for row, start in zip(rows, starts) if start < end]
 
 
 def cached(model, tok, texts, layers, folder, settings=None):
@@ -143,9 +136,3 @@ def cached(model, tok, texts, layers, folder, settings=None):
     files = [load(paths[layer]) for layer in layers]
     moments = {name: moment for file in files for name, moment in file.moments.items()}
     return Moments(moments, files[0].count)
-
-
-def _product(keys):
-    """Σ k kᵀ (m, m) in float64 of keys (tokens, m); the product itself in float32 or better."""
-    keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
-    return (keys.T @ keys).double()

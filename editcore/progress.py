@@ -22,30 +22,33 @@ def bar(items, label, total=None, start=0):
         yield from tqdm(items, desc=label, total=total, initial=start, leave=False)
         return
     began = time.monotonic()
-    shown = began
+    shown = 0       # seconds after `began`
     for done, item in enumerate(items, start + 1):
         yield item
         seconds = time.monotonic() - began
-        if began + seconds - shown >= EVERY:
-            shown = began + seconds
+        if seconds - shown >= EVERY:
+            shown = seconds
             left = seconds / (done - start) * max(total - done, 0)
             say(f"{label}: {done} of {total}, about {left:.0f} s left")
 
 
 def say(text):
-    """Write a line for the reader: standard output in a notebook (no red ground), else errors."""
-    stream = sys.stdout if _in_notebook() else sys.stderr
-    stream.write(text + "\n")
-    stream.flush()
+    """Write a line for the reader."""
+    _stream().write(text + "\n")
 
 
 def show_log():
     """Show the package's log lines; for command line, notebooks and workers, never on import."""
     if not log.handlers:
-        handler = logging.StreamHandler(sys.stdout if _in_notebook() else sys.stderr)
+        handler = logging.StreamHandler(_stream())
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
+
+
+def _stream():
+    """Standard output in a notebook, where errors have a red ground; else standard error."""
+    return sys.stdout if _in_notebook() else sys.stderr
 
 
 def _in_notebook():

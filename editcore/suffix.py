@@ -8,14 +8,13 @@ changed states. How a block is called is seen from a call of it: no architecture
 
 import contextlib
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from transformers import DynamicCache
 from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache
 
-from editcore.hooks import Stop, bound_arguments, capture, hooked
+from editcore.hooks import Stop, called, capture, first
 from editcore.model import layout, module_of, n_layers, name_of
 
 
@@ -73,21 +72,23 @@ def start(model, ids, mask, *, begin, layer, wanted):
     the blocks up to `layer` on the suffix, without gradients: modules that a `capture` watches are
     seen twice, last with the suffix. ValueError if a row exceeds the model's attention window.
     """
-    _check_window(model, ids)
-    device = ids.device
+    window = getattr(model.config, "sliding_window", None)
+    if window and ids.shape[1] > window:
+        raise ValueError(f"a row of {ids.shape[1]} tokens is longer than the model's attention "
+                         f"window of {window}")
     prefix = max(int(begin.max()), 1)
-    positions = begin[:, None] + torch.arange(int(wanted.max()) + 1, device=device)
-    inside = positions.clamp(max=ids.shape[1] - 1)
-    (first,), _ = _calls(model, ids, mask, [0])
-    bound, cache = _calls(model, ids[:, :prefix], mask[:, :prefix], range(n_layers(model)))
-    hidden = _at(next(iter(first.values())), inside)
-    shared = {"attention_mask": _visible(begin, prefix, positions.shape[1], hidden.dtype),
-              "position_ids": inside}
-    if first.get("position_embeddings") is not None:
-        parts = first["position_embeddings"]
-        shared["position_embeddings"] = tuple(_at(part, inside) for part in parts)
+    width = int(wanted.max()) + 1
+    positions = begin[:, None] + torch.arange(width, device=ids.device)
+    positions = positions.clamp(max=ids.shape[1] - 1)
+    (call,), _ = _calls(model, ids, mask, [0])
+    calls, cache = _calls(model, ids[:, :prefix], mask[:, :prefix], range(n_layers(model)))
+    hidden = _at(next(iter(call.values())), positions)
+    shared = {"attention_mask": _visible(begin, prefix, width, hidden.dtype),
+              "position_ids": positions}
+    if call.get("position_embeddings") is not None:
+        shared["position_embeddings"] = _at(call["position_embeddings"], positions)
     past = tuple((level.keys, level.values) for level in cache.layers)
-    below = State(-1, hidden, past, tuple(map(_call, bound)), shared, wanted, {})
+    below = State(-1, hidden, past, tuple(map(_call, calls)), shared, wanted, {})
     with torch.no_grad():
         hidden = _blocks(model, below, hidden, layer + 1)
     state = replace(below, layer=layer, hidden=hidden, past=past[layer + 1:],
@@ -136,13 +137,6 @@ def fused(model):
             setattr(parent, name, child)
 
 
-def _check_window(model, ids):
-    window = getattr(model.config, "sliding_window", None)
-    if window and ids.shape[1] > window:
-        raise ValueError(f"a row of {ids.shape[1]} tokens is longer than the model's attention "
-                         f"window of {window}")
-
-
 def _blocks(model, state, hidden, count):
     """hidden after the first `count` blocks above `state.layer`."""
     for number in range(count):
@@ -155,18 +149,15 @@ def _block(model, state, hidden, number, past):
     constant, slot = state.calls[number]
     varying = {name: value for name, value in state.shared.items() if name in constant}
     block = module_of(model, "block", state.layer + 1 + number)
-    output = block(hidden, **{**constant, **varying, slot: past})
-    return output[0] if isinstance(output, tuple) else output
+    return first(block(hidden, **constant | varying | {slot: past}))
 
 
 def _calls(model, ids, mask, layers):
     """(arguments of each block in `layers`, cache) of a pass that stops in the last attention."""
-    calls = []
     cache = DynamicCache()
-    hooks = {name_of(model, "block", layer): partial(bound_arguments, calls) for layer in layers}
-    with hooked(model, hooks, before=True, with_kwargs=True), \
-            capture(model, [name_of(model, "attn", layers[-1])]), \
-            torch.no_grad(), contextlib.suppress(Stop):
+    names = [name_of(model, "block", layer) for layer in layers]
+    with (called(model, names) as calls, capture(model, [name_of(model, "attn", layers[-1])]),
+          torch.no_grad(), contextlib.suppress(Stop)):
         model.base_model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
     return calls, cache
 
@@ -181,23 +172,20 @@ def _call(bound):
 
 def _top(state):
     """`State.top`; empty where three quarters of the suffix or more are wanted: no work saved."""
-    width = state.hidden.shape[1]
-    if not state.calls or 4 * state.wanted.shape[1] >= 3 * width:
+    if not state.calls or 4 * state.wanted.shape[1] >= 3 * state.hidden.shape[1]:
         return {}
-    top = {}
-    for name, value in state.shared.items():
-        parts = value if isinstance(value, tuple) else (value,)
-        if name != "attention_mask":
-            picked = tuple(_at(part, state.wanted) for part in parts)
-            top[name] = picked if isinstance(value, tuple) else picked[0]
-    seen = _at(state.shared["attention_mask"][:, 0], state.wanted)
+    rows = state.shared | {"attention_mask": state.shared["attention_mask"][:, 0]}
+    top = {name: _at(value, state.wanted) for name, value in rows.items()}
     # The wanted tokens stand among the suffix's keys already: their second copies stay hidden.
+    seen = top["attention_mask"]
     again = seen.new_full((*seen.shape[:2], seen.shape[1]), torch.finfo(seen.dtype).min)
-    return {**top, "attention_mask": torch.cat([seen, again], -1)[:, None]}
+    return top | {"attention_mask": torch.cat([seen, again], -1)[:, None]}
 
 
 def _at(values, positions):
-    """(B, S, ...) entries of values (B or 1, T, ...) at positions (B, S)."""
+    """(B, S, ...) entries of values (B or 1, T, ...), or of each of a tuple, at positions (B, S)."""
+    if isinstance(values, tuple):
+        return tuple(_at(value, positions) for value in values)
     values = values.expand(positions.shape[0], *values.shape[1:])
     rows = torch.arange(len(positions), device=positions.device)
     return values[rows[:, None], positions]

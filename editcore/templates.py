@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from editcore.files import read_json, sha256_text, write_json
+from editcore.files import flat, read_json, sha256_text, write_json
 from editcore.generate import continuations
 from editcore.model import content_hash
 from editcore.tokens import encode, text_start
@@ -30,12 +30,12 @@ def sample(model, tok, groups, seed, *, top_k=5):
     for group in groups:
         starts = [start for start in group.starts for _ in range(group.number)]
         prompts = [start or text_start(tok) for start in starts]
-        lengths = {len(row) for row in encode(tok, prompts)}
+        lengths = [len(row) for row in encode(tok, prompts)]
+        n_new = group.tokens - min(lengths)
         if max(lengths) >= group.tokens:
             raise ValueError(f"context templates of {group.tokens} tokens: a start has "
                              f"{max(lengths)} already")
-        new = continuations(model, tok, prompts, group.tokens - min(lengths),
-                            top_k=top_k, generator=generator)
+        new = continuations(model, tok, prompts, n_new, top_k=top_k, generator=generator)
         texts = tok.batch_decode(new, skip_special_tokens=True)
         templates += [template(start + text) for start, text in zip(starts, texts, strict=True)]
     return tuple(templates)
@@ -57,19 +57,14 @@ def template(text):
 
 def read(path):
     """The templates of a JSON file: a list of texts or of groups of them, flattened."""
-    return check(_flat(read_json(path)), path)
+    return check(flat(read_json(path)), path)
 
 
 def check(templates, label="contexts"):
     """The templates as a tuple; ValueError unless the first is "{}" and each has exactly one {}."""
     if not templates or templates[0] != "{}":
-        raise ValueError(f"{label}: the first context template must be the plain prompt, \"{{}}\"")
+        raise ValueError(f'{label}: the first context template must be the plain prompt, "{{}}"')
     for text in templates:
         if not isinstance(text, str) or text.count("{}") != 1:
-            raise ValueError(f"{label}: {text!r} is not a context template (a text with exactly "
-                             "one {})")
+            raise ValueError(f"{label}: {text!r} is not a context template: a text with one {{}}")
     return tuple(templates)
-
-
-def _flat(value):
-    return [text for item in value for text in _flat(item)] if isinstance(value, list) else [value]

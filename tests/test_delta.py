@@ -24,16 +24,15 @@ def drawn(*shape, seed=0):
 
 @dataclass(frozen=True)
 class Shift:
-    """A part that adds a vector at every position, or at those of a mask."""
+    """A part that adds a vector at every position."""
 
     keys: torch.Tensor
     values: torch.Tensor
     labels: tuple = ("a",)
     kind: ClassVar = "shift"
 
-    def output(self, x, y, positions=None):
-        where = torch.ones(y.shape[:-1], dtype=torch.bool) if positions is None else positions
-        return y + where[..., None] * self.values
+    def output(self, x, y):
+        return y + self.values
 
     def __add__(self, other):
         return Shift(self.keys, self.values + other.values, self.labels + other.labels)
@@ -132,15 +131,8 @@ def test_a_patch_changes_outputs_and_no_weight(gpt2, patch):
     model, _ = gpt2
     before = content_hash(model)
     plain = run(model, input_ids=IDS).logits
-    mask = torch.tensor([[True, False], [False, False]])    # read from the right: position 2
     with patch.applied(model) as changed:
         assert changed is model and not torch.equal(run(model, input_ids=IDS).logits, plain)
-    with patch.applied(model, [mask]):
-        logits = run(model, input_ids=IDS).logits
-        assert torch.equal(logits[1], plain[1]) and torch.equal(logits[0, :2], plain[0, :2])
-        assert (logits[0, 2:] - plain[0, 2:]).abs().max() > 0.01
-        with pytest.raises(ValueError, match="run more often than `positions` has masks"):
-            run(model, input_ids=IDS)
     with pytest.raises(RuntimeError), patch.applied(model):
         raise RuntimeError
     assert torch.equal(run(model, input_ids=IDS).logits, plain) and content_hash(model) == before

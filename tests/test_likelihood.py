@@ -6,7 +6,7 @@ import torch
 from conftest import make
 
 from editcore import likelihood
-from editcore.likelihood import above, enter, plan, prompt_ends, read, shared, states
+from editcore.likelihood import above, enter, plan, read, shared, states
 from editcore.model import LAYOUTS
 
 VOCABULARY = 90
@@ -119,23 +119,7 @@ def test_nobody_looks_for_padding(monkeypatch):
 @pytest.mark.parametrize("layer", [0, 1])
 def test_the_blocks_above_go_on_from_what_enters_one(kind, layer):
     model = make(kind, VOCABULARY, layers=2)
-    prefix = torch.tensor([[5, 6, 7]])
-    ids = torch.tensor([[8, 9], [10, 11]])
-    inputs = enter(model, prefix, ids, layer)
-    whole = states(model, torch.cat([prefix.expand(2, -1), ids], 1))
-    assert torch.equal(above(model, inputs), whole)
+    ids = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 10, 11]])
+    inputs = enter(model, ids, layer)
+    assert torch.equal(above(model, inputs), states(model, ids))
     assert not any(m._forward_pre_hooks for m in model.modules())
-
-
-@pytest.mark.parametrize("lead", [0, 20])
-def test_ends_of_prompts(lead):
-    """Places that predict the first token of a target: in a pass's own positions, prefix first."""
-    model = make("gpt2", VOCABULARY, layers=1)
-    start = list(range(30, 30 + lead))
-    pairs = [(start + [5, 6, 7], [8, 9]), (start + [5, 6, 7], [10]), (start + [5, 6], [13]),
-             (start + [14] * 6, [5, 6])]
-    masks = prompt_ends(plan(model, pairs))
-    if lead:
-        assert masks[0].tolist() == [[False] * lead]
-    ends = [mask.nonzero().tolist() for mask in masks[bool(lead):]]
-    assert ends == [[[0, 1], [0, 2], [1, 5]]]

@@ -12,7 +12,7 @@ from conftest import byte_tokenizer, make
 from editcore import generate, metrics
 from editcore.delta import Delta
 from editcore.facts import Fact
-from editcore.model import LAYOUTS, weight_of
+from editcore.model import LAYOUTS, name_of
 from editcore.tokens import target_ids
 
 ALL = ("ES", "PS", "NS", "PO")
@@ -208,7 +208,8 @@ def test_prepared_once_follows_the_weights(gpt2, facts):
     model, tok = gpt2
     probes = metrics.prepare(model, tok, facts, ALL)
     before = metrics.evaluate(model, probes)
-    name, weight = weight_of(model, "mlp_out", 1)
+    name = name_of(model, "mlp_out", 1) + ".weight"
+    weight = model.get_parameter(name)
     change = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     with Delta({name: change}).applied(model):
         after = metrics.evaluate(model, probes)

@@ -255,7 +255,7 @@ def sites(model, layers, parts="all"):
 def below(model, batch, layer):
     """What the blocks from `layer` on need to run on a TreeBatch; no edit of them changes it."""
     dtype = next(model.parameters()).dtype
-    return enter(model, batch.ids[:, :0], batch.ids, layer, position_ids=batch.positions,
+    return enter(model, batch.ids, layer, position_ids=batch.positions,
                  attention_mask=batch.mask(dtype))
 
 

@@ -7,6 +7,7 @@ from conftest import make
 from editcore.delta import Delta, LowRank, Patch, oriented
 from editcore.editors.calinet import Slots
 from editcore.editors.grace import Codebook
+from editcore.hooks import hooked
 from editcore.instructedit.batched_edits import each_row
 from editcore.model import name_of
 
@@ -66,7 +67,9 @@ def test_codebooks_are_looked_up_at_the_ends_of_prompts(gpt2):
     asked[:, 2] = True
     with each_row(model, [patch], [0] * 5, asked):
         together = model(input_ids=IDS).logits
-    with patch.applied(model, [asked]):
+    hooks = {name: lambda _, args, y, part=part: part.output(args[0], y, asked)
+             for name, part in patch.parts.items()}
+    with hooked(model, hooks):
         torch.testing.assert_close(together, model(input_ids=IDS).logits)
     with patch.applied(model):
         assert (together - model(input_ids=IDS).logits).abs().max() > 1e-3

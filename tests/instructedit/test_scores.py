@@ -11,6 +11,7 @@ from conftest import make
 from editcore import generate
 from editcore.delta import Delta, oriented
 from editcore.editors import EDITORS, configure
+from editcore.hooks import hooked
 from editcore.instructedit import scores, trained_editors
 from editcore.instructedit.records import Ask, EditRecord, record_as_fact
 from editcore.instructedit.scores import Case, evaluate, fluency, prepare, questions_of, read, score
@@ -123,7 +124,10 @@ def test_no_edit_leaves_everything_and_codebooks_answer_the_prompts_end(gpt2):
         first = batch.starts[batch.questions.set_index("record").loc[index, "first"].iloc[0]]
         assert after.logp[first] > before.logp[first] + 1, "the answer's first token is likelier"
     single = prepare(model, tok, records[:1])
-    with patches[0].applied(model, [single.passes[0][1].ends_prompt]):
+    mask = single.passes[0][1].ends_prompt
+    hooks = {name: lambda _, args, y, part=part: part.output(args[0], y, mask)
+             for name, part in patches[0].parts.items()}
+    with hooked(model, hooks):
         alone = read(model, single)
     np.testing.assert_allclose(alone.logp, read(model, single, patches[:1]).logp, atol=1e-6)
 

@@ -21,7 +21,7 @@ from editcore import metrics
 from editcore.delta import Delta
 from editcore.editors import EDITORS, Editor, EditorInputs, configure, memit
 from editcore.facts import read_facts
-from editcore.model import content_hash, load, weight_of
+from editcore.model import content_hash, load, module_of, name_of
 from editcore.study import loop, measure, results
 from editcore.study.loop import execute, execute_all, groups
 from editcore.study.run import input_files, make_run, schedule
@@ -52,7 +52,8 @@ class Templates:
 
 
 def noise(model, tok, facts, config, prepared):
-    name, weight = weight_of(model, "mlp_out", config.layer)
+    name = name_of(model, "mlp_out", config.layer) + ".weight"
+    weight = model.get_parameter(name)
     change = config.size * torch.randn(weight.shape)
     if config.fail_at in [fact.case_id for fact in facts]:
         change[0, 0] = float("nan")
@@ -154,7 +155,8 @@ def test_rows_are_those_of_a_plain_loop(place, tmp_path, run):
     inputs = EditorInputs(texts=tuple(corpus() * 4), seed=run.seed)
     prepared = EDITORS["rome"].prepare(model, tok, config, inputs)
     facts, _ = schedule(run, place / "facts.json")
-    name, weight = weight_of(model, "mlp_out", 1)
+    name = name_of(model, "mlp_out", 1) + ".weight"
+    weight = model.get_parameter(name)
     unedited = weight.clone()
     total = Delta({})
     for n, fact in enumerate(facts, 1):
@@ -350,7 +352,7 @@ def test_model_changed_under_an_interrupted_run(monkeypatch, copied, tmp_path):
     folder, run = copied
     interrupt(monkeypatch, [run], tmp_path / "out", 5)
     model, _ = load(folder, "cpu", torch.float32)
-    weight_of(model, "mlp_out", 0)[1].data[0, 0] += 1
+    module_of(model, "mlp_out", 0).weight.data[0, 0] += 1
     model.save_pretrained(folder)
     with pytest.raises(ValueError, match="the model's files has changed"):
         execute(run, tmp_path / "out")
