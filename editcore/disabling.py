@@ -1,9 +1,9 @@
 """Name the edits whose updates will be far too large, before the first edit.
 
-ROME's published code writes ΔW = δ uᵀ / (uᵀk₀), so ‖ΔW‖ = ‖δ‖ / |uᵀk₀|: u = C⁻¹k̄ / ‖C⁻¹k̄‖ from the
-mean key k̄ over the context templates, k₀ the plain prompt's key. Neither depends on an edit of the
-same layer, so every future denominator is known beforehand. It is small where the subject's last
-token opens the plain prompt, so that it attends to itself alone there and not in context.
+ROME's published code writes ΔW = δ uᵀ / (uᵀk₀), so ‖ΔW‖ = ‖δ‖ / |uᵀk₀|, with u = C⁻¹k̄ / ‖C⁻¹k̄‖
+from the mean key k̄ over the context templates and k₀ the plain prompt's key. Neither depends on an
+edit of the same layer, so every future denominator is known beforehand. It is small where the
+subject's last token opens the plain prompt: there it attends to itself alone, in context not.
 """
 
 import contextlib

@@ -247,8 +247,8 @@ def greedy(model, tok, facts, names=DEFAULT, *, prefixes=()):
     for index, kind, prompt, answer in asked:
         text = written[prompt, room[answer]]
         right.setdefault((index, kind), []).append(answers(text, answer, tok.eos_token))
-    return [{"fact": facts[index].case_id, "metric": f"{kind}_greedy", "value": float(np.mean(hits))}
-            for (index, kind), hits in right.items()]
+    return [{"fact": facts[index].case_id, "metric": f"{kind}_greedy",
+             "value": float(np.mean(hits))} for (index, kind), hits in right.items()]
 
 
 def answers(text, answer, end=None):

@@ -188,7 +188,8 @@ def rows_movement(context, total, update):
     for name in sorted(total.changes):
         moved = total.norm(name)
         weight, norm = context.unedited[name]
-        values = {"distance": moved / weight.numel(), "relative": moved / norm if norm else math.inf,
+        values = {"distance": moved / weight.numel(),
+                  "relative": moved / norm if norm else math.inf,
                   "update": update.norm(name) if name in update.changes else 0.0}
         rows += [{"fact": name, "metric": key, "value": value} for key, value in values.items()]
     return rows

@@ -103,7 +103,8 @@ def test_hashes_tell_contents_not_names(folder):
 
 def test_inputs_are_cut_to_the_wanted_items(folder, place, facts):
     run = Run(model=str(place), n_edits=7, order=3, untouched=2, items=2)
-    paths = {"facts": place / "facts.json", "held_out": folder / "texts.txt", "tasks": folder / "tasks"}
+    paths = {"facts": place / "facts.json", "held_out": folder / "texts.txt",
+             "tasks": folder / "tasks"}
     inputs = read_inputs(run, paths)
     assert [fact.case_id for fact in inputs.facts] == [fact.case_id for fact in order(facts, 3)[:7]]
     assert len(inputs.untouched) == 2 and not set(inputs.untouched) & set(inputs.facts)
