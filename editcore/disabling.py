@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn.functional import cosine_similarity, normalize
-from transformers import AutoTokenizer, DynamicCache, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, DynamicCache, GPT2Tokenizer
 
 from editcore import facts as records
 from editcore.files import read_json, write_json
@@ -34,20 +33,13 @@ def tokenizer(name):
     A folder may hold just tokenizer.json, or vocab.json and merges.txt (GPT-2's published files).
     """
     folder = Path(resolve(name))
-    configs = [folder / "config.json", folder / "tokenizer_config.json"]
+    published = (folder / "merges.txt").is_file() and not (folder / "tokenizer.json").is_file()
+    kind = GPT2Tokenizer if published else AutoTokenizer
     try:
-        if not folder.is_dir() or any(path.is_file() for path in configs):
-            return AutoTokenizer.from_pretrained(str(folder))
-        if (folder / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-        files = (str(folder / "vocab.json"), str(folder / "merges.txt"))
-        raw = Tokenizer(models.BPE.from_file(*files))
-    except Exception as error:      # what `tokenizers` raises has no class of its own
+        return kind.from_pretrained(str(folder))
+    except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"tokenizer {name}: cannot be loaded ({reason})") from error
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=raw)
 
 
 def opening(tok):
