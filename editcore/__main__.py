@@ -6,5 +6,6 @@ import sys
 from editcore import cli
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, cli.end_politely)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, cli.end_politely)
     sys.exit(cli.main())

@@ -16,12 +16,12 @@ from editcore import commands
 from editcore.commands import pairs, spread
 
 # Commands import what they need themselves: torch takes seconds, and --help needs none of it.
-DATA = Path(__file__).parents[1] / "data"
+MANIFEST = Path(__file__).parents[1] / "data/manifest.toml"
 
 
-def argument(metavar, help):
+def argument(metavar, help, kind=str):
     """Return the type of a positional argument."""
-    return Annotated[str, typer.Argument(metavar=metavar, help=help)]
+    return Annotated[kind, typer.Argument(metavar=metavar, help=help)]
 
 
 def option(name, metavar, help, *more, kind=str):
@@ -40,7 +40,8 @@ Settings = option("--set", "NAME=VALUE ...", "the editor's: layer=3 layers=0,1 l
 Words = option("-p", "NAME VALUE ...", "parameters, as in -p n_edits 300 orders 0,1",
                kind=list[str])
 Seed = option("--seed", "N", "of everything that is drawn", kind=int)
-Dtype = option("--dtype", "NAME", "of the weights: float32, float16, bfloat16")
+Dtype = option("--dtype", "NAME", "of the weights: float32, float16, bfloat16; default: float32, "
+               "or the edit's")
 Device = option("--device", "NAME", "default: a GPU where there is one")
 Workers = option("--workers", "N", "processes", kind=int)
 Force = option("--force", None, "even if it is done, or was made for other weights", kind=bool)
@@ -52,29 +53,22 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
                   help="Edit facts in language models, and measure what the edits do.")
 
 
-def example(words):
-    """Return the last line of a command's help."""
-    return f"example: python -m editcore {words}"
-
-
-class EditHelp(typer.core.TyperCommand):
-    """The help of `edit`: all editors and their settings at its end."""
-
-    def format_epilog(self, ctx, formatter):
-        """Write what the sources say; nothing is imported."""
-        formatter.write("\nEditors and their settings:\n")
-        for editor, settings in commands.editor_settings().items():
-            formatter.write(f"  {editor}: {settings}\n")
-        formatter.write(f"\n{self.epilog}\n")
-
-
 # ── edits ───────────────────────────────────────────────────────────────────────────────────────
 
-@app.command(cls=EditHelp, epilog=example(
-    "edit pocket facts.json --editor rome --set layer=0 lr=0.05 --sequential -o delta.safetensors"))
+@app.command(epilog="example: python -m editcore editors")
+def editors():
+    """List the editors and their settings; ?: published for some models, else to be set."""
+    from editcore.editors import EDITORS
+
+    for name in EDITORS:
+        say(commands.settings_line(name))
+
+
+@app.command(epilog="example: python -m editcore edit pocket facts.json --editor rome --set "
+             "layer=0 lr=0.05 --sequential -o delta.safetensors")
 def edit(model: Model, facts: Facts, output: Output,
-         editor: option("--editor", "NAME", "one of those below"), set: Settings = (),
-         contexts: Contexts = "", texts: Texts = "", stats: Moments = "",
+         editor: option("--editor", "NAME", "one that `editors` lists, with its settings"),
+         set: Settings = (), contexts: Contexts = "", texts: Texts = "", stats: Moments = "",
          sequential: option("--sequential", None, "every update edits the model as those before "
                             "left it; default: the unedited model", kind=bool) = False,
          batch_size: option("--batch-size", "N", "facts per update; default: all, or 1 with "
@@ -101,7 +95,7 @@ def edit(model: Model, facts: Facts, output: Output,
     config, prepared = prepare(net, tok, editor, **inputs, seed=seed, pilot=records, **pairs(set))
     began = time.monotonic()
     total = commands.edit_all(net, tok, records, editor, config, prepared=prepared, size=size,
-                     sequential=sequential)
+                              sequential=sequential)
     models.synchronize(next(net.parameters()).device)
     seconds = time.monotonic() - began
     total = dataclasses.replace(total, info={
@@ -117,10 +111,9 @@ def edit(model: Model, facts: Facts, output: Output,
         say(f"  {name}  norm {total.norm(name):.4f}")
 
 
-@app.command(epilog=example("apply pocket delta.safetensors -o edited"))
+@app.command(epilog="example: python -m editcore apply pocket delta.safetensors -o edited")
 def apply(model: Model, delta: argument("DELTA.safetensors", "what `edit` wrote"), output: Output,
-          dtype: option("--dtype", "NAME", "of the weights; default: the edit's") = "",
-          device: Device = "", force: Force = False):
+          dtype: Dtype = "", device: Device = "", force: Force = False):
     """Write a model with an edit in its weights, which transformers loads."""
     from editcore.delta import load
 
@@ -145,7 +138,8 @@ def apply(model: Model, delta: argument("DELTA.safetensors", "what `edit` wrote"
     say(folder)
 
 
-@app.command(epilog=example("evaluate pocket facts.json --delta delta.safetensors -o rows.parquet"))
+@app.command(epilog="example: python -m editcore evaluate pocket facts.json --delta "
+             "delta.safetensors -o rows.parquet")
 def evaluate(model: Model, facts: Facts, output: Output,
              delta: option("--delta", "FILE", "edit that is in the model while it is asked") = "",
              metrics: option("--metrics", "NAME ...", "some of ES PS NS PO greedy",
@@ -168,19 +162,18 @@ def evaluate(model: Model, facts: Facts, output: Output,
     with change.applied(net):
         rows = pd.DataFrame(measure(net, tok, records, tuple(metrics)))
     rows = rows.assign(run="", model=short_name(model), editor=change.info.get("editor", ""),
-                       data=data_name(Path(facts)), seed=0, step=change.info.get("edits", 0))
-    rows["fact"] = rows["fact"].astype(str)
+                       data=data_name(Path(facts)), seed=0, step=change.info.get("edits", 0),
+                       fact=rows["fact"].astype(str))
     columns = ["run", "model", "editor", "data", "seed", "step", "fact", "metric", "value"]
     with atomic(output) as file:
         rows[columns].to_parquet(file, index=False)
-    table = rows.groupby("metric", sort=False)["value"].agg(["mean", "size"])
-    table = table.rename(columns={"size": "facts"})
+    table = rows.groupby("metric", sort=False)["value"].agg(mean="mean", facts="size")
     if {"ES", "PS", "NS"} <= set(table.index):
         table.loc["S"] = [score(rows.to_dict("records")), len(records)]
     say(table.astype({"facts": int}).to_string(float_format="%.4f"))
 
 
-@app.command(epilog=example("disabling counterfact.json --tokenizer gpt2"))
+@app.command(epilog="example: python -m editcore disabling counterfact.json --tokenizer gpt2")
 def disabling(facts: Facts,
               tokenizer: option("--tokenizer", "NAME|FOLDER", "default: the model's") = "",
               model: option("--model", "MODEL", "also give what ROME would divide by") = "",
@@ -207,10 +200,9 @@ def disabling(facts: Facts,
 
 # ── studies and reports ─────────────────────────────────────────────────────────────────────────
 
-@app.command(epilog=example("study conventions orders -p n_edits 300 --workers 2"))
-def study(names: Annotated[list[str], typer.Argument(
-              metavar="[PLAN ...]", help="orders methods conventions batches lambdas layers tokens;"
-              " with --full notebooks; default: all")] = (),
+@app.command(epilog="example: python -m editcore study conventions orders -p n_edits 300")
+def study(names: argument("[PLAN ...]", "orders methods conventions batches lambdas layers tokens; "
+                          "with --full notebooks; default: all", kind=list[str]) = (),
           p: Words = (), model: option("--model", "MODEL ...", "models", kind=list[str]) = (),
           workers: Workers = 1,
           list_: option("--list", None, "a line per run: id, state, parameters", kind=bool) = False,
@@ -226,7 +218,7 @@ def study(names: Annotated[list[str], typer.Argument(
         chosen = status["run"] == only
         if not chosen.any():
             raise ValueError(f"--only {only}: not among the runs that these words plan; see --list")
-        runs = [run for run, wanted in zip(runs, chosen, strict=True) if wanted]
+        runs = [runs[chosen.argmax()]]
         status = status[chosen]
     if list_:
         for run, line in zip(runs, status.to_dict("records"), strict=True):
@@ -237,7 +229,7 @@ def study(names: Annotated[list[str], typer.Argument(
     say(f"{output}: {len(runs)} runs, {missing} of them made or finished now")
 
 
-@app.command(epilog=example("report -p 20_forgetting.n_edits 200"))
+@app.command(epilog="example: python -m editcore report -p 20_forgetting.n_edits 200")
 def report(p: Words = (), full: Full = False, force: Force = False, workers: Workers = 2,
            notebooks: Notebooks = "notebooks",
            publish: option("--publish", "DIR", "also copy the report there") = "",
@@ -250,20 +242,18 @@ def report(p: Words = (), full: Full = False, force: Force = False, workers: Wor
     say(pages.publish(output, publish) if publish else page)
 
 
-@app.command(epilog=example("run notebooks/10_edit.ipynb -p editor memit n_edits 100"))
+@app.command(epilog="example: python -m editcore run notebooks/10_edit.ipynb -p editor memit")
 def run(notebook: argument("NOTEBOOK", "path of the notebook"), p: Words = (), force: Force = False,
         output: Output = "results/reports"):
     """Execute one notebook with parameters and render it."""
-    from editcore import pages, report
+    from editcore import report
 
-    executed = report.run_notebook(notebook, report.typed(notebook, pairs(p)), output, force=force)
-    say(pages.render(executed, output))
+    say(report.run_notebook(notebook, pairs(p), output, force=force))
 
 
-@app.command(epilog=example("train main subsets --workers 2"))
-def train(names: Annotated[list[str], typer.Argument(
-              metavar="[LIST ...]", help="main single transfer subsets styles descriptions balance "
-              "directions; default: all")] = (),
+@app.command(epilog="example: python -m editcore train main subsets --workers 2")
+def train(names: argument("[LIST ...]", "main single transfer subsets styles descriptions balance "
+                          "directions; default: all", kind=list[str]) = (),
           model: option("--model", "MODEL", "that they edit") = "pocket",
           data: option("--data", "DIR", "of TASK_train.json ...; default: beside the model") = "",
           examples: option("--examples", "N", "edits learned from; default: published",
@@ -272,26 +262,25 @@ def train(names: Annotated[list[str], typer.Argument(
     """Train the hypernetworks (MEND, InstructEdit, KE) that are not trained yet."""
     from editcore.instructedit import trained_editors
 
+    lists = trained_editors.LISTS
     editors = []
-    for name in names or trained_editors.LISTS:
-        if name not in trained_editors.LISTS:
-            lists = ", ".join(trained_editors.LISTS)
-            raise ValueError(f"unknown list {name!r}: choose one of {lists}")
-        editors += trained_editors.LISTS[name](model, data=data, examples=examples, seeds=[seed])
-    configs = [config for _, config in editors]
-    paths = trained_editors.train_all(configs, output, workers)
+    for name in names or lists:
+        if name not in lists:
+            raise ValueError(f"unknown list {name!r}: choose one of {', '.join(lists)}")
+        editors += lists[name](model, data=data, examples=examples, seeds=[seed])
+    paths = trained_editors.train_all([config for _, config in editors], output, workers)
     for line in dict.fromkeys(f"{path}\t{name}" for path, (name, _) in zip(paths, editors)):
         say(line)
 
 
 # ── real data ───────────────────────────────────────────────────────────────────────────────────
 
-@app.command(epilog=example("data counterfact -o results/data/counterfact.json"))
+@app.command(epilog="example: python -m editcore data counterfact -o counterfact.json")
 def data(name: Annotated[str, typer.Argument(help="data set; default: list them")] = "",
          output: option("-o", "FILE", "fetch it to this file", "--output") = "",
          check: option("--check", "FILE", "compare this file with what is known of it") = ""):
     """List the real data sets, fetch one, or check a file against what is known of it."""
-    sources = tomllib.loads((DATA / "manifest.toml").read_text("utf-8"))
+    sources = tomllib.loads(MANIFEST.read_text("utf-8"))
     if name not in sources and (name or output or check):
         raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(sources)}")
     if check or output:
@@ -335,7 +324,7 @@ def main(words=None):
 
 
 def end_politely(*_):
-    """Take SIGTERM, which clusters send before they take a machine away, like Ctrl-C."""
+    """Take Ctrl-C and SIGTERM, which clusters send first: end the workers, then this process."""
     for process in multiprocessing.active_children():
         process.terminate()
     raise KeyboardInterrupt

@@ -1,15 +1,11 @@
 """Do the work behind the command line: read words, sum edits, plan runs, check data sets."""
 
-import ast
 import contextlib
 import dataclasses
 import inspect
-import itertools
-import re
 from pathlib import Path
 
 # Imports that take seconds (torch) stand in the functions: --help needs none of them.
-PACKAGE = Path(__file__).parent
 SEVERAL = ("--set", "--metrics", "--model", "-p")   # options of many words
 GROUP = 16      # independent single edits that are solved together
 
@@ -49,24 +45,15 @@ def refuse_inputs(output, *inputs):
         raise ValueError(f"-o {output}: is read as an input; give another file")
 
 
-def editor_settings():
-    """Return {editors: "setting=default ..."} as the sources have them, without an import."""
-    table = (PACKAGE / "editors/__init__.py").read_text("utf-8")
-    makers = dict(re.findall(r'def (\w+)\(.*?\n    return Editor\("([\w.]+)"', table))
-    lines = re.findall(r'^    "([\w-]+)": (\w+)\((?:"([\w.]+)")?(, names)?', table, re.M)
-    editors = {}
-    for name, maker, module, other_names in lines:
-        if not other_names:     # "random": a control whose settings are no words
-            editors.setdefault(makers.get(maker, module), []).append(name)
-    settings = {}
-    for module, names in editors.items():
-        source = (PACKAGE.parent / f"{module.replace('.', '/')}.py").read_text("utf-8")
-        (fields,) = [part.body for part in ast.parse(source).body
-                     if isinstance(part, ast.ClassDef) and part.name == "Settings"]
-        settings[", ".join(names)] = " ".join(
-            f"{part.target.id}={ast.unparse(part.value) if part.value else '?'}".replace(" ", "")
-            for part in fields if isinstance(part, ast.AnnAssign))
-    return settings
+def settings_line(editor):
+    """Return an editor's settings with their defaults, as one line; "?": published per model."""
+    from editcore.editors import EDITORS
+
+    values = {field.name: field.default for field in dataclasses.fields(EDITORS[editor].config)}
+    values |= EDITORS[editor].variant
+    words = [f"{name}={'?' if value is dataclasses.MISSING else value}".replace(" ", "")
+             for name, value in values.items()]
+    return f"{editor}: {' '.join(words)}"
 
 
 def load_model(name, device, dtype, change=None, *, force=False):
@@ -74,15 +61,14 @@ def load_model(name, device, dtype, change=None, *, force=False):
     from editcore.model import content_hash, default_device, load
     from editcore.study.run import dtype_of
 
-    edited = change is not None and "model_hash" in change.info
-    first = change.info.get("dtype", "float32") if edited else dtype or "float32"
+    about = change.info if change is not None else {}
+    first = about.get("dtype") or dtype or "float32"
     net, tok = load(name, device or default_device(), dtype_of(first))
     if change is not None:
         change.check(net)
-    if edited and change.info["model_hash"] != content_hash(net) and not force:
-        raise ValueError(f"the edit was made for other weights than {name}'s (hash "
-                         f"{change.info['model_hash'][:12]}, here {content_hash(net)[:12]}); "
-                         "--force takes it all the same")
+    if about.get("model_hash") and not force and about["model_hash"] != content_hash(net):
+        raise ValueError(f"the edit was made for other weights than {name}'s; --force takes it all "
+                         "the same")
     return net.to(dtype_of(dtype)) if dtype else net, tok
 
 
@@ -95,15 +81,12 @@ def edit_all(net, tok, facts, editor, config, *, prepared, size, sequential):
     total = None
     alone = size == 1 and not sequential
     step = GROUP if alone else size
-    groups = [facts[start:start + step] for start in range(0, len(facts), step)]
-    for group in bar(groups, f"{editor} edits"):
-        if alone:
-            updates = method.edit_each(net, tok, group, config, prepared)
-        else:
-            before = total.applied(net) if sequential and total else contextlib.nullcontext()
-            with before:
-                updates = [method.edit(net, tok, group, config, prepared)]
-        for update in updates:
+    for start in bar(range(0, len(facts), step), f"{editor} edits"):
+        group = facts[start:start + step]
+        with total.applied(net) if sequential and total else contextlib.nullcontext():
+            edit = method.edit_each if alone else method.edit
+            updates = edit(net, tok, group, config, prepared)
+        for update in updates if alone else [updates]:
             if not update.is_finite():
                 raise ValueError(f"the update for record {group[0].case_id} and those with it is "
                                  "not finite")
@@ -120,18 +103,18 @@ def planned(names, words, models, *, full, notebooks):
     from editcore.study import plans
 
     known = report.full_study() if full else plans.PLANS
-    for name in names:
+    chosen = report.chosen_parameters(notebooks, words, full=True) if full else {}
+    runs = []
+    for name in names or known:
         if name not in known:
             raise ValueError(f"unknown plan {name!r}: choose one of {', '.join(known)}")
-    parameters = report.chosen_parameters(notebooks, words, full=True) if full else {}
-    runs = []
-    for name, model in itertools.product(names or known, models):
-        if full:
-            path = Path(notebooks) / f"{name}.ipynb"
-            values = report.check(path, parameters.get(name, {}) | {"model": model})
-            runs += report.planned_runs(path, values)[1]
-        else:
-            runs += plans.PLANS[name](model, **plan_words(plans.PLANS[name], words))
+        for model in models:
+            if full:
+                path = Path(notebooks) / f"{name}.ipynb"
+                values = report.check(path, chosen.get(name, {}) | {"model": model})
+                runs += report.planned_runs(path, values)[1]
+            else:
+                runs += plans.PLANS[name](model, **plan_words(plans.PLANS[name], words))
     return list(dict.fromkeys(runs))
 
 
@@ -178,7 +161,7 @@ def check_data(name, source, path):
 
 def fetch_data(name, source, path):
     """Download a data set, checked before it takes its place; return the line of check_data."""
-    import urllib.request
+    from urllib.request import urlretrieve
 
     from editcore.files import atomic
 
@@ -187,7 +170,7 @@ def fetch_data(name, source, path):
         raise ValueError(f"{name} has to be chosen by hand on {source['page']}; {by_hand}")
     with atomic(path) as file:
         try:
-            urllib.request.urlretrieve(source["url"], file)
+            urlretrieve(source["url"], file)
         except OSError as error:        # URLError is one
             raise ValueError(f"{source['url']} cannot be fetched ({error}); fetch it where there "
                              f"is a network, {by_hand}") from error

@@ -8,13 +8,11 @@ import math
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 import nbformat
-import pandas as pd
-import yaml
 from nbconvert import HTMLExporter
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
@@ -26,26 +24,24 @@ TEMPLATES = Path(__file__).parent / "templates"
 FINDINGS = ROOT / "data" / "findings.md"    # the index page, written by hand
 N_CASES = 2000      # rows on the page of cases: what a browser sorts at once
 PROGRESS = r"^.*: \d+ of \d+, about \d+ s left\n?"       # lines of progress.bar
+CASES = {"editor": "method", "order": "order", "step": "step", "subject": "subject",
+         "prompt": "prompt", "target_new": "new answer", "answer_before": "answer before",
+         "answer_after": "right after", "answer_end": "at the end", "forgotten_at": "forgotten at"}
 log = logging.getLogger("editcore")
 
 
 def write_report(paths, out_dir, folders=()):
     """Render the executed notebooks, the cases of their runs and the index; return its path.
 
-    paths: of the notebooks; folders: of the runs. No notebook stops the others. RuntimeError names
-    those that failed, once all is written.
+    paths: of the notebooks; folders: of the runs. RuntimeError names the notebooks that failed,
+    once all is written.
     """
-    notebooks = {path.stem: executed_copy(path, out_dir) for path in paths}
-    stems = list(notebooks)
-    for place, (stem, notebook) in enumerate(notebooks.items()):
-        log.info("rendering %s (%d of %d)", stem, place + 1, len(stems))
-        before = stems[place - 1] if place else ""
-        after = stems[place + 1] if place + 1 < len(stems) else ""
-        try:
-            write_page(notebook, out_dir / f"{stem}.html", before=before, after=after)
-        except Exception as error:      # whatever it is, it concerns one page
-            notebooks[stem] = broken_notebook(notebook, error)
-            write_page(notebooks[stem], out_dir / f"{stem}.html", before=before, after=after)
+    notebooks = {path.stem: read_executed(out_dir / path.name) for path in paths}
+    stems = ["", *notebooks, ""]
+    for place, stem in enumerate(notebooks, 1):
+        log.info("rendering %s (%d of %d)", stem, place, len(notebooks))
+        write_page(notebooks[stem], out_dir / f"{stem}.html", before=stems[place - 1],
+                   after=stems[place + 1])
     write_cases(folders, out_dir)
     index = write_index(notebooks, out_dir, folders)
     failed = {stem: failure(notebook) for stem, notebook in notebooks.items()}
@@ -54,46 +50,35 @@ def write_report(paths, out_dir, folders=()):
     return index
 
 
+def outputs(notebook):
+    """Return the outputs of all cells."""
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
 def failure(notebook):
     """Return why an executed notebook is not whole, "" if it is."""
     run = notebook.metadata.get("papermill", {})
-    errors = [output for cell in notebook.cells for output in cell.get("outputs", [])
-              if output.output_type == "error"]
-    if errors:
-        return f"{errors[-1].ename}: {errors[-1].evalue}".splitlines()[0]
+    for output in outputs(notebook):
+        if output.output_type == "error":
+            return f"{output.ename}: {output.evalue}".splitlines()[0]
     whole = run.get("end_time") and not run.get("exception") and "editcore" in notebook.metadata
     return "" if whole else "it did not run to its end"
 
 
-def executed_copy(path, out_dir):
-    """Return the executed notebook, or its source where nothing was executed."""
-    executed = out_dir / path.name
+def read_executed(path):
+    """Return an executed notebook, an empty one where it is missing or cut off."""
     try:
-        return nbformat.read(executed, as_version=4)
-    except (FileNotFoundError, ValueError):
         return nbformat.read(path, as_version=4)
-
-
-def broken_notebook(notebook, error):
-    """Return what is shown of a notebook that cannot be rendered: its title and why."""
-    output = nbformat.v4.new_output("error", ename=type(error).__name__, evalue=str(error))
-    cells = [nbformat.v4.new_markdown_cell(f"# {title(notebook)}"),
-             nbformat.v4.new_code_cell(outputs=[output])]
-    return nbformat.v4.new_notebook(cells=cells)
-
-
-def render(executed, out_dir):
-    """Render one executed notebook as out_dir/<stem>.html and return that path."""
-    notebook = nbformat.read(executed, as_version=4)
-    return write_page(notebook, Path(out_dir) / f"{Path(executed).stem}.html")
+    except (FileNotFoundError, ValueError):     # nbformat's NotJSONError is a ValueError
+        return new_notebook()
 
 
 def write_page(notebook, path, *, before="", after="", kind="notebook"):
     """Render a notebook, its figures also as figures/<name>.png; one without end says so."""
-    page, _ = exporter().from_notebook_node(shown_part(notebook), {
+    page, _ = exporter().from_notebook_node(without_progress(notebook), {
         "title": title(notebook), "before": before, "after": after, "kind": kind,
         "styles": styles(), "script": (TEMPLATES / "report/script.js").read_text("utf-8"),
-        "failure": failure(notebook) if kind == "notebook" else "", "repository": repository()})
+        "failure": failure(notebook) if kind == "notebook" else ""})
     page = page.replace(f"{ROOT}{os.sep}", "")      # where in the repository, not on which disk
     page = re.sub(r"<thead>.*?</thead>", lambda head: scoped(head.group(), "col"), page, flags=re.S)
     page = scoped(page, "row")
@@ -107,16 +92,13 @@ def write_page(notebook, path, *, before="", after="", kind="notebook"):
     return path
 
 
-def shown_part(notebook):
-    """Return a notebook without papermill's notes on errors and without lines of progress."""
-    cells = []
-    for cell in copy.deepcopy(notebook.cells):
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream":
-                output.text = re.sub(PROGRESS, "", output.text, flags=re.M)
-        if not any(tag.startswith("papermill-error") for tag in cell.metadata.get("tags", [])):
-            cells.append(cell)
-    return nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
+def without_progress(notebook):
+    """Return a copy of a notebook without lines of progress."""
+    notebook = copy.deepcopy(notebook)
+    for output in outputs(notebook):
+        if output.output_type == "stream":
+            output.text = re.sub(PROGRESS, "", output.text, flags=re.M)
+    return notebook
 
 
 def scoped(text, scope):
@@ -132,18 +114,13 @@ def contents(page):
     return f'<nav class="contents" aria-label="Contents"><ol>{items}</ol></nav>' if items else ""
 
 
-def repository():
-    """Return the repository's address as CITATION.cff has it, "" where it has none."""
-    file = ROOT / "CITATION.cff"
-    citation = yaml.safe_load(file.read_text("utf-8")) if file.is_file() else {}
-    return citation.get("repository-code", "")
-
-
 def exporter():
     """Return nbconvert's HTML exporter with the package's own template, which loads nothing."""
-    priority = ["text/html", "text/markdown", "image/svg+xml", "image/png", "text/plain"]
+    priority = ["text/html", "text/markdown", "image/png", "text/plain"]
     config = Config({"NbConvertBase": {"display_data_priority": priority},
-                     "CoalesceStreamsPreprocessor": {"enabled": True}})
+                     "CoalesceStreamsPreprocessor": {"enabled": True},
+                     "TagRemovePreprocessor": {"enabled": True, "remove_cell_tags": [
+                         "papermill-error-cell-tag"]}})
     return HTMLExporter(config=config, template_name="report",
                         extra_template_basedirs=[str(TEMPLATES)])
 
@@ -166,9 +143,8 @@ def title(notebook):
 
 def shown_figures(notebook):
     """Return {name: output} of the figures that `figures.show` displayed."""
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return {output.metadata["editcore"]["figure"]: output for output in outputs
-            if "figure" in output.get("metadata", {}).get("editcore", {})}
+    shown = [output for output in outputs(notebook) if "editcore" in output.get("metadata", {})]
+    return {output.metadata["editcore"]["figure"]: output for output in shown}
 
 
 def write_index(notebooks, out_dir, folders=()):
@@ -176,36 +152,33 @@ def write_index(notebooks, out_dir, folders=()):
 
     A line <!-- figure NOTEBOOK NAME --> stands for a figure, <!-- reports --> for the list.
     """
-    text = FINDINGS.read_text("utf-8") if FINDINGS.is_file() else "# Reports\n<!-- reports -->"
     cells = []
-    for part in re.split(r"^(<!-- .+ -->)$", text, flags=re.M):
+    for part in re.split(r"^(<!-- .+ -->)$", FINDINGS.read_text("utf-8"), flags=re.M):
         words = part.split()[1:-1] if part.startswith("<!--") else []
         if words[:1] == ["figure"]:
             shown = shown_figures(notebooks[words[1]]) if words[1] in notebooks else {}
-            missing = nbformat.v4.new_output("stream", text=f"{words[1]} has not shown this figure")
-            cells.append(nbformat.v4.new_code_cell(outputs=[shown.get(words[2], missing)]))
+            missing = new_output("stream", text=f"{words[1]} has not shown this figure")
+            cells.append(new_code_cell(outputs=[shown.get(words[2], missing)]))
         else:
             source = report_list(notebooks, folders) if words == ["reports"] else part
-            cells.append(nbformat.v4.new_markdown_cell(source))
-    notebook = nbformat.v4.new_notebook(cells=cells)
-    return write_page(notebook, out_dir / "index.html", kind="index")
+            cells.append(new_markdown_cell(source))
+    return write_page(new_notebook(cells=cells), out_dir / "index.html", kind="index")
 
 
 def report_list(notebooks, folders):
-    """Return the reports as an HTML table: question, notebook, state and time."""
-    rows = []
+    """Return the reports as a Markdown table: question, notebook, state and time."""
+    lines = ["| Question | Report | State | Time |", "|--|--|--|--:|"]
     for stem, notebook in notebooks.items():
-        reason = html.escape(failure(notebook))
+        reason = html.escape(failure(notebook)).replace("|", "&#124;")
         seconds = notebook.metadata.get("papermill", {}).get("duration") or 0
         state = f'<span class="failed">failed: {reason}</span>' if reason else "done"
-        rows.append(f'<tr><td><a href="{stem}.html">{html.escape(title(notebook))}</a></td>'
-                    f"<td>{stem}</td><td>{state}</td><td>{seconds:.0f} s</td></tr>")
-    head = "<th>Question</th><th>Report</th><th>State</th><th>Time</th>"
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    seconds = sum(read_json(Path(folder) / "run.json")["seconds"] for folder in folders)
-    return table + (f"<p>They rest on {len(folders)} runs of {seconds / 60:.1f} minutes, which are "
-                    'kept: <a href="cases.html">which facts were edited, and what became of them?'
-                    "</a></p>" if folders else "")
+        question = html.escape(title(notebook))
+        lines.append(f"| [{question}]({stem}.html) | {stem} | {state} | {seconds:.0f} s |")
+    if folders:
+        seconds = sum(read_json(Path(folder) / "run.json")["seconds"] for folder in folders)
+        lines.append(f"\nThey rest on {len(folders)} runs of {seconds / 60:.1f} minutes, which are "
+                     "kept: [which facts were edited, and what became of them?](cases.html)")
+    return "\n".join(lines)
 
 
 def write_cases(folders, out_dir):
@@ -219,50 +192,39 @@ def write_cases(folders, out_dir):
     if cases.empty:
         return
     shown = cases.iloc[::math.ceil(len(cases) / N_CASES)]
-    table = pd.DataFrame({
-        "method": shown["editor"].map(figures.label), "order": shown["order"],
-        "step": shown["step"], "subject": shown["subject"], "prompt": shown["prompt"],
-        "new answer": shown["target_new"], "answer before": shown["answer_before"],
-        "right after": shown["answer_after"], "at the end": shown["answer_end"],
-        "forgotten at": shown["forgotten_at"].map("{:.0f}".format, na_action="ignore").fillna("")})
-    page = table.to_html(index=False, na_rep="", border=0, classes="search")
+    table = shown.assign(editor=shown["editor"].map(figures.label))[list(CASES)]
+    page = table.rename(columns=CASES).to_html(index=False, na_rep="", border=0, classes="search",
+                                               float_format="{:.0f}".format)
     intro = (f"# Which facts were edited, and what became of them?\n\n{len(table):,} of "
              f"{len(cases):,} edits of all runs. *Step* counts edits of the run, *forgotten at* is "
              "the first re-test that the edit failed. Type to search, click a heading to sort.")
-    output = nbformat.v4.new_output("display_data", {"text/html": page})
-    cells = [nbformat.v4.new_markdown_cell(intro), nbformat.v4.new_code_cell(outputs=[output])]
-    write_page(nbformat.v4.new_notebook(cells=cells), out_dir / "cases.html", kind="cases")
+    output = new_output("display_data", {"text/html": page})
+    cells = [new_markdown_cell(intro), new_code_cell(outputs=[output])]
+    write_page(new_notebook(cells=cells), out_dir / "cases.html", kind="cases")
 
 
 def publish(out_dir, target):
     """Copy a whole report and its index's figures to a folder that holds nothing else.
 
-    The folder is written beside its place and then swapped. Raises ValueError if a notebook
-    failed or the folder holds other files, FileNotFoundError without a report.
+    Raises ValueError if a notebook failed or the folder holds other files, FileNotFoundError
+    without a report.
     """
-    out_dir = Path(out_dir)
     target = Path(target)
-    pages = sorted(out_dir.glob("*.html"))
-    if out_dir / "index.html" not in pages:
+    index = Path(out_dir) / "index.html"
+    if not index.is_file():
         raise FileNotFoundError(f"{out_dir}: no index.html; build the report first")
-    failed = [path.name for path in pages if 'class="failed"' in path.read_text("utf-8")]
-    if failed:
-        raise ValueError(f"{failed[0]}: a notebook failed; nothing is published")
-    names = re.findall(r'<figure id="([^"]+)"', (out_dir / "index.html").read_text("utf-8"))
-    files = pages + [out_dir / "figures" / f"{name}.png" for name in names]
-    here = {path.name for path in target.iterdir()} if target.is_dir() else set()
-    own = {path.name for path in files}
-    foreign = sorted(name for name in here - own if not re.fullmatch(r"\d\d_\w+\.html", name))
+    if 'class="failed"' in index.read_text("utf-8"):
+        raise ValueError(f"{index}: a notebook failed; nothing is published")
+    names = re.findall(r'<figure id="([^"]+)"', index.read_text("utf-8"))
+    files = [*index.parent.glob("*.html"), *(index.parent / f"figures/{name}.png" for name in names)]
+    present = target.iterdir() if target.is_dir() else []
+    foreign = {path.name for path in present} - {path.name for path in files}
+    foreign = sorted(name for name in foreign if not re.fullmatch(r"\d\d_\w+\.html", name))
     if foreign or target.is_file():
         raise ValueError(f"{target}: holds {(foreign or [target.name])[0]}, which is not of a "
                          "report; give another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".publish-", dir=target.parent) as folder:
-        new = Path(folder, "new")
-        new.mkdir()
-        for path in files:
-            shutil.copy(path, new / path.name)
-        if target.is_dir():
-            target.rename(Path(folder, "old"))
-        new.rename(target)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for path in files:
+        shutil.copy(path, target)
     return target / "index.html"

@@ -4,20 +4,15 @@
     executed = run_notebook("notebooks/10_edit.ipynb", {"n_edits": 100})
 """
 
-import ast
 import contextlib
 import logging
-import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
-import time
 import tomllib
-import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
-from importlib import metadata
+from itertools import chain
+from multiprocessing import get_context
 from pathlib import Path
 
 import nbformat
@@ -34,7 +29,6 @@ from editcore.files import atomic, read_json, sha256, sha256_text
 from editcore.pages import ROOT, failure
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
-VERSIONS = ("torch", "transformers", "numpy", "pandas", "scikit-learn", "seaborn")
 log = logging.getLogger("editcore")
 
 
@@ -47,96 +41,64 @@ def start():
     """
     os.chdir(ROOT)
     progress.show_log()
-    shell = get_ipython()
-    if shell is not None:
-        shell.set_custom_exc((KeyboardInterrupt,), _interrupted)
-
-
-def _interrupted(shell, kind, value, traceback, tb_offset=None):
-    log.warning("stopped; run the cell again to go on from here")
+    if shell := get_ipython():
+        line = "stopped; run the cell again to go on from here"
+        shell.set_custom_exc((KeyboardInterrupt,), lambda *_, **__: log.warning(line))
 
 
 def provenance(folders=()):
     """Return what a report was made from, as a table; folders: those of its runs."""
+    from editcore.study.results import software  # torch, which the report's pages do not need
+
+    here = software()
     files = [Path(folder) / "run.json" for folder in folders]
-    runs = [read_json(file) for file in files if file.is_file()]
-    lines = {"code": f"editcore {editcore.__version__}, commit {_commit()}"}
-    if runs:
-        minutes = sum(run["seconds"] for run in runs) / 60
-        devices = sorted({run["device"] for run in runs})
-        lines["runs"] = f"{len(runs)}, {sum(run['edits'] for run in runs):,} edits"
-        lines["their computing time"] = f"{minutes:.1f} minutes on {', '.join(devices)}"
-        lines["their code"] = "commit " + ", ".join(sorted({run["commit"][:12] for run in runs}))
-    lines["versions"] = ", ".join(f"{name} {metadata.version(name)}" for name in VERSIONS)
+    runs = pd.DataFrame([read_json(file) for file in files if file.is_file()])
+    lines = {"code": f"editcore {editcore.__version__}, commit {here['commit']}"}
+    if len(runs):
+        minutes = runs["seconds"].sum() / 60
+        devices = ", ".join(sorted(set(runs["device"])))
+        lines["runs"] = f"{len(runs)}, {runs['edits'].sum():,} edits"
+        lines["their computing time"] = f"{minutes:.1f} minutes on {devices}"
+        lines["their code"] = "commit " + ", ".join(sorted(set(runs["commit"])))
+    lines["versions"] = ", ".join(" ".join(item) for item in here["versions"].items())
     return pd.DataFrame({"made from": lines})
-
-
-def _commit():
-    """Return the commit of the checkout, "unknown" outside of one."""
-    words = ["git", "describe", "--always", "--dirty= with changes", "--exclude=*", "--abbrev=12"]
-    try:
-        answer = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    except OSError:     # no git
-        return "unknown"
-    return answer.stdout.strip() or "unknown"
 
 
 # ── parameters ──────────────────────────────────────────────────────────────────────────────────
 
-@dataclass(frozen=True)
-class Parameter:
-    """A line of a notebook's cell tagged `parameters`."""
-
-    kind: str           # its annotation
-    default: object     # None where it is no literal
-    help: str           # its comment
-
-
 def parameters(path):
-    """Return {name: Parameter} of a notebook. Raises FileNotFoundError."""
+    """Return papermill's description of each of a notebook's parameters: type, default, help."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such notebook")
-    known = {}
-    for name, line in papermill.inspect_notebook(str(path)).items():
-        try:
-            default = ast.literal_eval(line["default"])
-        except (ValueError, SyntaxError):
-            default = None
-        known[name] = Parameter(line["inferred_type_name"], default, line["help"])
-    return known
+    return papermill.inspect_notebook(str(path))
 
 
-def check(path, values, *, strict=True):
+def check(path, values):
     """Return the values as the notebook's types; ValueError for an unknown or a wrong one.
 
-    strict: no conversion, as a notebook would do none; else text that reads as the type is taken.
+    Text is read as the type, lists and dicts as YAML: "0,1" is [0, 1]. Nothing else is converted.
     """
-    known = parameters(path)
+    types = {name: line["inferred_type_name"] for name, line in parameters(path).items()}
     checked = {}
     for name, value in values.items():
-        if name not in known:
-            names = ", ".join(f"{key}: {known[key].kind}" for key in known)
-            raise ValueError(f"{Path(path).name}: unknown parameter {name!r}; known are {names}")
-        kind = known[name].kind
+        if name not in types:
+            known = ", ".join(f"{key}: {kind}" for key, kind in types.items())
+            raise ValueError(f"{Path(path).name}: unknown parameter {name!r}; known are {known}")
+        kind = types[name]
         adapter = pydantic.TypeAdapter(eval(kind, {"__builtins__": TYPES}))
         try:
-            checked[name] = adapter.validate_python(value, strict=strict)
-        except pydantic.ValidationError:
+            checked[name] = adapter.validate_python(_read(value, kind),
+                                                    strict=not isinstance(value, str))
+        except (pydantic.ValidationError, yaml.YAMLError):
             message = f"{Path(path).name}: parameter {name} must be {kind}, not {value!r}"
             raise ValueError(message) from None
     return checked
 
 
-def typed(path, words):
-    """Read {name: text} of a command line as the notebook's types: "0,1" is [0, 1]."""
-    known = parameters(path)
-    values = {}
-    for name, text in words.items():
-        kind = known[name].kind if name in known else "str"
-        if kind.startswith("list") and not text.startswith("["):
-            text = f"[{text}]"
-        values[name] = yaml.safe_load(text) if kind.startswith(("list", "dict")) else text
-    return check(path, values, strict=False)
+def _read(value, kind):
+    if not isinstance(value, str) or not kind.startswith(("list", "dict")):
+        return value
+    return yaml.safe_load(f"[{value}]" if kind[0] == "l" and value[:1] != "[" else value)
 
 
 def full_study():
@@ -150,7 +112,7 @@ def chosen_parameters(notebooks, words, *, full=False):
     A NAME alone is for all notebooks that have it; ValueError if none has.
     """
     paths = {path.stem: path for path in sorted(Path(notebooks).glob("[0-9][0-9]_*.ipynb"))}
-    texts = {}
+    chosen = full_study() if full else {}
     for word, text in words.items():
         notebook, dot, name = word.rpartition(".")
         holders = [notebook] if dot else [stem for stem in paths if name in parameters(paths[stem])]
@@ -158,10 +120,7 @@ def chosen_parameters(notebooks, words, *, full=False):
             raise ValueError(f"-p {word}: no notebook has this parameter; give NAME VALUE or "
                              "NOTEBOOK.NAME VALUE, as in -p 20_forgetting.n_edits 200")
         for stem in holders:
-            texts.setdefault(stem, {})[name] = text
-    chosen = full_study() if full else {}
-    for stem, named in texts.items():
-        chosen[stem] = chosen.get(stem, {}) | typed(Path(notebooks) / f"{stem}.ipynb", named)
+            chosen.setdefault(stem, {})[name] = text
     return chosen
 
 
@@ -190,51 +149,8 @@ def build(notebooks="notebooks", out_dir="results/reports", parameters=None, *, 
     return Path(out_dir) / "index.html"
 
 
-def make_runs(jobs, workers=2):
-    """Make the runs that notebooks plan and that are missing; return the folders of all.
-
-    jobs: {path of a notebook: its parameters}.
-    """
-    wanted = {}
-    for path, values in jobs.items():
-        folder, runs = planned_runs(path, values)
-        wanted[folder] = wanted.get(folder, []) + runs
-    folders = []
-    for folder, runs in wanted.items():
-        if runs:
-            from editcore.study import loop, plans
-
-            missing = plans.status(runs, folder)["status"].isin(["missing", "begun"]).sum()
-            log.info("%s: %d runs to make, %d at a time", folder, missing, workers)
-            folders += loop.execute_all(list(dict.fromkeys(runs)), folder, workers)
-    return folders
-
-
-def planned_runs(path, values):
-    """Return (folder, runs) that a notebook asks for in its cells tagged `plan`, not executed.
-
-    The cell makes lists of Run, or dicts of them, out of the notebook's parameters by the
-    functions of `plans`.
-    """
-    known = {name: parameter.default for name, parameter in parameters(path).items()} | values
-    cells = nbformat.read(path, as_version=4).cells
-    sources = [cell.source for cell in cells if "plan" in cell.metadata.get("tags", [])]
-    if not sources:
-        return "results/runs", []
-    from editcore.study import plans
-    from editcore.study.run import Run
-
-    names = known | {"plans": plans, "ec": editcore}
-    exec("\n".join(sources), names)
-    lists = []
-    for value in names.values():
-        lists += value.values() if isinstance(value, dict) else [value]
-    runs = [run for part in lists if isinstance(part, list) for run in part if isinstance(run, Run)]
-    return f"{known.get('results', 'results')}/runs", list(dict.fromkeys(runs))
-
-
 def run_notebook(path, values=None, out_dir="results/reports", *, force=False):
-    """Execute one notebook from the repository's root; return its executed copy.
+    """Execute one notebook from the repository's root and render it; return its page.
 
     A copy that is done and was made from the same cells, parameters and runs stays as it is.
     Raises ValueError for a wrong parameter and RuntimeError where a cell fails.
@@ -246,31 +162,67 @@ def run_notebook(path, values=None, out_dir="results/reports", *, force=False):
         make_runs({path: values})
         key = notebook_key(path, values)
         if force or not is_done(executed, key):
-            execute(path, executed, values, key, progress_bar=sys.stderr.isatty())
-    return executed
+            execute(path, executed, values, key=key, progress_bar=sys.stderr.isatty())
+    return pages.write_page(pages.read_executed(executed), executed.with_suffix(".html"))
+
+
+def make_runs(jobs, workers=2):
+    """Make the runs that notebooks plan and that are missing; return the folders of all.
+
+    jobs: {path of a notebook: its parameters}.
+    """
+    from editcore.study import loop, plans
+
+    wanted = {}
+    for path, values in jobs.items():
+        folder, runs = planned_runs(path, values)
+        wanted.setdefault(folder, []).extend(runs)
+    folders = []
+    for folder, runs in wanted.items():
+        missing = plans.status(runs, folder)["status"].isin(["missing", "begun"]).sum()
+        log.info("%s: %d runs to make, %d at a time", folder, missing, workers)
+        folders += loop.execute_all(list(dict.fromkeys(runs)), folder, workers)
+    return folders
+
+
+def planned_runs(path, values):
+    """Return (folder, runs) that a notebook asks for in its cells tagged `plan`, not executed.
+
+    The cell makes lists of Run out of the notebook's parameters by the functions of `plans`.
+    """
+    from editcore.study import plans
+    from editcore.study.run import Run
+
+    cells = nbformat.read(path, as_version=4).cells
+    names = {"plans": plans, "ec": editcore}
+    exec(_tagged(cells, "parameters"), names)
+    names |= values
+    exec(_tagged(cells, "plan"), names)
+    lists = [value for value in names.values() if isinstance(value, list)]
+    runs = [item for item in chain.from_iterable(lists) if isinstance(item, Run)]
+    return f"{names.get('results', 'results')}/runs", list(dict.fromkeys(runs))
+
+
+def _tagged(cells, tag):
+    return "\n".join(cell.source for cell in cells if tag in cell.metadata.get("tags", []))
 
 
 def notebook_key(path, values):
     """Return a hash of all that a notebook's outcome depends on: cells, parameters, runs."""
+    from editcore.study import plans
+
+    folder, runs = planned_runs(path, values)
+    files = [Path(folder) / run / "run.json" for run in plans.status(runs, folder)["run"]]
+    hashes = [sha256(file) if file.is_file() else "missing" for file in files]
     cells = nbformat.read(path, as_version=4).cells
     sources = [f"{cell.cell_type} {cell.source}" for cell in cells]
-    folder, runs = planned_runs(path, values)
-    hashes = []
-    if runs:
-        from editcore.study import plans
-
-        files = [Path(folder) / name / "run.json" for name in plans.status(runs, folder)["run"]]
-        hashes = [sha256(file) if file.is_file() else "missing" for file in files]
     return sha256_text(editcore.__version__, *sources, repr(sorted(values.items())), *hashes)
 
 
 def is_done(executed, key=None):
     """Return whether a copy ran to its end without an exception, and was made from `key`."""
-    try:
-        notebook = nbformat.read(executed, as_version=4)
-    except (FileNotFoundError, ValueError):     # cut off; nbformat's NotJSONError is a ValueError
-        return False
-    return not failure(notebook) and key in (None, notebook.metadata.get("editcore", {})["key"])
+    notebook = pages.read_executed(executed)
+    return not failure(notebook) and key in (None, notebook.metadata["editcore"]["key"])
 
 
 def _execute_all(jobs, out_dir, *, force, workers):
@@ -278,58 +230,46 @@ def _execute_all(jobs, out_dir, *, force, workers):
     keys = {path: notebook_key(path, values) for path, values in jobs.items()}
     todo = [path for path in jobs if force or not is_done(out_dir / path.name, keys[path])]
     log.info("%d notebooks, %d to execute, %d at a time", len(jobs), len(todo), workers)
-    began = time.monotonic()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, progress.show_log) as pool:
-        futures = {pool.submit(execute, path, out_dir / path.name, jobs[path], keys[path]): path
-                   for path in todo}
-        try:
-            for done, future in enumerate(as_completed(futures), 1):
-                error = future.exception()
-                state = "failed" if error else "done"
-                seconds = time.monotonic() - began
-                log.info("%s: %s; %d of %d after %.0f s, about %.0f s left", futures[future].stem,
-                         state, done, len(todo), seconds, seconds / done * (len(todo) - done))
-                if error:
-                    log.error("%s", error)
-        except KeyboardInterrupt:
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
+    with ProcessPoolExecutor(workers, get_context("spawn"), progress.show_log) as pool:
+        stems = {}
+        for path in todo:
+            job = pool.submit(execute, path, out_dir / path.name, jobs[path], key=keys[path])
+            stems[job] = path.stem
+        for job in progress.bar(as_completed(stems), "notebooks", len(stems)):
+            log.info("%s: %s", stems[job], job.exception() or "done")
 
 
-def execute(path, executed, values, key, *, progress_bar=False):
+def execute(path, executed, values, *, key, progress_bar=False):
     """Execute a notebook with papermill; RuntimeError tells where it stopped."""
     executed.parent.mkdir(parents=True, exist_ok=True)
     executed.unlink(missing_ok=True)
     search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ.update(PYTHONPATH=search, OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"))
-    with tempfile.TemporaryDirectory(prefix="editcore-") as sockets, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)     # papermill's own
+    lines = NotebookLog(path.stem)
+    with tempfile.TemporaryDirectory(prefix="editcore-") as sockets:
         # Kernels on TCP race for free ports when several start at once; sockets cannot.
         manager = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}
-        lines = NotebookLog(path.stem)
         try:
-            papermill.execute_notebook(
+            notebook = papermill.execute_notebook(
                 str(path), str(executed), values, kernel_name="python3", cwd=str(ROOT),
                 progress_bar=progress_bar, stdout_file=lines, stderr_file=lines,
                 config=Config({"KernelManager": manager}), shutdown_kernel="immediate",
                 extra_arguments=["--IPKernelApp.capture_fd_output=False"])
-        except (papermill.PapermillExecutionError, RuntimeError) as error:
-            cell = f"cell {error.exec_count} failed with " if hasattr(error, "ename") else ""
-            what = f"{error.ename}: {error.evalue}" if cell else str(error)
-            raise RuntimeError(f"{path.name}: {cell}{what}") from None
-    notebook = nbformat.read(executed, as_version=4)
+        except papermill.PapermillExecutionError as error:
+            raise RuntimeError(f"{path.name}: cell {error.exec_count} failed with {error.ename}: "
+                               f"{error.evalue}") from None
+        except RuntimeError as error:       # the kernel died
+            raise RuntimeError(f"{path.name}: {error}") from None
     notebook.metadata["editcore"] = {"key": key}
     with atomic(executed) as file:
         nbformat.write(notebook, file)
 
 
-@dataclass(frozen=True)
 class NotebookLog:
     """A file for what a running notebook writes: lines of the log."""
 
-    name: str
+    def __init__(self, name):
+        self.name = name
 
     def write(self, text):
         """Log each line after the notebook's name."""

@@ -13,7 +13,7 @@ FEW = {"items": 8, "untouched": 5}      # of study.Run
 SMALL = FEW | {"retest_every": 2, "downstream_every": 2}
 STORED = ("ft", "calinet", "grace")
 TRAINED = {"n_test_records": 2, "examples": 4, "draws": 20, "workers": 1, "training": {"warmup": 2}}
-TINY = {        # notebook -> parameters that keep it to seconds; what is not named runs with its defaults
+TINY = {        # parameters that keep a notebook to seconds
     "01_pocket_model": {"n_recall": 20, "n_trace": 3, "n_patching": 20, "n_single": 3, "items": 8,
                         "sweep": False},
     "10_edit": {"n_edits": 6, "retest_every": 3, "run_options": FEW},
@@ -52,11 +52,12 @@ def test_notebook_runs_to_its_end(stem, results):
     values = dict(TINY.get(stem, {}))
     if "results" in report.parameters(path):
         values.setdefault("results", str(results))
-    executed = report.run_notebook(path, values, results / "reports")
+    page = report.run_notebook(path, values, results / "reports")
+    executed = page.with_suffix(".ipynb")
     assert report.is_done(executed)
     notebook = nbformat.read(executed, as_version=4)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pages.shown_figures(notebook)) == len(pictures), "figures are shown by figures.show"
-    page = pages.render(executed, results / "reports").read_text("utf-8")
-    assert page.count("<figcaption>") == len(pictures) and str(ROOT) not in page
+    text = page.read_text("utf-8")
+    assert text.count("<figcaption>") == len(pictures) and str(ROOT) not in text

@@ -123,18 +123,19 @@ def write(folder, context, state, *, cases, head):
         "update_seconds": [round(seconds, 4) for seconds in state.seconds],
         "contexts": list(state.contexts),
         "peak_memory": peak_memory(device) or _resident(), "device": str(device),
-        "threads": torch.get_num_threads(), **_software()})
+        "threads": torch.get_num_threads(), **software()})
 
 
-def _software():
+def software():
     """Return the commit (if this is a git checkout) and the versions of the code."""
     try:
-        command = ["git", "rev-parse", "HEAD"]
+        command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*",
+                   "--dirty= with changes"]
         answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True,
                                 check=False).stdout.strip()
     except OSError:     # no git
         answer = ""
-    packages = ("torch", "transformers", "numpy", "pandas")
+    packages = ("torch", "transformers", "numpy", "pandas", "scikit-learn", "seaborn")
     versions = {name: metadata.version(name) for name in packages}
     return {"commit": answer or "unknown",
             "versions": {"python": platform.python_version(), **versions}}
