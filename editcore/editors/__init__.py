@@ -26,8 +26,8 @@ class Editor:
 
         edit(model, tok, facts, config, prepared) -> Delta or Patch; the model stays as it was
 
-    and may define PAPER ({model: {field: published value}}), prepare, edit_groups, edit_each,
-    remember and finish, which are called as the methods below.
+    and may define PAPER ({model: {field: published value}}), prepare, edit_each, remember, finish
+    and edit_groups (then `edit` may be left out), which are called as the methods below.
     """
 
     module: str                     # imported on first use
@@ -53,12 +53,14 @@ class Editor:
 
     def prepare(self, model, tok, config, inputs=None):
         """What its edits need of the unedited model, taken once; inputs: EditorInputs."""
-        function = self._defined("prepare")
-        return function(model, tok, config, inputs or EditorInputs()) if function else None
+        function = self._defined("prepare", lambda *_: None)
+        return function(model, tok, config, inputs or EditorInputs())
 
     def edit(self, model, tok, facts, config, prepared=None):
         """One Delta or Patch with all facts, as one update of the model as it is."""
-        return self._defined("edit")(model, tok, facts, config, prepared)
+        if function := self._defined("edit"):
+            return function(model, tok, facts, config, prepared)
+        return self.edit_groups(model, tok, [facts], config, prepared=[prepared])[0]
 
     def edit_each(self, model, tok, facts, config, prepared=None):
         """One Delta or Patch per fact, each alone on the model as it is."""
@@ -74,8 +76,8 @@ class Editor:
         none does.
         """
         if self.shares_passes:
-            return self._defined("edit_groups")(model, tok, groups, config, prepared=prepared,
-                                                current=current)
+            function = self._defined("edit_groups")
+            return function(model, tok, groups, config, prepared=prepared, current=current)
         deltas = []
         for index, group in enumerate(groups):
             with current[index].applied(model) if current else contextlib.nullcontext():
@@ -84,38 +86,32 @@ class Editor:
 
     def remember(self, prepared, keys, config):
         """`prepared` with the keys of an update's Delta, for editors that remember them."""
-        function = self._defined("remember")
-        return function(prepared, keys, config) if function else prepared
+        return self._defined("remember", lambda prepared, *_: prepared)(prepared, keys, config)
 
     def finish(self, total, weights, config):
         """What is measured of the sum of updates; weights: {name: unedited parameter}."""
-        function = self._defined("finish")
-        return function(total, weights, config) if function else total
+        return self._defined("finish", lambda total, *_: total)(total, weights, config)
 
 
-def _rome(**variant):
-    return Editor("editcore.editors.rome", variant, needs_moments=True, shares_passes=True)
-
-
-def _memit(paper="PAPER", **variant):
-    return Editor("editcore.editors.memit", variant, {"PAPER": paper}, needs_moments=True,
+def _closed_form(module, paper="PAPER", **variant):
+    return Editor(f"editcore.editors.{module}", variant, {"PAPER": paper}, needs_moments=True,
                   shares_passes=True)
 
 
 RANDOM_NAMES = {"Settings": "RandomSettings", "PAPER": "RANDOM_PAPER", "edit": "random_update",
                 "prepare": "prepare_random"}
 EDITORS = {
-    "rome": _rome(),
-    "r-rome": _rome(convention="r-rome"),
-    "p-rome": _rome(convention="p-rome"),
-    "nas": _rome(anchor=20),
-    "emmet": _memit("EMMET", site="mlp_out", keys="mean", exact=True),
-    "memit": _memit(),
-    "memit-past": _memit(memory=True),
-    "encore": _memit("ENCORE"),
-    "alphaedit": _memit("ALPHAEDIT", memory=True),
-    "rect": _memit(keep=0.4),
-    "prune": _memit(prune=1.2),
+    "rome": _closed_form("rome"),
+    "r-rome": _closed_form("rome", convention="r-rome"),
+    "p-rome": _closed_form("rome", convention="p-rome"),
+    "nas": _closed_form("rome", anchor=20),
+    "emmet": _closed_form("memit", "EMMET", site="mlp_out", keys="mean", exact=True),
+    "memit": _closed_form("memit"),
+    "memit-past": _closed_form("memit", memory=True),
+    "encore": _closed_form("memit", "ENCORE"),
+    "alphaedit": _closed_form("memit", "ALPHAEDIT", memory=True),
+    "rect": _closed_form("memit", keep=0.4),
+    "prune": _closed_form("memit", prune=1.2),
     "mend": Editor("editcore.instructedit.mend", shares_passes=True),
     "ke": Editor("editcore.instructedit.ke", shares_passes=True),
     "ft": Editor("editcore.editors.ft"),
@@ -125,19 +121,18 @@ EDITORS = {
 }
 
 
-def edit(model, tok, facts, editor="rome", *, texts=None, moments=None, contexts=None, seed=0,
-         cache=None, **settings):
+def edit(model, tok, facts, editor="rome", **options):
     """Edit facts into a model as one update; the model stays as it was.
 
         delta = edit(model, tok, [fact], "rome", layer=3)
         with delta.applied(model):
             ...
 
-    Everything else as in `prepare`. Returns a Delta, or a Patch from "grace" and "calinet".
+    options: the editor's settings, and what else `prepare` takes. Returns a Delta, or a Patch from
+    "grace" and "calinet".
     """
     facts = list(facts)
-    config, prepared = prepare(model, tok, editor, texts=texts, moments=moments, contexts=contexts,
-                               seed=seed, cache=cache, pilot=facts, **settings)
+    config, prepared = prepare(model, tok, editor, pilot=facts, **options)
     return EDITORS[editor].edit(model, tok, facts, config, prepared)
 
 
@@ -152,23 +147,20 @@ def prepare(model, tok, editor="rome", *, texts=None, moments=None, contexts=Non
     all draws; pilot: facts for "nas". ValueError if a setting without default is not published for
     this model.
     """
-    config = configure(editor, settings, model.config.name_or_path)
-    if "seed" in vars(config) and "seed" not in settings:
+    name = model.config.name_or_path
+    config = configure(editor, settings, name)
+    if "seed" in vars(config):
         config = dataclasses.replace(config, seed=seed)
     cache = str(cache or cache_folder())
     if EDITORS[editor].needs_moments:
         contexts = contexts or templates.cached(model, tok, config.context_groups, seed, cache)
         if moments is None and texts is None:
-            texts = _texts(model, tok, config.n_tokens, seed, cache)
+            beside = Path(resolve(name)) / "texts.txt"
+            texts = read_lines(beside) if beside.is_file() else \
+                own_texts(model, tok, config.n_tokens, seed, cache)
     inputs = EditorInputs(tuple(texts or ()), moments, tuple(contexts or ()), seed, cache,
                           tuple(pilot))
     return config, EDITORS[editor].prepare(model, tok, config, inputs)
-
-
-def _texts(model, tok, n_tokens, seed, cache):
-    """The texts beside a model folder, else the model's own."""
-    beside = Path(resolve(model.config.name_or_path)) / "texts.txt"
-    return read_lines(beside) if beside.is_file() else own_texts(model, tok, n_tokens, seed, cache)
 
 
 def configure(editor, settings=None, model=""):

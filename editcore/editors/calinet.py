@@ -74,14 +74,14 @@ def edit(model, tok, facts, config, prepared=None):
     patch = empty_slots(model, config, generator)
     with fused(model):
         loss = _descend(model, batch, patch, generator, facts=facts, config=config)
-    return replace(patch, info=patch.info | {"nll": loss, "wordings": len(facts)})
+    return replace(patch, info={"editor": "calinet", "nll": loss, "wordings": len(facts)})
 
 
 def layer_numbers(model, layers):
     """The layers counted from 0; ValueError if there are none or the model lacks one."""
     if not layers:
         raise ValueError("layers: at least one is needed")
-    numbers = tuple(layer + n_layers(model) if layer < 0 else layer for layer in layers)
+    numbers = [layer + n_layers(model) if layer < 0 else layer for layer in layers]
     for number in numbers:
         name_of(model, "block", number)
     return numbers
@@ -104,9 +104,9 @@ def empty_slots(model, config, generator):
     parts = {}
     for layer in layer_numbers(model, config.layers):
         keys = torch.randn(config.slots, d, generator=generator).div(d ** 0.5)
-        values = torch.zeros(config.slots, d, device=weight.device, dtype=wide)
-        parts[name_of(model, "mlp", layer)] = Slots(keys.to(weight.device, wide), values)
-    return Patch(parts, {"editor": "calinet"})
+        keys = keys.to(weight.device, wide)
+        parts[name_of(model, "mlp", layer)] = Slots(keys, torch.zeros_like(keys))
+    return Patch(parts)
 
 
 def below_slots(model, batch, config):
@@ -136,15 +136,16 @@ def _descend(model, batch, patch, generator, *, facts, config):
     recent = []
     for step in range(config.steps):
         index = torch.randperm(len(facts), generator=generator)[:size].to(batch.ids.device)
-        live = [tensor.clone().requires_grad_() for tensor in tensors]
-        pairs = zip(live[::2], live[1::2])
-        trial = Patch({name: Slots(*pair) for name, pair in zip(patch.parts, pairs)})
-        loss = losses(model, state.rows(index), batch.rows(index), trial)
+        for tensor in tensors:
+            tensor.requires_grad_()
+        loss = losses(model, state.rows(index), batch.rows(index), patch)
+        gradients = torch.autograd.grad(loss.mean(), tensors)
+        for tensor in tensors:
+            tensor.requires_grad_(False)
         check_finite(loss, [facts[i] for i in index.tolist()], step + 1)
         recent = [*recent, loss.mean().item()][-passes:]
         if sum(recent) / len(recent) < config.stop_loss:
             break
-        gradients = torch.autograd.grad(loss.mean(), live)
         for tensor, pair, gradient in zip(tensors, moments, gradients, strict=True):
             adam(tensor, pair, gradient, step=step + 1, lr=config.lr)
     return sum(recent) / max(1, len(recent))

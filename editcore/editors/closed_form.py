@@ -88,20 +88,17 @@ def update(keys, solved, residual, weight, memory=None):
 
 
 def remember(memory, inverse, keys, weight):
-    """The Memory with `keys` (n, m) added; its factor grows by n rows and is not computed anew.
+    """The Memory with `keys` (n, m) added, for a weight above 0; its factor grows by n rows.
 
-    Deterministic: the same keys in the same portions give the same bits, so that a killed run is
-    taken up exactly.
+    The same keys in the same portions give the same bits, so that a killed run is taken up exactly.
     """
-    if weight <= 0:
-        raise ValueError("keys can only be remembered with a weight (λ) above 0")
     keys = keys.double()
     solved = inverse.solve(keys)
     corner = _gram(keys, solved, weight)
     if memory is None:
         return Memory(keys, solved, torch.linalg.cholesky(corner))
-    cross = memory.keys @ solved.T                                                  # (p, n)
-    side = torch.linalg.solve_triangular(memory.lower, cross, upper=False)          # (p, n)
+    cross = memory.keys @ solved.T                                              # (p, n)
+    side = torch.linalg.solve_triangular(memory.lower, cross, upper=False)      # (p, n)
     corner = torch.linalg.cholesky(corner - side.T @ side)
     top = torch.cat([memory.lower, torch.zeros_like(side)], 1)
     lower = torch.cat([top, torch.cat([side.T, corner], 1)], 0)
@@ -120,8 +117,6 @@ def rect(change, weight, keep):
 
     RECT, arXiv:2401.04700. Shapes of change and weight are equal; ties at the limit are kept.
     """
-    if keep >= 1:
-        return change
     size = (change.double() / weight.double()).abs().nan_to_num(nan=0.0, posinf=torch.inf)
     count = max(1, round(keep * size.numel()))
     limit = size.flatten().kthvalue(size.numel() - count + 1).values

@@ -7,7 +7,7 @@ is looked up afterwards: see `delta.Patch.applied`.
 """
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -126,12 +126,26 @@ def edit(model, tok, facts, config, prepared=None):
 
     ValueError names a record too long or with a broken loss.
     """
-    return _patch(model, _entries(model, tok, facts, config), config)
+    patches = edit_each(model, tok, facts, config)
+    info = {"editor": "grace", "nll": [patch.info["nll"][0] for patch in patches]}
+    return replace(sum(patches[1:], patches[0]), info=info)
 
 
 def edit_each(model, tok, facts, config, prepared=None):
-    """One Patch per fact; the values of all are trained in the same passes."""
-    return [_patch(model, [entry], config) for entry in _entries(model, tok, facts, config)]
+    """One Patch per fact; the values are trained as many at a time as suit the device."""
+    batch = encode_batch(model, tok, facts)
+    device = batch.ids.device
+    patches = {}
+    for indices in batches(batch.mask.sum(1).tolist(), 4 * batch_tokens(device)):
+        rows = batch.rows(torch.tensor(indices, device=device))
+        with fused(model):
+            results = train_values(model, rows, [facts[i] for i in indices], config)
+        for index, key, value, loss in zip(indices, *results):
+            book = Codebook(key[None], value[None], key.new_tensor([config.radius]),
+                            (facts[index].target_new.strip(),))
+            patches[index] = Patch({name_of(model, config.part, config.layer): book},
+                                   {"editor": "grace", "nll": [loss.item()]})
+    return [patches[index] for index in range(len(facts))]
 
 
 def train_values(model, batch, facts, config):
@@ -147,8 +161,11 @@ def train_values(model, batch, facts, config):
           capture(model, [name], stop=False) as outputs):
         resume(model, state, state.hidden)
     wide = torch.promote_types(outputs[name].dtype, torch.float32)
-    keys = inputs[name][:, 0].to(wide)
-    values = _first_values(outputs[name][:, 0].to(wide), facts, config)
+    values = outputs[name][:, 0].to(wide, copy=True)
+    if config.begin == "random":
+        for value, fact in zip(values, facts):
+            seed = zlib.crc32(f"{config.seed} {fact.case_id}".encode())
+            value.copy_(torch.rand(len(value), generator=torch.Generator().manual_seed(seed)))
     moments = (torch.zeros_like(values), torch.zeros_like(values))
     loss = torch.full((len(values),), torch.nan)
     for step in range(config.steps):
@@ -162,35 +179,4 @@ def train_values(model, batch, facts, config):
         check_finite(loss, facts, step + 1)
         (gradient,) = torch.autograd.grad(loss.sum(), live)
         adam(values, moments, gradient, step=step + 1, lr=config.lr)
-    return keys, values, loss.detach()
-
-
-def _entries(model, tok, facts, config):
-    """[(key, value, label, loss)] of facts, trained as many at a time as suit the device."""
-    batch = encode_batch(model, tok, facts)
-    entries = [None] * len(facts)
-    device = batch.ids.device
-    with fused(model):
-        for indices in batches(batch.mask.sum(1).tolist(), 4 * batch_tokens(device)):
-            rows = batch.rows(torch.tensor(indices, device=device))
-            results = train_values(model, rows, [facts[i] for i in indices], config)
-            for index, (key, value, loss) in zip(indices, zip(*results)):
-                entries[index] = (key, value, facts[index].target_new.strip(), loss.item())
-    return entries
-
-
-def _first_values(outputs, facts, config):
-    """(n, out) values before training."""
-    if config.begin == "own":
-        return outputs.clone()
-    seeds = [zlib.crc32(f"{config.seed} {fact.case_id}".encode()) for fact in facts]
-    rows = [torch.rand(outputs.shape[1], generator=torch.Generator().manual_seed(seed))
-            for seed in seeds]
-    return torch.stack(rows).to(outputs)
-
-
-def _patch(model, entries, config):
-    books = [Codebook(key[None], value[None], key.new_tensor([config.radius]), (label,))
-             for key, value, label, _ in entries]
-    info = {"editor": "grace", "nll": [loss for *_, loss in entries]}
-    return Patch({name_of(model, config.part, config.layer): sum(books[1:], books[0])}, info)
+    return inputs[name][:, 0].to(wide), values, loss.detach()

@@ -14,7 +14,7 @@ import torch
 
 from editcore.delta import Delta, dense, oriented
 from editcore.editors import closed_form
-from editcore.editors.prepare import anchor_norm, prepare_layers
+from editcore.editors.prepare import prepare_layers
 from editcore.editors.rowwise import each_row, each_row_added, edited_maps
 from editcore.editors.target_value import EditSite, encode_facts, optimise
 from editcore.hooks import capture, run
@@ -89,21 +89,12 @@ def prepare(model, tok, config, inputs):
         raise ValueError(f"site mlp_out takes one layer, but layers are {config.layers}")
     if config.memory and (config.exact or config.lambda_ <= 0):
         raise ValueError("memory needs lambda above 0, and exact off")
-    prepared = prepare_layers(model, tok, config.layers, inputs, config)
+    prepared = prepare_layers(model, tok, config.layers, inputs, config, _site(config))
     ridge = config.ridge / config.lambda_ if config.ridge else 0.0
     names = [name_of(model, "mlp_out", layer) for layer in config.layers]
     inverses = {name: closed_form.inverse(prepared.moments, name, ridge, config.null_space)
                 for name in names}
-    norm = 0.0
-    if config.anchor:
-        norm = anchor_norm(model, tok, _site(config), inputs, contexts=prepared.contexts,
-                                     config=config)
-    return replace(prepared, inverses=inverses, anchor=norm)
-
-
-def edit(model, tok, facts, config, prepared):
-    """One Delta with all facts, as one update."""
-    return edit_groups(model, tok, [facts], config, prepared=[prepared])[0]
+    return replace(prepared, inverses=inverses)
 
 
 def edit_groups(model, tok, groups, config, *, prepared, current=None):
@@ -113,7 +104,7 @@ def edit_groups(model, tok, groups, config, *, prepared, current=None):
     none does. A Delta carries its keys if they are to be remembered. ValueError names the records
     of a group whose update is not finite.
     """
-    versions = edited_maps(model, current) if current else None
+    versions = edited_maps(model, current or [Delta({})] * len(groups))
     facts = encode_facts(model, tok, groups, [group.contexts for group in prepared], config)
     values = optimise(model, facts, _site(config), config, versions)
     if config.anchor:
@@ -132,7 +123,9 @@ def edit_groups(model, tok, groups, config, *, prepared, current=None):
         residual = (values.v_star - state) / (len(config.layers) - index)
         changes[name] = _changes(model, facts, layer, config, keys=keys[name], residual=residual,
                                  prepared=prepared, versions=versions)
-    return [_delta(values, index, changes, keys, config) for index in range(len(groups))]
+    if not config.memory:
+        keys = {}
+    return [_delta(values, group, changes, keys) for group in range(len(groups))]
 
 
 def remember(prepared, keys, config):
@@ -177,30 +170,28 @@ def read(model, facts, layer, last, *, changes, versions):
     """
     source = name_of(model, "mlp_out", layer)
     target = name_of(model, "block", last)
-    contexts = range(len(facts[0].starts))
     keys = {}
     states = {}
-    for part, name in ((contexts[:1], target), (contexts[1:], source)):
-        places = list(itertools.product(range(len(facts)), part))
+    for contexts, end in (((0,), target), (range(1, len(facts[0].starts)), source)):
+        places = list(itertools.product(range(len(facts)), contexts))
         rows = [facts[i].rows[c][:facts[i].lookups[c] + 1] for i, c in places]
         for batch in batches([len(row) for row in rows]):
             owners = [facts[places[b][0]].group for b in batch]
             ids, mask = pad([rows[b] for b in batch], device=next(model.parameters()).device)
-            ends = (torch.arange(len(batch), device=ids.device), mask.sum(1) - 1)
             with contextlib.ExitStack() as hooks:
                 hooks.enter_context(each_row(model, versions, owners))
-                for changed, group_changes in changes.items():
-                    hooks.enter_context(each_row_added(model, changed, group_changes, owners))
-                seen = hooks.enter_context(capture(model, [source], "input", stop=name == source))
-                out = hooks.enter_context(capture(model, [name], stop=name == target))
+                for name, group_changes in changes.items():
+                    hooks.enter_context(each_row_added(model, name, group_changes, owners))
+                inputs = hooks.enter_context(capture(model, [source], "input", stop=False))
+                outputs = hooks.enter_context(capture(model, [end]))
                 run(model, input_ids=ids, attention_mask=mask)
-            keys |= zip([places[b] for b in batch], seen[source][ends])
-            if name == target:
-                states |= zip([places[b][0] for b in batch], out[target][ends])
-    keys = torch.stack([keys[place] for place in itertools.product(range(len(facts)), contexts)])
-    states = torch.stack([states[index] for index in range(len(facts))])
-    wide = torch.promote_types(states.dtype, torch.float32)
-    return keys.unflatten(0, (len(facts), len(contexts))), states.to(wide)
+            lookups = (torch.arange(len(batch), device=ids.device), mask.sum(1) - 1)
+            keys |= zip([places[b] for b in batch], inputs[source][lookups])
+            states |= zip([places[b] for b in batch], outputs[end][lookups])
+    plain = torch.stack([states[fact, 0] for fact in range(len(facts))])
+    stacked = torch.stack([keys[place] for place in sorted(keys)])
+    return (stacked.unflatten(0, (len(facts), -1)),
+            plain.to(torch.promote_types(plain.dtype, torch.float32)))
 
 
 def _site(config):
@@ -212,40 +203,32 @@ def _changes(model, facts, layer, config, *, keys, residual, prepared, versions)
     """The change of a layer's weight, in the stored orientation, for each group."""
     name = name_of(model, "mlp_out", layer)
     module = module_of(model, "mlp_out", layer)
-    groups = torch.tensor([fact.group for fact in facts])
+    dtype = torch.promote_types(module.weight.dtype, torch.float32)
     solved = prepared[0].inverses[name].solve(keys)
     changes = []
-    for group in range(len(prepared)):
-        rows = (groups == group).nonzero()[:, 0]
+    for group, group_prepared in enumerate(prepared):
+        rows = [row for row, fact in enumerate(facts) if fact.group == group]
         weight = 0.0 if config.exact and len(rows) == 1 else config.lambda_
         left, right = closed_form.update(keys[rows], solved[rows], residual[rows], weight,
-                                         prepared[group].memory.get(name))
-        change = _stored(module, left.T, right)
+                                         group_prepared.memory.get(name))
+        change = oriented(left.T.to(dtype), right.to(dtype), module)
+        if not change.saves:        # low rank only while that is the smaller form
+            change = oriented(left.T, right, module).dense().to(dtype)
         if config.keep < 1:
-            before = versions[group].get(name, [module.weight])[0] if versions else module.weight
+            before, *_ = versions[group].get(name, [module.weight])
             change = closed_form.rect(dense(change), before, config.keep)
         changes.append(change)
     return changes
 
 
-def _stored(module, left, right):
-    """left @ right as the module stores its weight: low rank while that is the smaller form."""
-    dtype = torch.promote_types(module.weight.dtype, torch.float32)
-    change = oriented(left, right, module)
-    return oriented(left.to(dtype), right.to(dtype), module) if change.saves else \
-        change.dense().to(dtype)
-
-
-def _delta(values, group, changes, keys, config):
+def _delta(values, group, changes, keys):
     """The Delta of one group."""
     rows = [row for row, fact in enumerate(values.facts) if fact.group == group]
     info = {"editor": "memit", "losses": [values.losses[row][-1] for row in rows],
             "evaluations": [len(values.losses[row]) for row in rows],
             "value_norm": values.v_star[rows].norm(dim=1).tolist()}
-    delta = Delta({name + ".weight": group_changes[group]
-                   for name, group_changes in changes.items()}, info,
-                  {name: layer_keys[rows] for name, layer_keys in keys.items()}
-                  if config.memory else {})
+    delta = Delta({name + ".weight": layer[group] for name, layer in changes.items()}, info,
+                  {name: layer[rows] for name, layer in keys.items()})
     if not delta.is_finite():
         records = ", ".join(str(values.facts[row].case_id) for row in rows)
         raise ValueError(f"record {records}: the update is not finite")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from editcore import moments, templates
 from editcore.editors.target_value import encode_facts, optimise
+from editcore.model import name_of
 
 
 @dataclass(frozen=True)
@@ -29,30 +30,27 @@ class Prepared:
     anchor: float = 0.0         # norm that every v* is rescaled to; 0: none
 
 
-def prepare_layers(model, tok, layers, inputs, config):
+def prepare_layers(model, tok, layers, inputs, config, site=None):
     """Prepared for `layers`; config has context_groups, n_tokens and length.
 
+    site: an EditSite if config.anchor asks for the mean ‖v*‖ of so many pilot facts there.
     ValueError if there are neither second moments nor texts, or a moment is missing or not positive
-    definite.
+    definite, or there are no pilot facts.
     """
-    names = [moments.name_of(model, "mlp_out", layer) for layer in layers]
     if inputs.contexts:
         contexts = templates.check(list(inputs.contexts))
     else:
         contexts = templates.sample(model, tok, config.context_groups, inputs.seed)
     second_moments = _second_moments(model, tok, layers, inputs, config)
-    for name in names:
-        second_moments.factor(name)
-    return Prepared(contexts, second_moments)
-
-
-def anchor_norm(model, tok, site, inputs, *, contexts, config):
-    """Mean ‖v*‖ of the first config.anchor pilot facts; ValueError if there are none."""
+    for layer in layers:
+        second_moments.factor(name_of(model, "mlp_out", layer))
+    if site is None or not config.anchor:
+        return Prepared(contexts, second_moments)
     if not inputs.pilot:
         raise ValueError(f"anchor: up to {config.anchor} pilot facts wanted, but there are none")
     pilot = encode_facts(model, tok, [inputs.pilot[:config.anchor]], [contexts], config)
     values = optimise(model, pilot, site, config)
-    return values.v_star.norm(dim=1).mean().item()
+    return Prepared(contexts, second_moments, anchor=values.v_star.norm(dim=1).mean().item())
 
 
 def _second_moments(model, tok, layers, inputs, config):

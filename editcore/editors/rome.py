@@ -12,9 +12,9 @@ import torch
 
 from editcore.delta import Delta, oriented
 from editcore.editors.closed_form import norm_anchor
-from editcore.editors.prepare import anchor_norm, prepare_layers
+from editcore.editors.prepare import prepare_layers
 from editcore.editors.rowwise import edited_maps
-from editcore.editors.target_value import EditSite, encode_facts, optimise, unedited_values
+from editcore.editors.target_value import EditSite, encode_facts, optimise
 from editcore.model import module_of, name_of
 from editcore.templates import TemplateGroup
 
@@ -52,41 +52,29 @@ PAPER = {   # published settings by model
 
 def prepare(model, tok, config, inputs):
     """Context templates and second moment, from the unedited model; the anchor's norm."""
-    prepared = prepare_layers(model, tok, (config.layer,), inputs, config)
-    if not config.anchor:
-        return prepared
-    norm = anchor_norm(model, tok, _site(config), inputs, contexts=prepared.contexts,
-                                 config=config)
-    return replace(prepared, anchor=norm)
-
-
-def edit(model, tok, facts, config, prepared):
-    """One Delta with all facts, each solved on top of those before it as in the published code."""
-    return edit_groups(model, tok, [facts], config, prepared=[prepared])[0]
+    return prepare_layers(model, tok, (config.layer,), inputs, config, _site(config))
 
 
 def edit_groups(model, tok, groups, config, *, prepared, current=None):
     """One Delta per group of facts, each an edit of its own copy of the model, in shared passes.
 
+    The facts of a group are solved each on top of those before it, as in the published code.
     prepared: one per group; current: the Delta that each group's model carries already, None if
     none does.
     """
     totals = [Delta({}) for _ in groups]
     for number in range(max(map(len, groups))):
         live = [index for index, group in enumerate(groups) if number < len(group)]
-        contexts = [prepared[index].contexts for index in live]
-        facts = encode_facts(model, tok, [[groups[index][number]] for index in live], contexts,
-                             config)
-        versions = None
-        if current is not None or number:
-            carried = [current[index] + totals[index] if current else totals[index]
-                       for index in live]
-            versions = edited_maps(model, carried)
-        values = optimise(model, facts, _site(config), config, versions)
+        facts = encode_facts(model, tok, [[groups[index][number]] for index in live],
+                             [prepared[index].contexts for index in live], config)
+        carried = [current[index] + totals[index] if current else totals[index] for index in live]
+        values = optimise(model, facts, _site(config), config, edited_maps(model, carried))
         if config.anchor:
             values = norm_anchor(values, torch.tensor([prepared[index].anchor for index in live]))
         for index, delta in zip(live, _deltas(model, values, prepared[live[0]].moments, config)):
-            totals[index] = _joined(totals[index], delta)
+            info = {"editor": "rome"} | {name: totals[index].info.get(name, []) + value
+                                         for name, value in delta.info.items()}
+            totals[index] = replace(totals[index] + delta, info=info)
     return totals
 
 
@@ -117,12 +105,11 @@ def _deltas(model, values, moments, config):
     """The rank-one Delta of every fact. ValueError names a record whose update is not finite."""
     name = name_of(model, "mlp_out", config.layer)
     left, right = update(values, moments, name, config.convention)
-    v_star = values.v_star
+    norms = values.v_star.norm(dim=1).tolist()
     deltas = []
     for row, fact in enumerate(values.facts):
-        info = {"editor": "rome", "losses": [values.losses[row][-1]],
-                "evaluations": [len(values.losses[row])],
-                "value_norm": [v_star[row].norm().item()]}
+        losses = values.losses[row]
+        info = {"losses": [losses[-1]], "evaluations": [len(losses)], "value_norm": [norms[row]]}
         delta = _delta(model, config, left[[row]], right[[row]], info)
         if not delta.is_finite():
             raise ValueError(f"record {fact.case_id}: the update is not finite (its key may be "
@@ -133,17 +120,10 @@ def _deltas(model, values, moments, config):
 
 def _delta(model, config, left, right, info):
     """The Delta of leftᵀ right, factors in the weight's dtype or float32."""
-    name = name_of(model, "mlp_out", config.layer)
     module = module_of(model, "mlp_out", config.layer)
     dtype = torch.promote_types(module.weight.dtype, torch.float32)
-    return Delta({name + ".weight": oriented(left.T.to(dtype), right.to(dtype), module)}, info)
-
-
-def _joined(total, delta):
-    """The sum of two Deltas; lists in their info one after the other."""
-    info = {name: total.info.get(name, []) + value if isinstance(value, list) else value
-            for name, value in delta.info.items()}
-    return replace(total + delta, info=info)
+    change = oriented(left.T.to(dtype), right.to(dtype), module)
+    return Delta({name_of(model, "mlp_out", config.layer) + ".weight": change}, info)
 
 
 @dataclass(frozen=True)
@@ -171,15 +151,15 @@ def prepare_random(model, tok, config, inputs):
 
 def random_update(model, tok, facts, config, prepared):
     """The Delta Σ ‖ΔW‖ v uᵀ over the facts, v and u unit vectors; ValueError without a norm."""
+    encoded = encode_facts(model, tok, [facts], [prepared.contexts], config)
+    unedited = Settings(config.layer, steps=0)
+    keys = optimise(model, encoded, _site(config), unedited).keys.mean(1)
+    right = prepared.moments.solve(name_of(model, "mlp_out", config.layer), keys.T).T
+    left = torch.empty(len(facts), model.config.hidden_size).to(right)
     norms = {str(case_id): norm for case_id, norm in config.norms}
-    for fact in facts:
+    for row, fact in enumerate(facts):
         if str(fact.case_id) not in norms:
             raise ValueError(f"record {fact.case_id}: norms has no entry for it")
-    encoded = encode_facts(model, tok, [facts], [prepared.contexts], config)
-    values = unedited_values(model, encoded, _site(config))
-    right = prepared.moments.solve(name_of(model, "mlp_out", config.layer), values.keys.mean(1).T).T
-    left = torch.empty_like(values.h0).double()
-    for row, fact in enumerate(facts):
         seed = zlib.crc32(f"{config.seed} {fact.case_id}".encode())
         generator = torch.Generator().manual_seed(seed)
         left[row] = torch.randn(left.shape[1], generator=generator, dtype=torch.float64)

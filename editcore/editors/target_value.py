@@ -38,12 +38,12 @@ class EncodedFact:
     case_id: object = ""    # for errors
     group: int = 0      # which group of facts, and so which version of the model, it belongs to
 
-    @property
-    def width(self):
-        """Tokens from the lookup position to the last position that is read, at most."""
-        ends = [start + len(self.target) - 1 for start in self.starts]
-        ends.append(self.kl_position)
-        return max(end - lookup for end, lookup in zip(ends, self.lookups, strict=True)) + 1
+    def offsets(self, count):
+        """`count` offsets from the lookup position that are read in each row, the last repeated."""
+        steps = [min(step, len(self.target) - 1) for step in range(count)]
+        rows = [[start - lookup + step for step in steps]
+                for start, lookup in zip(self.starts, self.lookups)]
+        return [*rows, [self.kl_position - self.lookups[-1]] * count]
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,6 @@ class TargetValues:
     def v_star(self):
         """(n, d) h0 + δ."""
         return self.h0 + self.delta
-
-
-@dataclass(frozen=True)
-class LossPositions:
-    """Where the loss of n facts reads: M predictions of target tokens, then n KL rows."""
-
-    rows: torch.Tensor      # (M + n,) row
-    columns: torch.Tensor   # (M + n,) which of the row's wanted offsets
-    facts: torch.Tensor     # (M,) fact that the prediction belongs to
-    tokens: torch.Tensor    # (M,) target token
-    weights: torch.Tensor   # (M,) 1 / (contexts * target tokens)
 
 
 def encode_facts(model, tok, groups, contexts, config):
@@ -112,36 +101,23 @@ def optimise(model, facts, site, config, versions=None):
     site's layer may differ in them. Nothing of the model changes. ValueError names the record whose
     loss is not finite, and the step.
     """
-    def solve(chunk):
-        return _optimise(model, chunk, site, config, versions)
-    return _in_chunks(model, facts, solve)
-
-
-def unedited_values(model, facts, site):
-    """TargetValues with δ = 0 and no losses: h0 and keys alone, from one pass."""
-    def look(chunk):
-        _, h0, mean_h0, keys = _start(model, chunk, site, None)
-        return TargetValues(torch.zeros_like(h0), h0, mean_h0, keys, ((),) * len(chunk), chunk)
-    return _in_chunks(model, facts, look)
-
-
-def _in_chunks(model, facts, solve):
-    """TargetValues of all facts in their order, solved as many at a time as suit the device."""
-    lengths = [len(fact.rows) * fact.width for fact in facts]
-    chunks = list(batches(lengths, batch_tokens(next(model.parameters()).device)))
+    device = next(model.parameters()).device
+    lengths = [len(fact.rows) * (max(chain(*fact.offsets(len(fact.target)))) + 1) for fact in facts]
+    chunks = list(batches(lengths, batch_tokens(device)))
     with fused(model):
-        parts = [solve(tuple(facts[i] for i in chunk)) for chunk in chunks]
+        parts = [_optimise(model, [facts[i] for i in chunk], site, config, versions)
+                 for chunk in chunks]
     order = torch.tensor(list(chain(*chunks))).argsort().tolist()
     losses = list(chain(*(part.losses for part in parts)))
     tensors = (torch.cat([getattr(part, name) for part in parts])[order]
                for name in ("delta", "h0", "mean_h0", "keys"))
-    return TargetValues(*tensors, tuple(losses[i] for i in order), tuple(facts))
+    return TargetValues(*tensors, tuple(tuple(losses[i]) for i in order), tuple(facts))
 
 
 def _optimise(model, facts, site, config, versions):
     """TargetValues of a chunk of facts."""
     state, h0, mean_h0, keys = _start(model, facts, site, versions)
-    positions = _loss_positions(facts, h0.device)
+    targets, present = pad([list(fact.target) for fact in facts], device=h0.device)     # (n, s)
     delta = torch.zeros_like(h0)
     moments = (torch.zeros_like(h0), torch.zeros_like(h0))
     limit = config.clamp * h0.norm(dim=1)
@@ -153,8 +129,9 @@ def _optimise(model, facts, site, config, versions):
         last = step == config.steps - 1     # it evaluates and does not step
         live = delta[active].requires_grad_(not last)
         with torch.set_grad_enabled(not last):
-            loss, log_p, hit = _loss(model, state, positions, live, h0=h0[active],
-                                     reference=reference, config=config)
+            loss, log_p, hit = _loss(model, state, live, targets=targets[active],
+                                     present=present[active], h0=h0[active], reference=reference,
+                                     config=config)
         reference = log_p.detach() if reference is None else reference
         going = _note(loss, losses, active, facts) >= config.stop_loss
         if config.early_stop:
@@ -168,10 +145,9 @@ def _optimise(model, facts, site, config, versions):
             gradient = gradient[going]
             reference = reference[going]
             state = state.rows(going.to(h0.device).repeat_interleave(len(facts[0].rows)))
-            positions = _loss_positions([facts[i] for i in active], h0.device)
         adam(delta, moments, gradient, step=step + 1, lr=config.lr, active=active)
         delta[active] *= (limit[active] / delta[active].norm(dim=1)).clamp(max=1)[:, None]
-    return TargetValues(delta, h0, mean_h0, keys, tuple(map(tuple, losses)), facts)
+    return TargetValues(delta, h0, mean_h0, keys, losses, facts)
 
 
 def _start(model, facts, site, versions):
@@ -180,7 +156,8 @@ def _start(model, facts, site, versions):
     n_rows = len(facts[0].rows)
     ids, mask = pad(list(chain(*(fact.rows for fact in facts))), device=device)
     begin = torch.tensor([fact.lookups for fact in facts], device=device).flatten()
-    wanted = torch.tensor([_wanted(fact, facts) for fact in facts], device=device).flatten(0, 1)
+    longest = max(len(fact.target) for fact in facts)
+    wanted = torch.tensor([fact.offsets(longest) for fact in facts], device=device).flatten(0, 1)
     source = name_of(model, "mlp_out", site.key_layer)
     target = name_of(model, site.part, site.layer)
     groups = list(chain(*([fact.group] * n_rows for fact in facts)))
@@ -194,52 +171,32 @@ def _start(model, facts, site, versions):
     return state, values[:, 0], values.mean(1), keys
 
 
-def _wanted(fact, facts):
-    """Offsets from the lookup position that are read in each row, as many in every row."""
-    longest = max(len(other.target) for other in facts)
-    steps = [min(t, len(fact.target) - 1) for t in range(longest)]
-    offsets = [[start - lookup + t for t in steps]
-               for start, lookup in zip(fact.starts, fact.lookups)]
-    return [*offsets, [fact.kl_position - fact.lookups[-1]] * longest]
-
-
-def _loss_positions(facts, device):
-    n_rows = len(facts[0].rows)
-    entries = []
-    for index, fact in enumerate(facts):
-        weight = 1 / (len(fact.starts) * len(fact.target))
-        for row in range(len(fact.starts)):
-            entries += [(index * n_rows + row, column, index, token, weight)
-                        for column, token in enumerate(fact.target)]
-    rows, columns, numbers, tokens, weights = zip(*entries)
-    rows += tuple((index + 1) * n_rows - 1 for index in range(len(facts)))
-    columns += (0,) * len(facts)
-    integers = (torch.tensor(values, device=device) for values in (rows, columns, numbers, tokens))
-    return LossPositions(*integers, torch.tensor(weights, dtype=torch.float64, device=device))
-
-
-def _loss(model, state, positions, delta, *, h0, reference, config):
+def _loss(model, state, delta, *, targets, present, h0, reference, config):
     """The loss with `delta` (n, d) added at the lookup positions.
 
-    Returns (loss (n,), log-probabilities (n, V) at the KL rows, (n,) int64 that is 1 where all
-    target tokens are the argmax). reference: the log-probabilities before, None at first.
+    targets, present (n, s): target tokens and their mask. reference: the log-probabilities before,
+    None at first. Returns (loss (n,), log-probabilities (n, V) at the KL rows, (n,) bool: all target
+    tokens are the argmax).
     """
     n_rows = len(state.hidden) // len(delta)
     first = state.hidden[:, 0] + delta.to(state.hidden.dtype).repeat_interleave(n_rows, 0)
     final = resume(model, state, torch.cat([first[:, None], state.hidden[:, 1:]], 1))
-    logits = head(model, final[positions.rows, positions.columns])
-    wanted = logits[:len(positions.tokens)]
-    each = torch.nn.functional.cross_entropy(wanted, positions.tokens, reduction="none")
+    final = final.unflatten(0, (len(delta), n_rows))                    # (n, contexts + 1, s, d)
+    facts, contexts, steps = present[:, None].expand(-1, n_rows - 1, -1).nonzero(as_tuple=True)
+    logits = head(model, torch.cat([final[facts, contexts, steps], final[:, -1, 0]]))
+    wanted = logits[:len(facts)]
+    tokens = targets[facts, steps]
+    each = torch.nn.functional.cross_entropy(wanted, tokens, reduction="none")
+    weights = 1 / ((n_rows - 1) * present.sum(1).double())
     nll = torch.zeros(len(delta), dtype=each.dtype, device=each.device)
-    nll = nll.index_add(0, positions.facts, each * positions.weights.to(logits.dtype))
-    log_p = logits[len(positions.tokens):].log_softmax(-1)
+    nll = nll.index_add(0, facts, each * weights[facts].to(logits.dtype))
+    log_p = logits[len(facts):].log_softmax(-1)
     before = log_p.detach() if reference is None else reference
     kl = (log_p.exp() * (log_p - before)).sum(-1)
     decay = config.weight_decay * delta.norm(dim=1) / h0.norm(dim=1) ** 2
-    missed = (wanted.argmax(-1) != positions.tokens).long()
-    misses = torch.zeros(len(delta), dtype=torch.long, device=missed.device)
-    hit = misses.index_add(0, positions.facts, missed) == 0
-    return nll + config.kl_factor * kl + decay, log_p, hit.long()
+    missed = (wanted.argmax(-1) != tokens).long()
+    hit = torch.zeros_like(targets[:, 0]).index_add(0, facts, missed) == 0
+    return nll + config.kl_factor * kl + decay, log_p, hit
 
 
 def _note(loss, losses, active, facts):
