@@ -7,8 +7,8 @@
 
 The gradient of a linear map for edit i is G_i = sum_b u_b delta_b^T over its tokens, and what MEND
 makes of it the same sum of transformed factors. The "editing gradient direction" of
-arXiv:2402.16123, section 5.2, can be read in two ways: vec(G) / |vec(G)|, and the mean over tokens of
-a factor, u or delta.
+arXiv:2402.16123, section 5.2, can be read in two ways: vec(G) / |vec(G)|, and the mean over tokens
+of a factor, u or delta.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from editcore.instructedit import instructions, mend, trained_editors
+from editcore.instructedit import mend, trained_editors
 from editcore.instructedit.records import record_as_fact
 
 STAGES = ("raw", "untrained", "trained")
@@ -59,14 +59,9 @@ def gradients(model, tok, records, config, *, editor="", stage="trained", style=
     """
     if stage not in STAGES:
         raise ValueError(f"stage is {stage!r}, but must be one of {', '.join(STAGES)}")
-    facts = []
-    for record in records:
-        drawn = instructions.draw(record, config.seed, config.n_descriptions)
-        instructed = instructions.add_instruction(
-            record, drawn if description < 0 else description, style or config.style,
-            trained_editors.descriptions_of(config))
-        facts.append(replace(record_as_fact(instructed, config.seed),
-                             case_id=f"{record.task} {record.case_id}"))
+    instructed = trained_editors.instructed(config, records, style=style, description=description)
+    facts = [replace(record_as_fact(record, config.seed), case_id=f"{record.task} {record.case_id}")
+             for record in instructed]
     settings, _ = trained_editors.configured(config)
     names = [site.name for site in mend.sites(model, settings.layers, settings.parts)]
     factors = mend.fact_gradients(model, tok, facts, names,
@@ -105,7 +100,7 @@ def gram(edits, name, part="G"):
     if part != "G":
         means = torch.stack([pair[FACTORS[part]].double().mean(0) for pair in pairs])
         return means @ means.T
-    d_in, d_out = pairs[0][0].shape[1], pairs[0][1].shape[1]
+    d_in, d_out = (side.shape[1] for side in pairs[0])
     height = max(1, ROOM // (len(pairs) * d_out))
     inner = torch.zeros(len(pairs), len(pairs), dtype=torch.float64, device=pairs[0][0].device)
     for start in range(0, d_in, height):

@@ -78,8 +78,8 @@ def _swapped(record, number, texts):
 
 def _random(record, number, texts):
     """Words of all descriptions in a random order that the task alone decides."""
-    words = {word.strip(".,;:") for part in texts.values() for word in " ".join(part).split()
-             if not set(word) & set("{}")}
+    words = " ".join([" ".join(part) for part in texts.values()]).split()
+    words = {word.strip(".,;:") for word in words if not set(word) & set("{}")}
     drawn = random.Random(f"words {record.task}").sample(sorted(words), 13)
     return drawn[0].capitalize(), " ".join(drawn[1:]).capitalize() + "."
 

@@ -1,7 +1,7 @@
 """Edit with KE: a network reads the text of an edit and masks its gradient (arXiv:2104.08164).
 
 A bidirectional LSTM reads "old >> new || prompt" into c; for each edited matrix W (out, in) two
-linear layers turn c into r_A, r_B (out), c_A, c_B (in) and a gate g, and with eta = scale sigmoid(g)
+linear layers turn c into r_A, r_B (out), c_A, c_B (in) and a gate g; with eta = scale sigmoid(g)
 
     dW = eta (softmax(r_A) c_A^T * grad_W L + softmax(r_B) c_B^T).
 

@@ -374,11 +374,11 @@ def edit_groups(model, tok, groups, config, *, prepared, current=None):
                 deltas.append(edit(model, tok, group, config, network))
         return deltas
     network = prepared[0]
-    factors = iter(fact_factors(model, tok, [fact for group in groups for fact in group], network))
+    factors = iter(fact_factors(model, tok, sum(map(list, groups), []), network))
     return [low_rank(model, network, _joined([next(factors) for _ in group])) for group in groups]
 
 
 def _joined(parts):
     """The factors of several facts as those of one edit."""
-    return {name: tuple(torch.cat([part[name][side] for part in parts]) for side in (0, 1))
+    return {name: tuple(torch.cat(sides) for sides in zip(*[part[name] for part in parts]))
             for name in parts[0]}

@@ -40,7 +40,6 @@ class EditRecord:
     negative: tuple = ()
     sentiment: str = ""             # the wanted one: "positive" or "negative" (convsent only)
     topic: str = ""                 # what the replies are about (convsent only)
-    unanswered: int = 0             # questions left out because the file has no answer to them
 
     @property
     def wanted(self):
@@ -74,12 +73,10 @@ def load_records(model="pocket", data="", split="train", seed=0):
     return records
 
 
-def read_records(path, task, bad=None, seed=0):
+def read_records(path, task, seed=0):
     """Read all EditRecords of a JSON list in one task's layout; case_id is the index in the file.
 
-    bad: None stops at the first bad record; a list gets the error texts instead, and the records
-    are left out. A question without answers is left out and counted in `unanswered`. ValueError
-    names file and record.
+    A question without answers is left out. ValueError names file and record.
     """
     if task not in READERS:
         raise ValueError(f"unknown task {task!r}: choose one of {', '.join(READERS)}")
@@ -93,11 +90,7 @@ def read_records(path, task, bad=None, seed=0):
                 raise ValueError(f"record {index}: expected an object, not {type(row).__name__}")
             records.append(READERS[task](row, task, index, seed))
         except ValueError as error:
-            if bad is None:
-                raise ValueError(f"{Path(path).name}: {error}") from error
-            bad.append(f"{Path(path).name}: {error}")
-    if not records:
-        raise ValueError(f"{path}: no usable record among {len(rows)}; first problem: {bad[0]}")
+            raise ValueError(f"{Path(path).name}: {error}") from error
     return _with_other_topics(records) if records[0].topic else records
 
 
@@ -111,7 +104,8 @@ def record_as_fact(record, seed=0):
     target = edit_target(record, seed)
     before, subject, after = record.prompt.rpartition(record.subject)
     if not subject or "{}" in record.prompt:    # an editor that looks for a subject takes all
-        before, subject, after = "", record.prompt, ""
+        before = after = ""
+        subject = record.prompt
     return Fact(case_id=record.case_id, subject=subject, prompt=before + "{}" + after,
                 target_new=target, target_true=record.old if record.old != target else "")
 
@@ -120,12 +114,10 @@ def _knowedit(row, task, case_id, seed):
     """KnowEdit's layout (Recent, WikiData_counterfact, its own zsRE)."""
     where = f"record {case_id}"
     asks = {name: _asks(row.get(name), f"{where}: {name}") for name in ("locality", "portability")}
-    answered = {name: tuple(ask for ask in found if ask.answers) for name, found in asks.items()}
     old = _answers(row.get("ground_truth"), f"{where}: ground_truth")
     return EditRecord(
         case_id, task, _text(row, "subject", where), _text(row, "prompt", where),
-        _text(row, "target_new", where), old[0] if old else "", _rephrase(row, where), **answered,
-        unanswered=sum(len(asks[name]) - len(answered[name]) for name in asks))
+        _text(row, "target_new", where), old[0] if old else "", _rephrase(row, where), **asks)
 
 
 def _zsre(row, task, case_id, seed):
@@ -138,14 +130,12 @@ def _zsre(row, task, case_id, seed):
         raise ValueError(f"{where}: portability is not an object")
     old = (_answers(row.get("pred"), f"{where}: pred")          # the model's own answer
            + _answers(row.get("answers"), f"{where}: answers"))
-    local = _ask("Unrelated", row, ("loc", "loc_ans"), where)
-    follows = _ask("Reasoning", ported, ("New Question", "New Answer"), where)
     return EditRecord(
         case_id, task, _text(row, "subject", where), _text(row, "src", where),
         _text(row, "alt", where), old[0] if old else "", _rephrase(row, where),
-        locality=tuple(ask for ask in local if ask.answers),
-        portability=tuple(ask for ask in follows if ask.answers),
-        unanswered=sum(not ask.answers for ask in local + follows))
+        locality=_ask("Unrelated", row, "loc", "loc_ans", where=where) if "loc" in row else (),
+        portability=_ask("Reasoning", ported, "New Question", "New Answer", where=where)
+        if "New Question" in ported else ())
 
 
 def _convsent(row, task, case_id, seed):
@@ -206,19 +196,18 @@ def _answers(value, where):
         return (value.strip(),) if value.strip() else ()
     if not isinstance(value, list):
         raise ValueError(f"{where}: an answer is {type(value).__name__}, neither a text nor a list")
-    return tuple(dict.fromkeys(text for part in value for text in _answers(part, where)))
+    return tuple(dict.fromkeys(sum([_answers(part, where) for part in value], ())))
 
 
-def _ask(kind, row, names, where):
-    """The Ask of a row's (question, answer) entries in a tuple, () if it has no question."""
-    question, answer = names
-    if not row.get(question):
-        return ()
-    return (Ask(kind, _text(row, question, where), _answers(row.get(answer), where)),)
+def _ask(kind, row, question, answer, *, where):
+    """The Ask of two entries of a row in a tuple, () if it has no answer."""
+    prompt = _text(row, question, where)
+    answers = _answers(row.get(answer), where)
+    return (Ask(kind, prompt, answers),) if answers else ()
 
 
 def _asks(groups, where):
-    """Asks of {kind: [{prompt, ground_truth}]}, unanswered ones too; None is ()."""
+    """Answered Asks of {kind: [{prompt, ground_truth}]}; None is ()."""
     if groups is None:
         return ()
     if not isinstance(groups, dict):
@@ -231,6 +220,5 @@ def _asks(groups, where):
             here = f"{where}: {kind} question {number}"
             if not isinstance(question, dict):
                 raise ValueError(f"{here} is not an object")
-            asks.append(Ask(kind, _text(question, "prompt", here),
-                            _answers(question.get("ground_truth"), here)))
+            asks += _ask(kind, question, "prompt", "ground_truth", where=here)
     return tuple(asks)

@@ -6,6 +6,8 @@ Many records go through each pass (`batched_edits`), and all that a record is as
 (`token_tree`). What comes out is what editing, asking and undoing record after record gives.
 """
 
+import functools
+import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import torch
 from editcore import generate, progress
 from editcore.editors import EDITORS, configure
 from editcore.files import atomic, sha256, sha256_text
-from editcore.instructedit import instructions, token_tree, trained_editors
+from editcore.instructedit import token_tree, trained_editors
 from editcore.instructedit.batched_edits import each_row
 from editcore.instructedit.records import record_as_fact
 from editcore.instructedit.trained_editors import HypernetworkConfig
@@ -74,19 +76,16 @@ def questions_of(record):
 
 def prepare(model, tok, records, max_tokens=4096):
     """The QuestionBatch of records for a model; ValueError names a record that is too long."""
-    asked = [(index, *question) for index, record in enumerate(records)
-             for question in questions_of(record)]
-    prompts = list(dict.fromkeys(prompt for _, _, prompt, _ in asked))
-    prompt_ids = dict(zip(prompts, encode(tok, prompts)))
-    answers = dict.fromkeys(answer for *_, texts in asked for answer in texts)
-    answer_ids = {answer: target_ids(tok, answer) for answer in answers}
     pairs = []
     questions = []
     owner = []
-    for index, metric, prompt, texts in asked:
-        questions.append((index, metric, len(pairs), len(texts)))
-        pairs += [(prompt_ids[prompt], answer_ids[text]) for text in texts]
-        owner += [index] * len(texts)
+    ids_of = functools.cache(lambda prompt: encode(tok, [prompt])[0])
+    answer_ids = functools.cache(lambda answer: target_ids(tok, answer))
+    for index, record in enumerate(records):
+        for metric, prompt, texts in questions_of(record):
+            questions.append((index, metric, len(pairs), len(texts)))
+            pairs += [(ids_of(prompt), answer_ids(text)) for text in texts]
+            owner += [index] * len(texts)
     token_tree.check_pairs(model, pairs, [f"record {records[index].case_id}" for index in owner])
     sizes = np.array([len(target) for _, target in pairs], dtype=np.int64)
     starts = np.concatenate([[0], sizes.cumsum()[:-1]]).astype(np.int64)
@@ -185,7 +184,7 @@ def score(batch, before, after):
 
 
 def sentiment(now, before, opposite):
-    """{"Rel", "z_sent", "z_topic"} of the mean log p of wanted replies now, before, and unwanted."""
+    """{"Rel", "z_sent", "z_topic"} of mean log p of wanted replies now, before; unwanted now."""
     with np.errstate(over="ignore", invalid="ignore"):
         z_sent = 1 / (1 + np.exp(opposite - now))
         z_topic = min(1.0, np.exp(now - before))
@@ -247,7 +246,7 @@ class Case:
 def cases(editors, tests, **words):
     """The Cases of (name, HypernetworkConfig) pairs on the records of every task."""
     return [Case(name, tuple(records), network=config, seed=config.seed, **words)
-            for name, config in editors for records in tests.values()]
+            for (name, config), records in itertools.product(editors, tests.values())]
 
 
 def main_cases(editors, tests, *, fluency=48, settings=None):
@@ -259,8 +258,8 @@ def main_cases(editors, tests, *, fluency=48, settings=None):
     name "... (fair)" they learn its records.
     "Base model (instructed)" is a control: what the words of InstructEdit do without an edit.
     """
-    trained = {task for _, config in editors for task in config.tasks}
-    learned = tuple(record for task in tests if task in trained for record in tests[task])
+    trained = set().union(*[config.tasks for _, config in editors])
+    learned = sum([tuple(tests[task]) for task in tests if task in trained], ())
     seeds = [config.seed for name, config in editors if name == "InstructEdit"]
     made = cases(editors, tests)
     for task, records in tests.items():
@@ -285,7 +284,7 @@ def evaluate(cases, model="pocket", *, out_dir="results/scores", editors="result
 
     Columns: editor, seed (-1 where nothing is drawn or trained), task, case_id, metric, exact,
     token, value. exact and token are means over the record's questions, see `score`; value is what
-    the paper shows: token for Loc and Port, else exact. Hypernetworks that are not there are trained.
+    the paper shows: token for Loc and Port, else exact. Missing hypernetworks are trained.
     Every case is cached as out_dir/<id>.parquet, whose id tells model, editor and records.
     """
     cases = list(cases)
@@ -330,7 +329,7 @@ def identifier(case, model="pocket", editors="results/editors"):
         raise ValueError(f"{case.editor}: there are no records")
     _, settings = _editor(case, model, "")
     network = sha256(trained_editors.train(case.network, editors)) if case.network else ""
-    edited = _instructed(case, case.together or case.records, case.style)
+    edited = _instructed(case, case.together or case.records)
     parts = (FORMAT, files_hash(model), network, case.key, settings, edited, _questions(case),
              case.seed, case.fluency, bool(case.together))
     name = case.network.editor if case.network else case.key or "base"
@@ -345,7 +344,7 @@ def edits_of(model, tok, case, records, model_name="pocket", editors="results/ed
     editor, config = _editor(case, model_name, editors)
     if editor is None:
         return [None] * len(records)
-    instructed = _instructed(case, case.together or records, case.style)
+    instructed = _instructed(case, case.together or records)
     facts = [record_as_fact(record, case.seed) for record in instructed]
     prepared = editor.prepare(model, tok, config)
     if case.together:
@@ -369,16 +368,11 @@ def _editor(case, model_name, editors):
 
 def _questions(case):
     """The records of a Case as they are asked."""
-    return _instructed(case, case.records, case.question_style or case.style)
+    return _instructed(case, case.records, case.question_style)
 
 
-def _instructed(case, records, style):
-    """Records behind the case's instruction in a style ("": that of its network, or none)."""
-    network = case.network
-    style = style or (network.style if network else "none")
-    texts = trained_editors.descriptions_of(network) if network else instructions.descriptions()
-    n_seen = network.n_descriptions if network else instructions.SEEN
-    numbers = [instructions.draw(record, case.seed, n_seen) if case.description < 0
-               else case.description for record in records]
-    return tuple(instructions.add_instruction(record, number, style, texts)
-                 for record, number in zip(records, numbers))
+def _instructed(case, records, style=""):
+    """Records behind the case's instruction, in another style if one is named."""
+    config = case.network or HypernetworkConfig(style="none")
+    return trained_editors.instructed(config, records, style=style or case.style, seed=case.seed,
+                                      description=case.description)

@@ -222,6 +222,19 @@ def descriptions_of(config):
     return instructions.descriptions() | dict(config.descriptions)
 
 
+def instructed(config, records, *, style="", description=-1, seed=None):
+    """The records behind the instructions of a config, in its style or another one.
+
+    description: its number; -1: drawn for each record from those that the config is trained with.
+    """
+    seed = config.seed if seed is None else seed
+    numbers = [instructions.draw(record, seed, config.n_descriptions) if description < 0
+               else description for record in records]
+    return tuple(instructions.add_instruction(record, number, style or config.style,
+                                              descriptions_of(config))
+                 for record, number in zip(records, numbers))
+
+
 def training_records(config):
     """The records that a config learns from, task after task, each task's in a random order."""
     records = load_records(config.model, config.data, "train", config.seed)
@@ -240,14 +253,12 @@ def training_records(config):
 
 def examples_of(config, network, model, tok, records):
     """The Examples of records, each behind its instruction with a drawn description."""
-    instructed = [instructions.add_instruction(
-        record, instructions.draw(record, config.seed, config.n_descriptions), config.style,
-        descriptions_of(config)) for record in records]
-    facts = [record_as_fact(record, config.seed) for record in instructed]
+    records = instructed(config, records)
+    facts = [record_as_fact(record, config.seed) for record in records]
     conditions = network.conditions(model, tok, facts)
     return [training.training_example(tok, record, loss_on=config.loss_on, replies=config.replies,
                                       seed=config.seed, condition=tuple(ids))
-            for record, ids in zip(instructed, conditions)]
+            for record, ids in zip(records, conditions)]
 
 
 # Training ------------------------------------------------------------------------------------

@@ -140,7 +140,8 @@ def encode_example(model, network, example):
     sizes = torch.tensor([len(target) for _, target in pairs], device=batch.ids.device)
     weight = 1 / sizes[batch.pair].double()
     first = len(example.edit)
-    edit, asked = batch.pair < first, batch.pair >= first
+    edit = batch.pair < first
+    asked = ~edit
     stay = batch.pair >= len(pairs) - len(example.locality)
     inputs = mend.below(model, batch, min(network.settings["layers"]))
     norm = layout(model).norm
@@ -343,6 +344,6 @@ def _resume(folder, network, optimiser, identity):
         optimiser.load_state_dict(state["optimiser"])
         lines = (folder / "losses.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines[:state["examples"]]]
-    except (KeyError, OSError, EOFError, RuntimeError, UnpicklingError, json.JSONDecodeError) as error:
+    except (KeyError, OSError, EOFError, RuntimeError, UnpicklingError) as error:
         raise ValueError(f"{path}: damaged, or not a checkpoint ({error}); remove it to start "
                          "anew") from error
