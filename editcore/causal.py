@@ -17,7 +17,7 @@ from editcore.hooks import capture, replaced, run
 from editcore.likelihood import plan, read, states
 from editcore.model import layout, max_length, n_layers, name_of
 from editcore.progress import bar
-from editcore.tokens import batches, check_lengths, encode, pad, subject_span, target_ids
+from editcore.tokens import batches, check_lengths, encode, pad, subject_span, target_ids, with_subject
 
 PARTS = {"state": "block", "mlp": "mlp", "attention": "attn"}   # kind of a trace -> Layout's part
 ROLES = ("first subject token", "middle subject tokens", "last subject token",
@@ -103,7 +103,7 @@ def _tokenise(model, tok, fact):
     (prompt,) = encode(tok, [fact.text])
     answer = target_ids(tok, fact.target_true)
     check_lengths([prompt + answer], [f"record {fact.case_id}"], max_length(model))
-    first, last = subject_span(tok, fact.prompt, fact.subject)
+    _, first, last = subject_span(tok, fact.prompt, fact.subject)
     device = next(model.parameters()).device
     return TracedFact(torch.tensor(prompt + answer[:-1], device=device),
                       torch.tensor(answer, device=device), first, last, len(prompt) - 1)
@@ -219,7 +219,7 @@ def patching(model, tok, facts, *, count=100, seed=0, max_tokens=8192):
     spots = []      # of both sides: (last subject token, last prompt token) of each fact
     for side, ids in zip(sides, rows):
         check_lengths(ids, [f"record {fact.case_id}" for fact in side], max_length(model))
-        spots.append([(subject_span(tok, fact.prompt, fact.subject)[1], len(row) - 1)
+        spots.append([(with_subject(tok, fact.prompt, fact.subject)[1], len(row) - 1)
                       for fact, row in zip(side, ids)])
     answers = [target_ids(tok, other.target_true)[0] for other in sides[1]]
     hits = np.zeros((n_layers(model), 2))

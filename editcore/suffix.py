@@ -183,7 +183,7 @@ def _top(state):
 
 
 def _at(values, positions):
-    """(B, S, ...) entries of values (B or 1, T, ...), or of each of a tuple, at positions (B, S)."""
+    """(B, S, ...) entries at positions (B, S) of values (B or 1, T, ...), or of a tuple of such."""
     if isinstance(values, tuple):
         return tuple(_at(value, positions) for value in values)
     values = values.expand(positions.shape[0], *values.shape[1:])
@@ -193,9 +193,9 @@ def _at(values, positions):
 
 def _visible(begin, prefix, width, dtype):
     """(B, 1, S, P + S) additive mask: each row sees its prefix before begin[row], then causally."""
-    device = begin.device
-    before = (torch.arange(prefix, device=device) < begin[:, None])[:, None, None, :]
-    after = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    seen = torch.cat([before.expand(-1, -1, width, -1), after.expand(len(begin), 1, -1, -1)], -1)
-    mask = torch.zeros(seen.shape, dtype=dtype, device=device)
+    before = torch.arange(prefix, device=begin.device) < begin[:, None, None]
+    after = torch.ones(width, width, dtype=torch.bool, device=begin.device).tril()
+    size = (len(begin), width, -1)
+    seen = torch.cat([before.expand(size), after.expand(size)], -1)[:, None]
+    mask = torch.zeros(seen.shape, dtype=dtype, device=begin.device)
     return mask.masked_fill(~seen, torch.finfo(dtype).min)

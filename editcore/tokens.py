@@ -9,21 +9,16 @@ def encode(tok, texts):
 
 
 def with_subject(tok, template, subject):
-    """(ids, lookup): ids of the filled template and the last token that overlaps the subject.
-
-    Works on the offset mapping, never by decoding. ValueError if there is not exactly one {}.
-    """
-    ids, _, last = _span(tok, template, subject)
+    """(ids, lookup): ids of the filled template and the last token that overlaps the subject."""
+    ids, _, last = subject_span(tok, template, subject)
     return ids, last
 
 
 def subject_span(tok, template, subject):
-    """(first, last) token index of the subject in the filled template."""
-    _, first, last = _span(tok, template, subject)
-    return first, last
+    """(ids, first, last): ids of the filled template and the subject's first and last token.
 
-
-def _span(tok, template, subject):
+    Works on the offset mapping, never by decoding. ValueError if there is not exactly one {}.
+    """
     if template.count("{}") != 1:
         raise ValueError(f"prompt {template!r} needs exactly one {{}} for the subject {subject!r}")
     text = template.replace("{}", subject)
@@ -61,8 +56,7 @@ def text_start(tok):
 
 def pad_id(tok):
     """The id used for padding (masked everywhere): the pad token, else the end of text, else 0."""
-    ids = (tok.pad_token_id, tok.eos_token_id)
-    return next((i for i in ids if i is not None), 0)
+    return next((i for i in (tok.pad_token_id, tok.eos_token_id) if i is not None), 0)
 
 
 def pad(rows, fill=0, device="cpu"):

@@ -9,7 +9,7 @@ from conftest import byte_tokenizer, make
 
 from editcore import causal
 from editcore.facts import Fact
-from editcore.tokens import subject_span, target_ids
+from editcore.tokens import subject_span, target_ids, with_subject
 
 SUBJECTS = {
     "Orla": "Rome",
@@ -83,7 +83,7 @@ def test_trace_is_the_written_out_version(window):
     model, facts = make("gpt2", len(tok), layers=3, dtype=torch.float64), [some()[1], some()[5]]
     config = causal.Tracing(samples=2, window=window, seed=5, max_tokens=100)
     table = causal.trace(model, tok, facts, config).set_index(["kind", "role", "layer"])
-    spans = [subject_span(tok, fact.prompt, fact.subject) for fact in facts]
+    spans = [subject_span(tok, fact.prompt, fact.subject)[1:] for fact in facts]
     prompts = [tok(fact.text)["input_ids"] for fact in facts]
     pieces = [
         piece for ids, (first, last) in zip(prompts, spans) for piece in ids[first : last + 1]
@@ -201,7 +201,7 @@ def test_patching_is_the_written_out_version():
     assert len(pairs) == 5 and all(one.target_true != other.target_true for one, other in pairs)
     for one, other in pairs:
         ids, source = (tok(fact.text)["input_ids"] for fact in (one, other))
-        ends = [subject_span(tok, fact.prompt, fact.subject)[1] for fact in (one, other)]
+        ends = [with_subject(tok, fact.prompt, fact.subject)[1] for fact in (one, other)]
         states = forward(model, source)[1]["state"]
         for layer in range(3):
             for position, (put, take) in {

@@ -74,9 +74,7 @@ def test_sums_and_multiples_equal_those_of_matrices(low, full):
 
 
 def test_a_sum_of_many_low_ranks_becomes_a_matrix(low):
-    total = low
-    for _ in range(20):
-        total = total + low
+    total = sum([low] * 20, low)
     assert isinstance(total.changes[W1], torch.Tensor)
     expected = 21 * dense(low.changes[W1])
     torch.testing.assert_close(total.changes[W1], expected, rtol=1e-4, atol=1e-4)
@@ -180,10 +178,10 @@ def test_files(low, full, patch, tmp_path):
 
 
 def test_slots_of_older_files_are_read(tmp_path):
-    tensors = {"m/keys": torch.ones(2, 3), "m/values": torch.zeros(2, 3)}
+    path = tmp_path / "old.safetensors"
     metadata = {"format": "editcore-patch-1", "info": "{}", "parts": '{"m": {"kind": "beside"}}'}
-    save_file(tensors, tmp_path / "old.safetensors", metadata)
-    part = load(tmp_path / "old.safetensors").parts["m"]
+    save_file({"m/keys": torch.ones(2, 3), "m/values": torch.zeros(2, 3)}, path, metadata)
+    part = load(path).parts["m"]
     assert part.kind == "slots" and torch.equal(part.keys, torch.ones(2, 3))
 
 

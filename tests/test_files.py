@@ -22,12 +22,6 @@ def test_atomic_replaces_on_success_and_keeps_on_failure(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_json(tmp_path):
-    path = tmp_path / "a.json"
-    files.write_json(path, {"é": [1, 2.5, None]})
-    assert files.read_json(path) == {"é": [1, 2.5, None]}
-
-
 def test_tensors(tmp_path):
     path = tmp_path / "a.safetensors"
     tensors = {"x": torch.arange(6.0).view(2, 3), "turned": torch.arange(6).view(2, 3).T}
@@ -54,10 +48,7 @@ def test_errors_name_the_file(read, content, words, tmp_path):
         read(path)
 
 
-def test_hashes(tmp_path):
-    path = tmp_path / "x"
-    path.write_bytes(b"abc" * 1000)
-    assert files.sha256(path) == hashlib.sha256(b"abc" * 1000).hexdigest()
+def test_hashes():
     assert files.sha256_text("ab", "c") == hashlib.sha256(b"ab\0c\0").hexdigest()
     assert files.sha256_text("ab", "c") != files.sha256_text("a", "bc")
     assert files.sha256_text("a", 1) == files.sha256_text("a", "1")

@@ -33,11 +33,6 @@ def test_layouts_name_the_parts(kind):
         assert model.get_submodule(part).weight.shape[-1] == width
 
 
-def test_only_conv1d_is_input_first(gpt2, llama):
-    assert models.is_input_first(models.module_of(gpt2[0], "mlp_out", 0))
-    assert not models.is_input_first(models.module_of(llama[0], "mlp_out", 0))
-
-
 def test_layers_are_range_checked(gpt2):
     for layer in (-1, 4):
         with pytest.raises(ValueError, match=f"layer {layer}: the model has layers 0 to 3"):

@@ -35,13 +35,10 @@ def test_lengths_count_the_start(gpt2):
     four = continuations(model, tok, [text_start(tok)], 4, top_k=5,
                          generator=generator)
     expected = template(tok.batch_decode(four)[0])
+    assert template(" a {b} {} c ") == "a  b     c. {}"
     assert sample(model, tok, (TemplateGroup(5, 1),), seed=0)[1] == expected
     with pytest.raises(ValueError, match="templates of 3 tokens"):
         sample(model, tok, (TemplateGroup(3, 1, ("Everybody knows that all is good",)),), seed=0)
-
-
-def test_braces_are_taken_out():
-    assert template(" a {b} {} c ") == "a  b     c. {}"
 
 
 @pytest.mark.parametrize("content, words", [

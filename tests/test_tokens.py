@@ -14,8 +14,8 @@ def tok(request):
 def test_the_lookup_is_the_last_piece_of_the_subject(tok, facts):
     for fact in facts:
         ids, last = tokens.with_subject(tok, fact.prompt, fact.subject)
-        first, again = tokens.subject_span(tok, fact.prompt, fact.subject)
-        assert ids == tok(fact.text)["input_ids"] and again == last and first <= last
+        again_ids, first, again = tokens.subject_span(tok, fact.prompt, fact.subject)
+        assert ids == again_ids == tok(fact.text)["input_ids"] and again == last and first <= last
         assert tok.decode(ids[first:last + 1]).strip() == fact.subject
         until = fact.prompt.index("{}") + len(fact.subject)
         head = tok.decode(ids[:last + 1], skip_special_tokens=True)
