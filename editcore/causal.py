@@ -17,7 +17,15 @@ from editcore.hooks import capture, replaced, run
 from editcore.likelihood import plan, read, states
 from editcore.model import layout, max_length, n_layers, name_of
 from editcore.progress import bar
-from editcore.tokens import batches, check_lengths, encode, pad, subject_span, target_ids, with_subject
+from editcore.tokens import (
+    batches,
+    check_lengths,
+    encode,
+    pad,
+    subject_span,
+    target_ids,
+    with_subject,
+)
 
 PARTS = {"state": "block", "mlp": "mlp", "attention": "attn"}   # kind of a trace -> Layout's part
 ROLES = ("first subject token", "middle subject tokens", "last subject token",
