@@ -19,6 +19,7 @@ def atomic(path):
     tmp = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
     try:
         yield tmp
+        tmp.chmod(0o644)    # some libraries write files that only their owner can read
         tmp.replace(path)
     finally:
         tmp.unlink(missing_ok=True)

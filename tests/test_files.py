@@ -28,6 +28,7 @@ def test_tensors(tmp_path):
     metadata = {"format": "one-1", "count": 7, "info": {"é": [1, "2"]}}
     files.save_tensors(path, tensors, metadata)
     again, words = files.load_tensors(path)
+    assert path.stat().st_mode & 0o777 == 0o644
     assert words == metadata and again.keys() == tensors.keys()
     assert all(torch.equal(again[name], tensors[name]) for name in tensors)
 
