@@ -216,7 +216,8 @@ def publish(out_dir, target):
     if 'class="failed"' in index.read_text("utf-8"):
         raise ValueError(f"{index}: a notebook failed; nothing is published")
     names = re.findall(r'<figure id="([^"]+)"', index.read_text("utf-8"))
-    files = [*index.parent.glob("*.html"), *(index.parent / f"figures/{name}.png" for name in names)]
+    pictures = [index.parent / f"figures/{name}.png" for name in names]
+    files = [*index.parent.glob("*.html"), *pictures]
     present = target.iterdir() if target.is_dir() else []
     foreign = {path.name for path in present} - {path.name for path in files}
     foreign = sorted(name for name in foreign if not re.fullmatch(r"\d\d_\w+\.html", name))

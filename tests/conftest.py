@@ -166,21 +166,23 @@ def place(tmp_path_factory, gpt2, facts, texts):
     return folder
 
 
-PLACES = (("Dunmore", "Rome"), ("Brantwick", "Lima"), ("Tessaly", "Oslo"), ("Orla", "Bern"), ("Farrow", "Turin"))
+PLACES = (("Dunmore", "Rome"), ("Brantwick", "Lima"), ("Tessaly", "Oslo"), ("Orla", "Bern"),
+          ("Farrow", "Turin"))
 
 
 @pytest.fixture(scope="session")
 def tiny(gpt2, tmp_path_factory):
-    """The folder's path: a random GPT-2 of 200 positions; Recent, CounterFact and ConvSent to train on."""
+    """The folder's path: a random GPT-2 of 200 positions; three tasks to train on."""
     folder, tok = tmp_path_factory.mktemp("tiny"), gpt2[1]
     make("gpt2", len(tok), positions=200).save_pretrained(folder)
     tok.save_pretrained(folder)
     for task, text in (("recent", "The capital of {} is"), ("counterfact", "The home of {} is")):
+        far = {"Forgetfulness": [{"prompt": "The home of Sue is", "ground_truth": [["Oslo"]]}]}
         rows = [{"subject": name, "prompt": text.replace("{}", name), "target_new": city,
-                 "rephrase": f"{name} lies near", "locality": {"Forgetfulness": [
-                     {"prompt": "The home of Sue is", "ground_truth": [["Oslo"]]}]}} for name, city in PLACES]
+                 "rephrase": f"{name} lies near", "locality": far} for name, city in PLACES]
         write_json(folder / "editing" / f"{task}_train.json", rows)
-    talk = [{"ent": topic, "pos": ["It is good.", "I read it.", "It runs."], "neg": ["It is old.", "You said it."]}
+    talk = [{"ent": topic, "pos": ["It is good.", "I read it.", "It runs."],
+             "neg": ["It is old.", "You said it."]}
             for topic in ("a book", "a river", "the sea")]
     write_json(folder / "editing" / "convsent_train.json", talk)
     first = json.loads((folder / "editing" / "recent_train.json").read_text())[:2]

@@ -90,7 +90,7 @@ def test_ability_is_undefined_for_a_model_at_chance():
 
 def test_untouched_counts_only_what_was_known():
     values = [(0, "a", 1), (0, "b", 0), (0, "c", 1), (20, "a", 1), (20, "b", 1), (20, "c", 0)]
-    table = rows(*[(step, fact, "untouched_ES_exact", float(value)) for step, fact, value in values])
+    table = rows(*[(step, fact, "untouched_ES_exact", value * 1.0) for step, fact, value in values])
     assert list(analysis.untouched(table)["value"]) == [1.0, 0.5]
 
 
@@ -228,7 +228,8 @@ def test_bootstrap_covers_the_mean_and_draws_whole_units():
     table["value"] = draw.normal(size=50)[table["run"]] + (table["editor"] == "b")
     found = analysis.bootstrap(table, "value", "editor", unit="run")
     width = found["high"] - found["low"]
-    standard = 2 * 1.96 * table[table["editor"] == "a"].groupby("run")["value"].mean().std() / 50 ** 0.5
+    means = table[table["editor"] == "a"].groupby("run")["value"].mean()
+    standard = 2 * 1.96 * means.std() / 50 ** 0.5
     np.testing.assert_allclose(width, standard, rtol=0.15)
     np.testing.assert_allclose(found.loc["b"] - found.loc["a"], [1, 1, 1, 0])   # the same draws
     assert list(found["units"]) == [50, 50]

@@ -27,7 +27,7 @@ def low(model, rank, seed, layer=1, part="mlp_out"):
 
 
 def edits(model):
-    """No edit; LowRank ones of several ranks and maps; a dense one with bias; codebook and slots."""
+    """No edit; LowRank ones of several ranks and maps; a dense one; codebook and slots."""
     name, d = name_of(model, "mlp_out", 2), model.config.hidden_size
     module, draw = model.get_submodule(name), torch.Generator().manual_seed(1)
     dense = {name + ".weight": torch.randn(module.weight.shape, generator=draw) / 8}

@@ -1,22 +1,15 @@
 // Code: folded until asked for, and remembered on the next page.
-const folds = document.querySelectorAll("details.code");
 const button = document.getElementById("code");
-function fold(open) {
-  folds.forEach((part) => { part.open = open; });
-  if (button) button.textContent = open ? "Hide code" : "Show code";
+const stored = { shown: "Hide code", folded: "Show code" };
+function fold(state) {
+  document.querySelectorAll("details.code").forEach((part) => { part.open = state === "shown"; });
+  if (button) button.textContent = stored[state];
+  try { localStorage.setItem("editcore-code", state); } catch { /* no storage: not remembered */ }
 }
-function remembered(value) {
-  try {
-    if (value !== undefined) localStorage.setItem("editcore-code", value);
-    return localStorage.getItem("editcore-code");
-  } catch { return null; }
-}
-if (button) button.onclick = () => {
-  const open = button.textContent === "Show code";
-  remembered(open ? "shown" : "folded");
-  fold(open);
-};
-fold(remembered() === "shown");
+let state = "folded";
+try { state = localStorage.getItem("editcore-code") ?? state; } catch { /* folded then */ }
+fold(state);
+if (button) button.onclick = () => fold(button.textContent === stored.shown ? "folded" : "shown");
 
 // Figures: as large as the window while they are clicked.
 document.querySelectorAll("figure img").forEach((image) => {
@@ -35,28 +28,28 @@ document.querySelectorAll("figure img").forEach((image) => {
   };
 });
 
-// Tables: sorted by a click on a heading; long ones can be searched.
+// Tables: sorted by a click on a heading; words stand to the left, numbers to the right.
+const value = (row, column) => row.cells[column]?.textContent.trim() ?? "";
 document.querySelectorAll("table.dataframe").forEach((table) => {
   const heads = [...table.querySelectorAll("thead tr:only-child > *")];
   const body = table.tBodies[0];
-  const value = (row, column) => row.cells[column]?.textContent.trim() ?? "";
   heads.forEach((head, column) => {
+    const words = [...body.rows].some((row) => !/^$|^[-+−.\d]/.test(value(row, column)));
+    if (words) for (const row of table.rows) row.cells[column]?.classList.add("words");
     head.tabIndex = 0;
     head.onclick = () => {
       const up = head.getAttribute("aria-sort") !== "ascending";
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
-      const rows = [...body.rows].sort((a, b) => value(a, column).localeCompare(
-        value(b, column), undefined, { numeric: true }) * (up ? 1 : -1));
-      body.append(...rows);
+      body.append(...[...body.rows].sort((a, b) => (up ? 1 : -1) * value(a, column).localeCompare(
+        value(b, column), undefined, { numeric: true })));
     };
     head.onkeydown = (event) => { if (event.key === "Enter") head.onclick(); };
   });
-  heads.forEach((head, column) => {     // numbers stand to the right, words to the left
-    const words = [...body.rows].some((row) => !/^$|^[-+−.\d]/.test(value(row, column)));
-    if (words) for (const row of table.rows) row.cells[column]?.classList.add("words");
-  });
-  if (!table.classList.contains("search")) return;
+});
+
+// The page of cases: rows that hold every word of the search.
+document.querySelectorAll("table.search").forEach((table) => {
   const field = document.createElement("input");
   field.type = "search";
   field.placeholder = "Search";
@@ -64,7 +57,7 @@ document.querySelectorAll("table.dataframe").forEach((table) => {
   table.before(field);
   field.oninput = () => {
     const words = field.value.toLowerCase().split(/\s+/);
-    for (const row of body.rows) {
+    for (const row of table.tBodies[0].rows) {
       const text = row.textContent.toLowerCase();
       row.hidden = !words.every((word) => text.includes(word));
     }
