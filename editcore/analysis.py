@@ -95,17 +95,16 @@ def trajectory(rows, metric="ES_exact"):
     """
     gone = forgotten(rows, metric).drop(columns="edits")
     gone = gone.rename(columns={"ever": "forgotten_ever", "now": "forgotten_now"})
-    tables = [gone.melt([*RUN, "step"], var_name="metric"),
-              ability(rows).melt([*RUN, "step"], var_name="metric"),
-              untouched(rows).assign(metric="untouched")]
-    for source, name in (("untouched_ES_prob", "untouched_prob"), ("perplexity", "perplexity")):
-        tests = rows[rows["metric"] == source]
-        tests = tests.fillna({"value": np.inf if name == "perplexity" else 0.0})    # nothing left
-        means = tests.groupby([*RUN, "step"], sort=False)["value"].mean().reset_index()
-        tables.append(means.assign(metric=name))
-    tables = [table for table in tables if len(table)]
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*RUN, "step"])
-    return table.reindex(columns=[*RUN, "step", "metric", "value"]).dropna(subset="value")
+    tables = [gone, ability(rows), untouched(rows).rename(columns={"value": "untouched"})]
+    for source, name, nothing in (("untouched_ES_prob", "untouched_prob", 0.0),
+                                  ("perplexity", "perplexity", np.inf)):     # nothing finite left
+        tests = rows[rows["metric"] == source].fillna({"value": nothing})
+        means = tests.groupby([*RUN, "step"], sort=False)["value"].mean()
+        tables.append(means.rename(name).reset_index())
+    long = [table.melt([*RUN, "step"], var_name="metric") for table in tables if len(table)]
+    columns = [*RUN, "step", "metric", "value"]
+    table = pd.concat(long or [pd.DataFrame(columns=columns)])
+    return table.dropna(subset="value", ignore_index=True)
 
 
 def distance(rows):
@@ -258,12 +257,10 @@ def survival(table, event, *, end="edits", by="editor"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)     # "undefined at some observations"
             bounds = curve.confidence_interval(method="log-log")
-        columns = {"step": curve.quantiles, "surviving": curve.probabilities,
-                   "low": bounds.low.probabilities, "high": bounds.high.probabilities}
-        start = pd.DataFrame({"step": [0.0], "surviving": [1.0], "low": [1.0], "high": [1.0]})
-        parts.append(pd.concat([start, pd.DataFrame(columns)]).assign(**{by: name}))
-    columns = [by, "step", "surviving", "low", "high"]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+        parts.append(pd.DataFrame({
+            by: name, "step": [0.0, *curve.quantiles], "surviving": [1.0, *curve.probabilities],
+            "low": [1.0, *bounds.low.probabilities], "high": [1.0, *bounds.high.probabilities]}))
+    return pd.concat(parts, ignore_index=True)
 
 
 def bootstrap(table, value, by, *, unit, draws=1000, seed=0):

@@ -175,8 +175,8 @@ def _loss(model, state, delta, *, targets, present, h0, reference, config):
     """The loss with `delta` (n, d) added at the lookup positions.
 
     targets, present (n, s): target tokens and their mask. reference: the log-probabilities before,
-    None at first. Returns (loss (n,), log-probabilities (n, V) at the KL rows, (n,) bool: all target
-    tokens are the argmax).
+    None at first. Returns (loss (n,), log-probabilities (n, V) at the KL rows, (n,) bool: all
+    target tokens are the argmax).
     """
     n_rows = len(state.hidden) // len(delta)
     first = state.hidden[:, 0] + delta.to(state.hidden.dtype).repeat_interleave(n_rows, 0)
