@@ -2,18 +2,21 @@
 
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 import typer
 
+import editcore
 from editcore import cli, commands
 from editcore.editors import EDITORS, Editor, configure
 from editcore.metrics import means, measure
 
 README = Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 COMMANDS = re.findall(r"^python -m editcore (.+?)(?:\s+#.*)?$", TEXT, re.M)
 
 
@@ -24,8 +27,13 @@ def test_readmes_commands_are_understood(command):
     assert known[words[0]].make_context("editcore", words[1:]).params
 
 
+def test_readmes_five_lines_are_the_packages():
+    five, _ = EXAMPLES
+    assert textwrap.indent(five, "    ") in editcore.__doc__      # test_face runs them
+
+
 def test_readmes_editor_edits(gpt2, facts, tmp_path, monkeypatch):
-    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    _, block = EXAMPLES
     (line,) = re.findall(r'`"nudge": (Editor\(.*\)),`', TEXT)
     assert line == 'Editor("editcore.editors.nudge")'
     (tmp_path / "nudge.py").write_text(block)
