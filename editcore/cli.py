@@ -55,19 +55,23 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 # ── edits ───────────────────────────────────────────────────────────────────────────────────────
 
-@app.command(epilog="example: python -m editcore editors")
-def editors():
-    """List the editors and their settings; ?: published for some models, else to be set."""
-    from editcore.editors import EDITORS
+class EditHelp(typer.core.TyperCommand):
+    """The help of `edit`, with every editor and its settings at the end."""
 
-    for name in EDITORS:
-        say(commands.settings_line(name))
+    def format_epilog(self, ctx, formatter):
+        """Write a line per editor, then the example."""
+        from editcore.editors import EDITORS
+
+        formatter.write("\nEditors and their settings (?: published for some models):\n")
+        for name in EDITORS:
+            formatter.write(f"  {commands.settings_line(name)}\n")
+        super().format_epilog(ctx, formatter)
 
 
-@app.command(epilog="example: python -m editcore edit pocket facts.json --editor rome --set "
-             "layer=0 lr=0.05 --sequential -o delta.safetensors")
+@app.command(cls=EditHelp, epilog="example: python -m editcore edit pocket facts.json --editor "
+             "rome --set layer=0 lr=0.05 --sequential -o delta.safetensors")
 def edit(model: Model, facts: Facts, output: Output,
-         editor: option("--editor", "NAME", "one that `editors` lists, with its settings"),
+         editor: option("--editor", "NAME", "one of those below"),
          set: Settings = (), contexts: Contexts = "", texts: Texts = "", stats: Moments = "",
          sequential: option("--sequential", None, "every update edits the model as those before "
                             "left it; default: the unedited model", kind=bool) = False,

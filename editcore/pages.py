@@ -40,8 +40,13 @@ def write_report(paths, out_dir, folders=()):
     stems = ["", *notebooks, ""]
     for place, stem in enumerate(notebooks, 1):
         log.info("rendering %s (%d of %d)", stem, place, len(notebooks))
-        write_page(notebooks[stem], out_dir / f"{stem}.html", before=stems[place - 1],
-                   after=stems[place + 1])
+        around = {"before": stems[place - 1], "after": stems[place + 1]}
+        try:
+            write_page(notebooks[stem], out_dir / f"{stem}.html", **around)
+        except Exception as error:      # one bad page must not cost the others
+            log.error("%s: cannot be rendered (%s)", stem, error)
+            notebooks[stem] = new_notebook()
+            write_page(notebooks[stem], out_dir / f"{stem}.html", **around)
     write_cases(folders, out_dir)
     index = write_index(notebooks, out_dir, folders)
     failed = {stem: failure(notebook) for stem, notebook in notebooks.items()}
