@@ -24,7 +24,7 @@ from editcore.tokens import batches, check_lengths, common, pad, with_subject
 
 PORTION = 1024      # facts whose keys are held at a time
 # What each editor divides by: a column of `denominators`.
-OWN = {"rome": "denominator", "r-rome": "denominator_r", "p-rome": "denominator_p"}
+DENOMINATOR_OF = {"rome": "denominator", "r-rome": "denominator_r", "p-rome": "denominator_p"}
 
 
 def tokenizer(name):

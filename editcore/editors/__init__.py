@@ -34,7 +34,7 @@ class Editor:
     variant: dict = field(default_factory=dict)     # settings that make it one of several editors
     names: dict = field(default_factory=dict)       # other names in the module, e.g. of "edit"
     needs_moments: bool = False     # `prepare` needs second moments of the keys
-    shares_passes: bool = False     # has edit_groups: several models in the same passes, no chance
+    shares_passes: bool = False     # has edit_groups, which draws nothing at random
     makes_patch: bool = False       # an edit stands beside the weights: a Patch, no Delta
 
     def _defined(self, name, default=None):

@@ -1,4 +1,7 @@
-"""Solve the closed-form update of one linear map that ROME, MEMIT and their kin share.
+"""Solve the closed-form update that MEMIT and its kin share.
+
+ROME is the special case of one fact; rome.py computes it itself, as its public code mixes two
+keys.
 
 Every editor of the family minimises ‖(W + Δ) K − V‖² + (what is to be preserved), and so is one
 formula,

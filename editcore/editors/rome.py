@@ -78,7 +78,7 @@ def edit_groups(model, tok, groups, config, *, prepared, current=None):
     return totals
 
 
-def update(values, moments, name, convention):
+def rank_one_update(values, moments, name, convention):
     """(left (n, d), right (n, m)) in float64 with ΔW = left rightᵀ for each of n facts.
 
     Eq. 2 of arXiv:2202.05262, ΔW = (v* − W k)(C⁻¹k)ᵀ / (kᵀC⁻¹k), with the keys of a convention:
@@ -104,7 +104,7 @@ def _site(config):
 def _deltas(model, values, moments, config):
     """The rank-one Delta of every fact. ValueError names a record whose update is not finite."""
     name = name_of(model, "mlp_out", config.layer)
-    left, right = update(values, moments, name, config.convention)
+    left, right = rank_one_update(values, moments, name, config.convention)
     norms = values.v_star.norm(dim=1).tolist()
     deltas = []
     for row, fact in enumerate(values.facts):

@@ -272,9 +272,9 @@ def denominators(run, facts=None, *, limit=0, out_dir="results/runs"):
     facts: default are those of the run's file, one per subject, in its order; limit: the first so
     many, 0 all. Nothing is edited. ValueError if the run's editor is none of ROME's family.
     """
-    if run.editor not in disabling.OWN:
+    if run.editor not in disabling.DENOMINATOR_OF:
         raise ValueError(f"{run.editor} divides by no denominator; choose one of "
-                         f"{', '.join(disabling.OWN)}")
+                         f"{', '.join(disabling.DENOMINATOR_OF)}")
     paths = input_files(run)
     if facts is None:
         facts, _ = schedule(replace(run, n_edits=0, leave_out=()), paths["facts"])

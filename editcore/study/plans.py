@@ -28,20 +28,17 @@ LAYERS = {"rome": ({}, {"layer": 1}, {"layer": 2}),
 
 def orders(model="pocket", editors=("rome", "memit", "ft"), *, orders=(0, 1), **options):
     """Edit the same facts in several orders. settings: {editor: {field: value}}."""
-    pairs = product(editors, orders)
-    return [plan_run(model, editor, order=order, **options) for editor, order in pairs]
+    return _grid(model, editors, orders, **options)
 
 
 def methods(model="pocket", editors=METHODS, *, orders=(0, 1), **options):
     """Edit with every method on one schedule."""
-    pairs = product(editors, orders)
-    return [plan_run(model, editor, order=order, **options) for editor, order in pairs]
+    return _grid(model, editors, orders, **options)
 
 
 def conventions(model="pocket", editors=("rome", "r-rome", "p-rome"), *, orders=(0, 1), **options):
     """Edit with each choice of the keys that ROME's update is built from."""
-    pairs = product(editors, orders)
-    return [plan_run(model, editor, order=order, **options) for editor, order in pairs]
+    return _grid(model, editors, orders, **options)
 
 
 def batches(model="pocket", editors=("memit", "emmet"), *, sizes=(1, 10, 40, 120), orders=(0,),
@@ -104,6 +101,12 @@ def status(runs, out_dir="results/runs"):
         rows.append({"run": folder.name, "status": state} | dataclasses.asdict(run))
     columns = ["run", "status", *(field.name for field in dataclasses.fields(Run))]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _grid(model, editors, orders, **options):
+    """Return a run for every editor and order."""
+    pairs = product(editors, orders)
+    return [plan_run(model, editor, order=order, **options) for editor, order in pairs]
 
 
 def _variants(model, choices, *, orders, settings=None, **options):
