@@ -157,6 +157,7 @@ def evaluate(model: Model, facts: Facts, output: Output,
     from editcore.files import atomic
     from editcore.metrics import measure, score
     from editcore.model import short_name
+    from editcore.study.results import COLUMNS
     from editcore.study.run import data_name
 
     commands.refuse_inputs(output, facts, delta)
@@ -168,9 +169,8 @@ def evaluate(model: Model, facts: Facts, output: Output,
     rows = rows.assign(run="", model=short_name(model), editor=change.info.get("editor", ""),
                        data=data_name(Path(facts)), seed=0, step=change.info.get("edits", 0),
                        fact=rows["fact"].astype(str))
-    columns = ["run", "model", "editor", "data", "seed", "step", "fact", "metric", "value"]
     with atomic(output) as file:
-        rows[columns].to_parquet(file, index=False)
+        rows[COLUMNS].to_parquet(file, index=False)
     table = rows.groupby("metric", sort=False)["value"].agg(mean="mean", facts="size")
     if {"ES", "PS", "NS"} <= set(table.index):
         table.loc["S"] = [score(rows.to_dict("records")), len(records)]
