@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from editcore.files import sha256, sha256_text
+from editcore.gguf import WHEELS, plain_folder, wheel_file
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,17 @@ SHORT_NAMES = {"pocket": Path(__file__).resolve().parents[1] / "data" / "pocket"
 
 
 def resolve(name):
-    """The folder of a short name ("pocket"), else the folder or Hugging Face name itself."""
-    return str(SHORT_NAMES.get(str(name), name))
+    """The folder of a short name ("pocket", "smollm2") or GGUF file, else the name itself.
+
+    A model that comes as a GGUF file is put into a plain folder of the cache when it is first
+    named. ValueError if its wheel is not installed or the file cannot be read.
+    """
+    name = str(name)
+    if name in WHEELS:
+        return str(plain_folder(wheel_file(name), name))
+    if name.lower().endswith(".gguf"):
+        return str(plain_folder(name))
+    return str(SHORT_NAMES.get(name, name))
 
 
 def short_name(name):
@@ -65,7 +75,7 @@ def short_name(name):
 
 
 def load(name, device=None, dtype=torch.float32, revision=None):
-    """Load (model in eval mode, tokenizer) of a short name, a folder or a Hugging Face name.
+    """Load (model in eval mode, tokenizer) of a short name, folder, GGUF file or Hugging Face name.
 
     Weights come in `dtype`, on `device` (None: the GPU when there is one). Only safetensors are
     read and no remote code is run. ValueError names the folder or the architecture if it cannot be
