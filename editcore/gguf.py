@@ -1,6 +1,7 @@
 """Turn a GGUF file, also one inside an installed wheel, into a plain model folder, once."""
 
 import shutil
+import struct
 import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from editcore.files import cache_folder, sha256, write_json
 from editcore.progress import say
 
 READERS = "gguf==0.19.0 accelerate==1.15.0"     # what transformers reads GGUF files with
+UNREADABLE = (OSError, ValueError, LookupError, ImportError, struct.error)     # what it raises then
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def plain_folder(path, name=""):
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            say(f"{path.name}: taken apart into {folder}, once (a quarter of a minute)")
+            say(f"{path.name}: taken apart into {folder}, once (15 s)")
             _write(path, folder, digest)
     return folder
 
@@ -88,7 +90,7 @@ def _read(path):
     try:
         model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **words)
         tok = AutoTokenizer.from_pretrained(path.parent, **words)
-    except (OSError, ValueError, KeyError, IndexError, ImportError) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{path}: not a GGUF file that can be read ({reason})") from error
     model.hf_quantizer = None

@@ -18,7 +18,7 @@ SOURCES = [*MODULES, *sorted((ROOT / "data").rglob("*.py")), *TESTS]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Layers: a module imports from its own and those before it.
 LAYERS = {
-    "base": {"files", "progress", "facts", "model", "tokens", "hooks", "suffix", "likelihood",
+    "base": {"files", "progress", "facts", "gguf", "model", "tokens", "hooks", "suffix", "likelihood",
              "generate", "delta", "moments", "templates"},
     "editors": {"editors"},
     "measuring": {"metrics", "fewshot", "causal", "disabling"},
