@@ -18,8 +18,8 @@ SOURCES = [*MODULES, *sorted((ROOT / "data").rglob("*.py")), *TESTS]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Layers: a module imports from its own and those before it.
 LAYERS = {
-    "base": {"files", "progress", "facts", "gguf", "model", "tokens", "hooks", "suffix", "likelihood",
-             "generate", "delta", "moments", "templates"},
+    "base": {"files", "progress", "facts", "gguf", "model", "tokens", "hooks", "suffix",
+             "likelihood", "generate", "delta", "moments", "templates"},
     "editors": {"editors"},
     "measuring": {"metrics", "fewshot", "causal", "disabling"},
     "study": {"study"},
