@@ -37,10 +37,17 @@ def continuations(model, tok, prompts, n_new, *, top_k=0, generator=None, end=No
     return ids
 
 
-def texts(model, tok, prompts, n_new, *, top_k=0, generator=None):
-    """The continuations as texts (without their prompts)."""
+def texts(model, tok, prompts, n_new, *, top_k=0, generator=None, whole=False):
+    """The continuations as texts, without their prompts.
+
+    whole: with them, decoded as one text (a continuation by itself loses its first blank in some
+    tokenizers), special tokens left out.
+    """
     ids = continuations(model, tok, prompts, n_new, top_k=top_k, generator=generator)
-    return tok.batch_decode(ids)
+    if not whole:
+        return tok.batch_decode(ids)
+    rows = [row + new for row, new in zip(encode(tok, prompts), ids.tolist(), strict=True)]
+    return tok.batch_decode(rows, skip_special_tokens=True)
 
 
 def answers(model, tok, prompts, n_new):

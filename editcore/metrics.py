@@ -276,9 +276,10 @@ def generation(model, tok, facts, seed, *, n_tokens=100, top_k=5):
     for length in sorted({len(row) for row in rows}):
         group = [pair for pair, row in zip(asked, rows) if len(row) == length]
         stubs = [stub for _, stub in group]
-        texts = generate.texts(model, tok, stubs, total - length, top_k=top_k, generator=generator)
-        for (index, stub), text in zip(group, texts):
-            entropies.setdefault(index, []).append(entropy([stub + text]))
+        texts = generate.texts(model, tok, stubs, total - length, top_k=top_k, generator=generator,
+                               whole=True)
+        for (index, _), text in zip(group, texts):
+            entropies.setdefault(index, []).append(entropy([text]))
     return [{"fact": facts[index].case_id, "metric": "GE", "value": float(np.mean(values))}
             for index, values in sorted(entropies.items())]
 

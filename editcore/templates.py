@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from editcore import generate
 from editcore.files import flat, read_json, sha256_text, write_json
-from editcore.generate import continuations
 from editcore.model import content_hash
 from editcore.tokens import encode, text_start
 
@@ -23,27 +23,31 @@ class TemplateGroup:
 def sample(model, tok, groups, seed, *, top_k=5):
     """Sample ("{}", "text. {}", …): the plain template, then those of `groups`, by one generator.
 
-    Braces in a text become spaces, so that every template has one {}.
+    Braces in a text become spaces, so that every template has one {}. Where the start of a text is
+    not the BOS, first words follow it too: without it, such models write no running text.
     """
     generator = torch.Generator().manual_seed(seed)
+    opening = text_start(tok)
+    before = "" if opening == tok.bos_token else opening
     templates = ["{}"]
     for group in groups:
         starts = [start for start in group.starts for _ in range(group.number)]
-        prompts = [start or text_start(tok) for start in starts]
+        prompts = [before + start if start else opening for start in starts]
         lengths = [len(row) for row in encode(tok, prompts)]
         n_new = group.tokens - min(lengths)
         if max(lengths) >= group.tokens:
             raise ValueError(f"context templates of {group.tokens} tokens: a start has "
                              f"{max(lengths)} already")
-        new = continuations(model, tok, prompts, n_new, top_k=top_k, generator=generator)
-        texts = tok.batch_decode(new, skip_special_tokens=True)
-        templates += [template(start + text) for start, text in zip(starts, texts, strict=True)]
+        texts = generate.texts(model, tok, prompts, n_new, top_k=top_k, generator=generator,
+                               whole=True)
+        templates += map(template, texts)
     return tuple(templates)
 
 
 def cached(model, tok, groups, seed, folder):
     """`sample`, kept in `folder` by the model's weights, the tokenizer, the groups and the seed."""
-    key = sha256_text(content_hash(model), tok.backend_tokenizer.to_str(), groups, seed)
+    key = sha256_text(content_hash(model), tok.backend_tokenizer.to_str(), text_start(tok), groups,
+                      seed)
     path = Path(folder) / f"templates-{key[:24]}.json"
     if not path.is_file():
         write_json(path, sample(model, tok, groups, seed))

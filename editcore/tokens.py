@@ -1,5 +1,7 @@
 """Turn texts and their subjects into token ids, lookup indices and padded batches."""
 
+import re
+
 import torch
 
 
@@ -49,9 +51,20 @@ def target_ids(tok, target):
     return ids
 
 
+def separator(tok):
+    """The token between documents: "<|endoftext|>" where it is a special token, else BOS or EOS.
+
+    In chat models BOS and EOS begin and end a message instead.
+    """
+    added = [token.content for token in tok.added_tokens_decoder.values() if token.special]
+    ends = [token for token in [*tok.all_special_tokens, *added]
+            if re.sub(r"[\W_]", "", token).lower() == "endoftext"]
+    return next(iter(ends), tok.bos_token or tok.eos_token)
+
+
 def text_start(tok):
-    """The prompt that opens a text: "" where the tokenizer adds a BOS, else its BOS or EOS."""
-    return "" if tok("")["input_ids"] else tok.bos_token or tok.eos_token
+    """The prompt that opens a text: "" where the tokenizer adds a BOS, else its `separator`."""
+    return "" if tok("")["input_ids"] else separator(tok)
 
 
 def pad_id(tok):

@@ -50,17 +50,25 @@ def corpus(n=60):
             "You and I read the old book."]
 
 
-def byte_tokenizer(size=400):
+def byte_tokenizer(size=400, special=("<|endoftext|>",)):
     """A GPT-2-like tokenizer: byte-level BPE, no BOS before a text."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     raw.post_processor = processors.ByteLevel(trim_offsets=False)
     raw.train_from_iterator(corpus(), trainers.BpeTrainer(
-        vocab_size=size, special_tokens=["<|endoftext|>"], show_progress=False,
+        vocab_size=size, special_tokens=list(special), show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<|endoftext|>",
                                    eos_token="<|endoftext|>")
+
+
+def chat_tokenizer(size=400):
+    """A SmolLM2-like tokenizer: BOS and EOS begin and end a message, texts begin otherwise."""
+    tok = byte_tokenizer(size, ("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+    tok.add_special_tokens({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>",
+                            "unk_token": "<|endoftext|>"})
+    return tok
 
 
 def piece_tokenizer(size=300):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import byte_tokenizer, chat_tokenizer, piece_tokenizer
 
 from editcore import tokens
 
@@ -56,6 +57,28 @@ def test_encode_and_the_start_of_a_text(tok):
     texts = ("Rome is", "Oslo")
     assert tokens.encode(tok, texts) == [tok(text)["input_ids"] for text in texts]
     assert len(tok(tokens.text_start(tok))["input_ids"]) == 1
+
+
+@pytest.mark.parametrize("maker, words, start", [
+    (byte_tokenizer, {}, "<|endoftext|>"),
+    (chat_tokenizer, {}, "<|endoftext|>"),
+    (chat_tokenizer, {"unk_token": None}, "<|endoftext|>"),     # in the vocabulary all the same
+    (byte_tokenizer, {"bos_token": "<bos>", "eos_token": "<stop>"}, "<|endoftext|>"),
+    (piece_tokenizer, {}, ""),
+])
+def test_a_text_begins_after_the_separator_of_documents(maker, words, start):
+    tok = maker()
+    for name, value in words.items():
+        setattr(tok, name, value)
+    assert tokens.text_start(tok) == start
+
+
+def test_without_such_a_token_the_bos_or_eos_begins_a_text():
+    tok = byte_tokenizer(special=("<s>", "</s>"))
+    tok.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    assert tokens.text_start(tok) == "<s>"
+    tok.bos_token = None
+    assert tokens.text_start(tok) == "</s>"
 
 
 def test_pad(tok):
