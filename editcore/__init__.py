@@ -31,6 +31,7 @@ _FACE = {
     "load_delta": "delta:load",
     "write": "generate:texts",
     "measure": "metrics:measure",
+    "known": "knowledge:known",
     "Run": "study.run:Run",
     "execute": "study.loop:execute",
     "execute_all": "study.loop:execute_all",

@@ -21,7 +21,7 @@ LAYERS = {
     "base": {"files", "progress", "facts", "gguf", "model", "tokens", "hooks", "suffix",
              "likelihood", "generate", "delta", "moments", "templates"},
     "editors": {"editors"},
-    "measuring": {"metrics", "fewshot", "causal", "disabling"},
+    "measuring": {"metrics", "fewshot", "causal", "disabling", "knowledge"},
     "study": {"study"},
     "instructedit": {"instructedit"},
     "front": {"analysis", "figures", "pages", "report", "commands", "cli", "__main__"},

@@ -1,0 +1,80 @@
+"""Tell which facts a model knows: those that it writes out by itself, greedily.
+
+    facts = [fact for fact, knows in zip(facts, known(model, tok, facts)) if knows]
+"""
+
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from editcore.files import cache_folder, read_json, sha256_text, write_json
+from editcore.likelihood import states
+from editcore.model import content_hash, max_length
+from editcore.progress import bar
+from editcore.tokens import batches, encode, pad, target_ids
+
+MAX_TOKENS = 2048       # of prompts and answers in one pass
+
+
+def known(model, tok, facts, cache=None):
+    """Return a list of bool: whether the model's greedy continuation of each prompt is the answer.
+
+    It must begin with target_true, case as it is, and a word must end there: "Swedish" is not
+    "Swede". A fact without target_true, one that is too long for the model, and one whose answer
+    the tokenizer cannot write are not known. Kept in `cache` (default: `files.cache_folder()`) by
+    weights, tokenizer, prompts and answers.
+    """
+    asked = [(fact.text, fact.target_true) for fact in facts]
+    texts = [part for pair in asked for part in pair]
+    key = sha256_text(content_hash(model), tok.backend_tokenizer.to_str(), *texts)
+    path = Path(cache or cache_folder()) / f"known-{key[:24]}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):       # several processes ask once
+        if not path.is_file():
+            write_json(path, _written(model, tok, asked))
+    return read_json(path)
+
+
+def _written(model, tok, asked):
+    """A list of bool for (prompt, answer) pairs, from one pass over each prompt with its answer."""
+    prompts = encode(tok, [prompt for prompt, _ in asked])
+    answers = [_answer_ids(tok, answer) for _, answer in asked]
+    limit = max_length(model)
+    askable = [index for index, answer in enumerate(answers)
+               if answer and len(prompts[index]) + len(answer) <= limit]
+    rows = [prompts[index] + answers[index] for index in askable]
+    hits = [False] * len(asked)
+    groups = list(batches([len(row) for row in rows], MAX_TOKENS))
+    for group in bar(groups, "asking what the model knows"):
+        sizes = [len(answers[askable[i]]) for i in group]
+        best = _best(model, [rows[i] for i in group], sizes)
+        for i, ids in zip(group, best):
+            answer = answers[askable[i]]
+            hits[askable[i]] = ids[:-1] == answer and _ends_word(tok, ids)
+    return hits
+
+
+def _answer_ids(tok, answer):
+    try:
+        return target_ids(tok, answer) if answer else []
+    except ValueError:      # the tokenizer cannot write it
+        return []
+
+
+@torch.no_grad()
+def _best(model, rows, sizes):
+    """For each id list the most likely token at each of its last `size` places and after it."""
+    ids, _ = pad(rows, device=next(model.parameters()).device)
+    hidden = states(model, ids)
+    places = [(b, t) for b, (row, size) in enumerate(zip(rows, sizes))
+              for t in range(len(row) - size - 1, len(row))]
+    picked = hidden[tuple(torch.tensor(places).T)]
+    best = model.get_output_embeddings()(picked).argmax(-1).cpu()
+    return [part.tolist() for part in best.split([size + 1 for size in sizes])]
+
+
+def _ends_word(tok, ids):
+    """True if the text of all ids but the last is not continued inside its word by the last."""
+    text = tok.decode(ids[:-1])
+    return not tok.decode(ids)[len(text):][:1].isalnum()
