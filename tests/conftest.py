@@ -59,15 +59,14 @@ def byte_tokenizer(size=400, special=("<|endoftext|>",)):
     raw.train_from_iterator(corpus(), trainers.BpeTrainer(
         vocab_size=size, special_tokens=list(special), show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<|endoftext|>",
-                                   eos_token="<|endoftext|>")
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token=special[0],
+                                   eos_token=special[-1])
 
 
 def chat_tokenizer(size=400):
     """A SmolLM2-like tokenizer: BOS and EOS begin and end a message, texts begin otherwise."""
-    tok = byte_tokenizer(size, ("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
-    tok.add_special_tokens({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>",
-                            "unk_token": "<|endoftext|>"})
+    tok = byte_tokenizer(size, ("<|im_start|>", "<|endoftext|>", "<|im_end|>"))
+    tok.unk_token = "<|endoftext|>"
     return tok
 
 

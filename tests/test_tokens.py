@@ -75,7 +75,6 @@ def test_a_text_begins_after_the_separator_of_documents(maker, words, start):
 
 def test_without_such_a_token_the_bos_or_eos_begins_a_text():
     tok = byte_tokenizer(special=("<s>", "</s>"))
-    tok.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
     assert tokens.text_start(tok) == "<s>"
     tok.bos_token = None
     assert tokens.text_start(tok) == "</s>"
