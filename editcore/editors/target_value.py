@@ -56,6 +56,8 @@ class TargetValues:
     keys: torch.Tensor      # (n, c, m) key at the lookup position; context 0 is the plain prompt
     losses: tuple           # for each fact the loss at each evaluation
     facts: tuple            # the n EncodedFacts
+    mlp: torch.Tensor       # (n, d) the MLP's output at the site's layer before, plain prompt
+    hits: torch.Tensor      # (n,) at the last evaluation the target was the argmax in all contexts
 
     @property
     def v_star(self):
@@ -109,20 +111,22 @@ def optimise(model, facts, site, config, versions=None):
                  for chunk in chunks]
     order = torch.tensor(list(chain(*chunks))).argsort().tolist()
     losses = list(chain(*(part.losses for part in parts)))
-    tensors = (torch.cat([getattr(part, name) for part in parts])[order]
-               for name in ("delta", "h0", "mean_h0", "keys"))
-    return TargetValues(*tensors, tuple(tuple(losses[i]) for i in order), tuple(facts))
+    tensors = {name: torch.cat([getattr(part, name) for part in parts])[order]
+               for name in ("delta", "h0", "mean_h0", "keys", "mlp", "hits")}
+    return TargetValues(**tensors, losses=tuple(tuple(losses[i]) for i in order),
+                        facts=tuple(facts))
 
 
 def _optimise(model, facts, site, config, versions):
     """TargetValues of a chunk of facts."""
-    state, h0, mean_h0, keys = _start(model, facts, site, versions)
+    state, h0, mean_h0, keys, mlp = _start(model, facts, site, versions)
     targets, present = pad([list(fact.target) for fact in facts], device=h0.device)     # (n, s)
     delta = torch.zeros_like(h0)
     moments = (torch.zeros_like(h0), torch.zeros_like(h0))
     limit = config.clamp * h0.norm(dim=1)
     losses = [[] for _ in facts]
-    hits = torch.zeros(len(facts), dtype=torch.long)    # evaluations in a row with the argmax right
+    hits = torch.zeros(len(facts), dtype=torch.bool)
+    counts = torch.zeros(len(facts), dtype=torch.long)      # evaluations that were hits
     active = torch.arange(len(facts))
     reference = None
     for step in range(config.steps):
@@ -134,9 +138,10 @@ def _optimise(model, facts, site, config, versions):
                                      config=config)
         reference = log_p.detach() if reference is None else reference
         going = _note(loss, losses, active, facts) >= config.stop_loss
+        hits[active] = hit.cpu()
+        counts[active] += hits[active]
         if config.early_stop:
-            hits[active] = (hits[active] + 1) * hit.cpu()
-            going &= hits[active] < config.early_stop
+            going &= counts[active] < config.early_stop
         if last or not going.any():
             break
         (gradient,) = torch.autograd.grad(loss.sum(), live)
@@ -147,11 +152,11 @@ def _optimise(model, facts, site, config, versions):
             state = state.rows(going.to(h0.device).repeat_interleave(len(facts[0].rows)))
         adam(delta, moments, gradient, step=step + 1, lr=config.lr, active=active)
         delta[active] *= (limit[active] / delta[active].norm(dim=1)).clamp(max=1)[:, None]
-    return TargetValues(delta, h0, mean_h0, keys, losses, facts)
+    return TargetValues(delta, h0, mean_h0, keys, losses, facts, mlp, hits)
 
 
 def _start(model, facts, site, versions):
-    """(State, h0, mean_h0, keys) of a chunk: the one pass of the whole model."""
+    """(State, h0, mean_h0, keys, mlp) of a chunk: the one pass of the whole model."""
     device = next(model.parameters()).device
     n_rows = len(facts[0].rows)
     ids, mask = pad(list(chain(*(fact.rows for fact in facts))), device=device)
@@ -160,15 +165,17 @@ def _start(model, facts, site, versions):
     wanted = torch.tensor([fact.offsets(longest) for fact in facts], device=device).flatten(0, 1)
     source = name_of(model, "mlp_out", site.key_layer)
     target = name_of(model, site.part, site.layer)
+    mlp = name_of(model, "mlp_out", site.layer)
     groups = list(chain(*([fact.group] * n_rows for fact in facts)))
     with (each_row(model, versions, groups),
           capture(model, [source], "input", stop=False) as inputs,
-          capture(model, [target], stop=False) as outputs):
+          capture(model, list({target, mlp}), stop=False) as outputs):
         state = start(model, ids, mask, begin=begin, layer=site.layer, wanted=wanted)
-    keys = inputs[source][:, 0].unflatten(0, (len(facts), n_rows))[:, :-1]
-    values = outputs[target][:, 0].unflatten(0, (len(facts), n_rows))[:, :-1]
-    values = values.to(torch.promote_types(values.dtype, torch.float32))
-    return state, values[:, 0], values.mean(1), keys
+    keys, values, mlp = (part[:, 0].unflatten(0, (len(facts), n_rows))[:, :-1]
+                         for part in (inputs[source], outputs[target], outputs[mlp]))
+    wide = torch.promote_types(values.dtype, torch.float32)
+    values = values.to(wide)
+    return state, values[:, 0], values.mean(1), keys, mlp[:, 0].to(wide)
 
 
 def _loss(model, state, delta, *, targets, present, h0, reference, config):
