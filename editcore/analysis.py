@@ -14,20 +14,35 @@ from scipy import stats
 
 RUN = ["run", "editor", "order"]    # what identifies a run in every result
 CHANCE = 1 / 3      # weighted F1 of one answer to every item of two equally frequent labels
+MARGIN = 0.1        # F1 above chance that the unedited model must have for its loss to be measured
 LIMIT = 1e6         # share lost where nothing finite is left to measure
 
 
 @dataclass(frozen=True)
 class Rule:
-    """When a run's catastrophic phase begins: at a test at which much is lost within few edits
-    while the weights move unusually fast, and the loss still stands at the next test."""
+    """Which of three shapes a run has, by what it loses and never by how far the weights move.
 
-    forgotten: float = 0.20     # rise of the share of earlier edits that fail, or ...
-    ability: float = 0.50       # ... fall of the few-shot ability (see `ability`)
-    within: int = 50            # edits within which it happens (or one test interval, if longer)
-    growth: float = 3.0         # times the run's median growth per edit of ‖ΔW‖/‖W‖
+    abrupt: after a gradual phase much is lost within few edits, and still is at the next test.
+    eroded: half is lost at the end without such a jump. gradual: neither, in a run that is long
+    enough to see it. Else one cannot tell.
+    """
+
+    jump: float = 0.25          # share lost from one test to another ...
+    tasks: float = 0.50         # ... of the few-shot ability, which few items measure
+    within: int = 20            # edits between the two (or one test interval, if longer)
+    faster: float = 3.0         # times as fast, per edit, as the run lost until then
+    calm: int = 2               # tests up to the jump: with fewer there was no gradual phase
     confirm: int = 1            # later tests at which the loss must still stand
-    eroded: float = 0.50        # loss at the end that is no longer called gradual, without a jump
+    half: float = 0.50          # share lost at the last test of a run that is eroded; what has lost
+                                # it already cannot jump any more
+    tests: int = 3              # with fewer tests, or ...
+    edits: int = 100            # ... with fewer edits and no loss, one cannot tell
+
+
+def _successes(rows, metric):
+    """Return the edits that succeeded when made: run, fact, made (the step)."""
+    new = rows[(rows["metric"] == metric) & (rows["value"] >= 1)]
+    return new.groupby(["run", "fact"])["step"].first().rename("made").reset_index()
 
 
 def retests(rows, metric="ES_exact"):
@@ -35,21 +50,24 @@ def retests(rows, metric="ES_exact"):
 
     made: step of the edit; age: edits made since; right: 1 if the edit still succeeds, else 0.
     """
-    new = rows[(rows["metric"] == metric) & (rows["value"] >= 1)]
-    made = new.groupby(["run", "fact"])["step"].first().rename("made")
-    again = rows[rows["metric"] == f"retest_{metric}"].join(made, on=["run", "fact"], how="inner")
+    again = rows[rows["metric"] == f"retest_{metric}"]
+    again = again.merge(_successes(rows, metric), on=["run", "fact"])
     again = again.assign(age=again["step"] - again["made"], right=(again["value"] >= 1) * 1.0)
-    return again[[*RUN, "fact", "made", "step", "age", "right"]].reset_index(drop=True)
+    return again[[*RUN, "fact", "made", "step", "age", "right"]]
 
 
 def forgotten(rows, metric="ES_exact"):
     """Return the share of earlier edits lost: RUN, step, edits, ever, now, recovered.
 
-    One row per re-test. edits: those that succeeded when made. ever: share that failed at this or
-    an earlier re-test, "facts forgotten" of arXiv 2401.07453. now: share that fails. recovered: of
-    those that failed before, the share that succeeds again (NaN if none had).
+    One row per re-test. edits: those that succeeded when made, the newest among them (it is not
+    asked again, and not lost). ever: share that failed at this or an earlier re-test, "facts
+    forgotten" of arXiv 2401.07453. now: share that fails. recovered: of those that failed before,
+    the share that succeeds again (NaN if none had).
     """
-    tests = retests(rows, metric).sort_values("step", kind="stable")
+    tests = retests(rows, metric)
+    dates = tests[[*RUN, "step"]].drop_duplicates()
+    newest = dates.merge(_successes(rows, metric).assign(step=lambda made: made["made"], right=1.0))
+    tests = pd.concat([tests, newest]).sort_values("step", kind="stable", ignore_index=True)
     fails = tests["right"] < 1
     seen = fails.groupby([tests["run"], tests["fact"]]).cummax()
     before = seen.groupby([tests["run"], tests["fact"]]).shift(fill_value=False).astype(bool)
@@ -70,12 +88,13 @@ def ability(rows):
     """Return the few-shot ability at each test: RUN, step, f1, ability.
 
     f1: mean over the tasks. ability: (f1 - chance) / (f1 of the unedited model - chance), so 1
-    before the first edit and 0 for a model that gives one answer to everything.
+    before the first edit and 0 for a model that gives one answer to everything; NaN if the
+    unedited model is hardly above chance (MARGIN).
     """
     tests = few_shot(rows).groupby([*RUN, "step"], sort=False)["f1"].mean().reset_index()
     start = tests[tests["step"] == 0].set_index("run")["f1"]
     margin = tests["run"].map(start).astype(float) - CHANCE
-    return tests.assign(ability=(tests["f1"] - CHANCE) / margin.where(margin > 0))
+    return tests.assign(ability=(tests["f1"] - CHANCE) / margin.where(margin >= MARGIN))
 
 
 def untouched(rows, metric="untouched_ES_exact"):
@@ -143,62 +162,101 @@ def growth(rows, start=10):
     return table.groupby(RUN, sort=False).agg(means).reset_index()
 
 
-def phases(rows, rule=None, metric="ES_exact"):
-    """Return how each run breaks: RUN, kind, collapse, edits, before, at, cause, leap.
+def losses(rows, metric="ES_exact"):
+    """Return the share lost at each test, 0 to 1, long: RUN, step, what, lost.
 
-    kind: "abrupt" if there is such a phase by the rule, "eroded" if there is none and yet half of
-    the earlier edits or of the ability is lost at the end, else "gradual". collapse: its first
-    step (NaN if none); edits: made in all; before, at: share of earlier edits that fail at the
-    test before and at that step; cause: what was lost; leap: the longest update between these two
-    tests, in the run's median updates (NaN if there is no such phase).
+    what: "earlier edits" that fail now, "known facts" (never edited), "few-shot tasks" (see
+    `ability`), "perplexity": 1 - unedited / now, so that half is lost where it has doubled.
+    """
+    table = lost(rows).query("ability != 'facts_prob'")
+    rise = table["ability"] == "perplexity"
+    share = table["lost"].where(~rise, 1 - 1 / (1 + table["lost"]))
+    names = {"tasks": "few-shot tasks", "facts": "known facts"}
+    table = table.assign(lost=share, what=table["ability"].replace(names))
+    gone = forgotten(rows, metric).rename(columns={"now": "lost"}).assign(what="earlier edits")
+    columns = [*RUN, "step", "what", "lost"]
+    parts = [part[columns] for part in (gone, table) if len(part)]
+    return pd.concat(parts or [pd.DataFrame(columns=columns)], ignore_index=True)
+
+
+def phases(rows, rule=None, metric="ES_exact"):
+    """Return how each run ends, by a Rule: RUN, edits, kind, worst, end, half, and of the jump
+    collapse, cause, before, at, moved, leap, longest (NaN or "" unless the run is abrupt).
+
+    kind: "abrupt", "eroded", "gradual" or "cannot tell". worst, end: what is lost most at the last
+    test, and the share. half: the first step from which half of something is lost to the end.
+    collapse: step of the test at which the jump is seen; cause: what is lost; before, at: the share
+    at the test before and at that test. Not part of the rule: moved, times that the mean ‖ΔW‖/‖W‖
+    grew between these tests; longest, the fact of the longest update between them, and leap, its
+    length in the run's median updates.
     """
     rule = rule or Rule()
-    table = trajectory(rows, metric)
-    parts = [_phase(head, part, table[table["run"] == head[0]], rule)
+    gone = losses(rows, metric)
+    parts = [dict(zip(RUN, head)) | {"edits": part["step"].max()}
+             | _shape(gone[gone["run"] == head[0]], part["step"].max(), rule, part)
              for head, part in rows.groupby(RUN, sort=False)]
-    return pd.DataFrame(parts, columns=[*RUN, "kind", "collapse", "edits", "before", "at", "cause",
-                                        "leap"])
+    columns = [*RUN, "edits", "kind", "worst", "end", "half", "collapse", "cause", "before", "at",
+               "moved", "leap", "longest"]
+    return pd.DataFrame(parts, columns=columns)
 
 
-def _phase(head, rows, table, rule):
-    wide = {name: part.set_index("step")["value"] for name, part in table.groupby("metric")}
-    lost = wide.get("forgotten_now", pd.Series(dtype=float))
-    gone = 1 - wide.get("ability", pd.Series(dtype=float))
-    moved = rows[rows["metric"] == "relative"].groupby("step")["value"].mean()
-    jumps = [(_first_jump(lost, rule.forgotten, moved, rule), "earlier edits"),
-             (_first_jump(gone, rule.ability, moved, rule), "few-shot tasks")]
-    step, cause = min((jump for jump in jumps if jump[0] is not None), default=(np.nan, ""))
-    worn = any(len(series) and series.iloc[-1] >= rule.eroded for series in (lost, gone))
-    kind = "abrupt" if cause else "eroded" if worn else "gradual"
-    before = lost[lost.index < step]
-    updates = rows[(rows["metric"] == "update") & ~rows["fact"].astype(str).str.endswith(".bias")]
-    sizes = updates["value"] / updates.groupby("fact")["value"].transform("median")
-    inside = updates["step"].between(before.index.max() if len(before) else 0, step, "right")
-    return [*head, kind, step, rows["step"].max(), before.iloc[-1] if len(before) else np.nan,
-            lost.get(step, np.nan), cause, sizes[inside].max()]
+def _shape(gone, edits, rule, rows):
+    """Return the columns of `phases` for one run. gone: its `losses`."""
+    series = {what: part.set_index("step")["lost"].sort_index()
+              for what, part in gone.groupby("what")}
+    jumps = {what: _jump(part, rule.tasks if what == "few-shot tasks" else rule.jump, rule)
+             for what, part in series.items()}
+    stand = {what: jump for what, jump in jumps.items() if jump and jump[2]}
+    tests = max([(part.index > 0).sum() for part in series.values()], default=0)
+    ends = pd.Series({what: part.iloc[-1] for what, part in series.items()}, dtype=float)
+    last = {"worst": ends.idxmax() if len(ends) else "", "end": ends.max(),
+            "half": min([_stays(part, rule.half) for part in series.values()], default=np.nan)}
+    if stand:
+        cause = min(stand, key=lambda what: stand[what][1])
+        before, at, _ = stand[cause]
+        values = series[cause]
+        return last | {"kind": "abrupt", "collapse": at, "cause": cause, "before": values[before],
+                       "at": values[at]} | _movement(rows, before, at)
+    unclear = tests < rule.tests or any(jumps.values())
+    worn = not unclear and ends.max() >= rule.half
+    kind = "eroded" if worn else "cannot tell" if unclear or edits < rule.edits else "gradual"
+    return last | {"kind": kind, "cause": ""}
 
 
-def _first_jump(series, limit, moved, rule):
-    """Return the first step at which the series has risen by `limit` within `rule.within` edits
-    while `moved` grew unusually; None if there is none."""
-    steps = list(series.index)
-    speeds = [_speed(moved, start, end) for start, end in zip(steps, steps[1:])]
-    for i in range(1, len(steps)):
-        near = [j for j in range(i) if j == i - 1 or steps[i] - steps[j] <= rule.within]
-        low = min(near, key=lambda j: series.iloc[j])
-        later = series.iloc[i:i + 1 + rule.confirm]
-        usual = np.median(speeds[:low] if low >= 3 else speeds)     # too few before: of all
-        risen = (later - series.iloc[low] >= limit - 1e-9).all()
-        if risen and max(speeds[low:i]) > rule.growth * usual:
-            return steps[i]
+def _jump(series, limit, rule):
+    """Return (step before, step, does it stand?) of the first jump; None if there is none."""
+    tested = series[series.index > 0].clip(lower=0)
+    steps = tested.index
+    for i in range(rule.calm, len(steps)):
+        for j in range(i - 1, rule.calm - 2, -1):
+            length = steps[i] - steps[j]
+            usual = tested.iloc[j] / steps[j]
+            rise = tested.iloc[i:i + 1 + rule.confirm] - tested.iloc[j]
+            near = (j == i - 1 or length <= rule.within) and tested.iloc[j] < rule.half
+            large = rise >= max(limit, rule.faster * usual * length) - 1e-9
+            if near and large.all():
+                return steps[j], steps[i], len(large) > rule.confirm
     return None
 
 
-def _speed(moved, start, end):
-    """Return the growth of the relative distance per edit between two steps; it starts at 0."""
-    ends = [moved[moved.index <= step] for step in (start, end)]
-    before, after = [part.iloc[-1] if len(part) else 0.0 for part in ends]
-    return (after - before) / (end - start)
+def _stays(series, share):
+    """Return the first step from which at least `share` is lost at every test, NaN if none."""
+    above = series[::-1].ge(share).cummin()[::-1]
+    return above.idxmax() if above.any() else np.nan
+
+
+def _movement(rows, before, at):
+    """Return how the weights moved between two tests: moved, leap, longest (see `phases`)."""
+    matrices = rows[~rows["fact"].astype(str).str.endswith(".bias")]
+    far = matrices[matrices["metric"] == "relative"].groupby("step")["value"].mean()
+    updates = matrices[matrices["metric"] == "update"]
+    sizes = updates["value"] / updates.groupby("fact")["value"].transform("median")
+    sizes = sizes.groupby(updates["step"]).max()
+    sizes = sizes[(sizes.index > before) & (sizes.index <= at)]
+    newest = rows[rows["metric"] == "ES"].groupby("step")["fact"].first()
+    step = sizes.idxmax() if len(sizes) else np.nan
+    return {"moved": far.get(at, np.nan) / far.get(before, np.nan), "leap": sizes.max(),
+            "longest": newest.get(step, "")}
 
 
 def lost(rows):

@@ -27,14 +27,21 @@ def small():
     return rows(*entries)
 
 
-def history(lost, relative, f1=()):
-    """Return rows of a run whose 100 edits of step 1 fail with the given shares at 20, 40, ..."""
-    entries = [(1, str(i), "ES_exact", 1.0) for i in range(100)]
+def history(lost, relative=None, f1=(), known=()):
+    """Return rows of a run whose 100 edits of step 1 fail with the given shares at 20, 40, ...
+
+    f1, known: few-shot score and share right of 100 never-edited facts at 0, 20, ...
+    """
+    entries = [(1, str(i), name, 1.0) for i in range(100) for name in ("ES", "ES_exact")]
     for k, share in enumerate(lost, 1):
         right = [float(i >= round(100 * share)) for i in range(100)]
         entries += [(20 * k, str(i), "retest_ES_exact", right[i]) for i in range(100)]
-    entries += [(20 * k, "W", "relative", value) for k, value in enumerate(relative, 1)]
+        entries += [(20 * k, f"new{k}", "ES", 1.0)]
+    far = relative or [k ** 0.5 for k in range(1, len(lost) + 1)]
+    entries += [(20 * k, "W", "relative", value) for k, value in enumerate(far, 1)]
     entries += [(20 * k, "W", "update", 3.0 if k == 5 else 1.0) for k in range(1, len(lost) + 1)]
+    entries += [(20 * k, str(i), "untouched_ES_exact", float(i < round(100 * share)))
+                for k, share in enumerate(known) for i in range(100)]
     return rows(*entries, *[(20 * k, "", "sst2_f1", value) for k, value in enumerate(f1)])
 
 
@@ -50,9 +57,9 @@ def test_retests_ask_only_edits_that_succeeded(small):
 
 def test_forgotten_by_hand(small):
     table = analysis.forgotten(small).set_index("step")
-    assert list(table["edits"]) == [1, 2, 3]
-    np.testing.assert_allclose(table["now"], [0, 1 / 2, 1 / 3])
-    np.testing.assert_allclose(table["ever"], [0, 1 / 2, 2 / 3])
+    assert list(table["edits"]) == [2, 3, 3]        # b at 2 and d at 4 are the newest: not asked
+    np.testing.assert_allclose(table["now"], [0, 1 / 3, 1 / 3])
+    np.testing.assert_allclose(table["ever"], [0, 1 / 3, 2 / 3])
     np.testing.assert_allclose(table["recovered"], [np.nan, np.nan, 1.0])   # a is back at 6
 
 
@@ -83,8 +90,9 @@ def test_ability_is_the_margin_above_chance():
     assert list(analysis.few_shot(table)["task"]) == ["sst2", "sst2"]
 
 
-def test_ability_is_undefined_for_a_model_at_chance():
-    table = analysis.ability(rows((0, "", "sst2_f1", 0.3), (10, "", "sst2_f1", 0.2)))
+@pytest.mark.parametrize("start", [0.3, 0.42])
+def test_ability_is_undefined_for_a_model_hardly_above_chance(start):
+    table = analysis.ability(rows((0, "", "sst2_f1", start), (10, "", "sst2_f1", 0.2)))
     assert table["ability"].isna().all()
 
 
@@ -144,35 +152,61 @@ def test_growth_of_a_short_run_is_undefined():
 
 # ── phases ──────────────────────────────────────────────────────────────────────────────────────
 
-def test_phases_find_the_jump():
-    table = analysis.phases(history([.01, .03, .04, .06, .80, .75], [1, 1.4, 1.7, 2.0, 9.0, 9.1]))
-    (phase,) = table.to_dict("records")
-    assert (phase["kind"], phase["collapse"], phase["cause"]) == ("abrupt", 100, "earlier edits")
-    assert (phase["before"], phase["at"], phase["edits"]) == (0.06, 0.80, 120)
-    assert phase["leap"] == 3.0                         # the update at 100, in medians
+SMOOTH = [(k / 20) ** 0.5 for k in range(1, 21)]     # all is lost at last, as the distance grows
+SLOPE = [.01, .03, .05, .07, .09, .11, .13]
+CLIFF = [.01, .03, .04, .06, .80, .75, .78]
+FT = [.10, .18, .32, .51, .59, .62, .70, .78, .80, .82]
 
 
-@pytest.mark.parametrize("lost, relative, kind, why", [
-    ([.01, .10, .19, .28, .37, .46], [1, 1.4, 1.7, 2.0, 2.2, 2.4], "gradual", "lost slowly"),
-    ([.01, .10, .19, .28, .37, .56], [1, 1.4, 1.7, 2.0, 2.2, 2.4], "eroded", "slowly, but half"),
-    ([.01, .03, .04, .06, .80, .85], [1, 1.4, 1.7, 2.0, 2.2, 2.4], "eroded", "no jump of weights"),
-    ([.01, .03, .04, .06, .07, .08], [1, 1.4, 1.7, 2.0, 9.0, 9.1], "gradual", "nothing lost"),
-    ([.01, .03, .40, .06, .07, .08], [1, 1.4, 9.0, 9.1, 9.2, 9.3], "gradual", "made good next")])
-def test_phases_without_a_catastrophic_one(lost, relative, kind, why):
-    (phase,) = analysis.phases(history(lost, relative)).to_dict("records")
-    assert phase["kind"] == kind and np.isnan(phase["collapse"]) and np.isnan(phase["leap"]), why
+@pytest.mark.parametrize("lost, kind, why", [
+    (CLIFF, "abrupt", "much at once, and it stands"),
+    (SLOPE, "gradual", "little, slowly"),
+    (SMOOTH, "eroded", "all of it, smoothly"),
+    (FT, "eroded", "fast from the start"),
+    ([.01, .10, .19, .28, .37, .56, .60], "eroded", "half, slowly"),
+    ([.70, .72, .74, .75, .75, .75], "eroded", "no gradual phase before"),
+    ([.01, .70, .74, .75, .75, .75], "eroded", "one test is no phase"),
+    ([.01, .03, .50, .06, .07, .08], "gradual", "a dip that recovers"),
+    ([.01, .55, .60, .65, .90, .90], "eroded", "half was lost before"),
+    ([.01, .03, .04, .06, .80], "cannot tell", "a jump at the last test may recover"),
+    ([.01, .02], "cannot tell", "too few tests"),
+    ([.90, .90], "cannot tell", "too few tests, much lost"),
+    ([.01, .02, .03, .04], "cannot tell", "too short for no loss")])
+@pytest.mark.parametrize("leap", [1, 30], ids=["smooth weights", "weights jump"])
+def test_phases_go_by_what_is_lost(lost, kind, why, leap):
+    far = [step ** 0.5 * (leap if step > 4 else 1) for step in range(1, len(lost) + 1)]
+    (phase,) = analysis.phases(history(lost, far)).to_dict("records")
+    assert phase["kind"] == kind, why
+    assert (phase["collapse"] == 100) if kind == "abrupt" else np.isnan(phase["collapse"])
 
 
-def test_phases_see_the_loss_of_ability():
-    table = analysis.phases(history([.01, .02, .03, .04, .05, .06], [1, 1.4, 1.7, 2.0, 9.0, 9.1],
-                                    f1=[.9, .9, .9, .9, .88, .4, .35]))
-    assert table["collapse"].item() == 100 and table["cause"].item() == "few-shot tasks"
+def test_phases_report_the_weights_at_the_jump():
+    (phase,) = analysis.phases(history(CLIFF, [1, 1.4, 1.7, 2, 9, 9.1, 9.2])).to_dict("records")
+    assert (phase["before"], phase["at"], phase["cause"]) == (0.06, 0.80, "earlier edits")
+    assert (phase["leap"], phase["longest"], phase["moved"]) == (3.0, "new5", 4.5)
+    assert (phase["worst"], phase["end"], phase["half"]) == ("earlier edits", 0.78, 100)
+
+
+@pytest.mark.parametrize("cause, more", [
+    ("few-shot tasks", {"f1": [.9, .9, .9, .9, .88, .4, .35, .35]}),
+    ("known facts", {"known": [1, .99, .98, .97, .95, .3, .3, .3]})])
+def test_phases_see_every_loss(cause, more):
+    (phase,) = analysis.phases(history(SLOPE, **more)).to_dict("records")
+    assert (phase["kind"], phase["collapse"], phase["cause"]) == ("abrupt", 100, cause)
 
 
 def test_the_rule_can_be_changed():
-    table = history([.01, .03, .04, .06, .20, .20], [1, 1.4, 1.7, 2.0, 9.0, 9.1])
+    table = history([.01, .03, .04, .06, .20, .20])
     assert analysis.phases(table)["kind"].item() == "gradual"
-    assert analysis.phases(table, analysis.Rule(forgotten=0.1))["collapse"].item() == 100
+    assert analysis.phases(table, analysis.Rule(jump=0.1))["collapse"].item() == 100
+
+
+def test_losses_are_shares_of_what_there_was():
+    table = history([.1], f1=[1.0, 2 / 3], known=[.5, .4])
+    table = pd.concat([table, rows(*scores({0: 10.0, 20: 20.0}, "perplexity"))])
+    found = analysis.losses(table).query("step == 20").set_index("what")["lost"]
+    assert found.to_dict() == pytest.approx({"earlier edits": 0.1, "few-shot tasks": 0.5,
+                                             "known facts": 0.2, "perplexity": 0.5})
 
 
 # ── losses ──────────────────────────────────────────────────────────────────────────────────────
