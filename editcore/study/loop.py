@@ -31,7 +31,7 @@ from editcore.study.run import Run, data_name, input_files, input_hashes, run_id
 
 # What an edit may fail with although its facts were checked before.
 FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError)
-SHARED_RUNS_MAY_DIFFER_IN = ("order", "seed", "leave_out")
+SHARED_RUNS_MAY_DIFFER_IN = ("order", "seed", "leave_out", "insert")
 SMALL = 200e6   # bytes of weights up to which a second thread gains little and may cost much
 
 
@@ -108,7 +108,8 @@ def _open(run, out_dir):
 
 
 def _edits_left(active):
-    every = active.run.n_edits or len(schedule(active.run, active.paths["facts"])[0])
+    most = dataclasses.replace(active.run, known=False)     # the model is not asked for a number
+    every = active.run.n_edits or len(schedule(most, active.paths["facts"])[0])
     return every - (checkpoint.steps(active.folder / "checkpoint") or 0)
 
 

@@ -11,8 +11,11 @@ import torch
 from editcore import disabling, fewshot, generate, metrics, templates
 from editcore.delta import Delta, added
 from editcore.editors import EDITORS, EditorInputs, configure
+from editcore.facts import read_facts
 from editcore.files import read_lines
+from editcore.knowledge import known
 from editcore.model import content_hash, default_device, load, max_length
+from editcore.progress import say
 from editcore.study.run import (
     Run,
     check_prompts,
@@ -41,6 +44,7 @@ class RunContext:
     tasks: tuple                # of fewshot.Task
     held_out: list              # passages for perplexity
     prefixes: tuple             # texts before the rewriting prompt for "XS" in run.final
+    n_known: int | None         # facts of the file that the unedited model knows; None: not asked
     weights_hash: str           # of the unedited model
     unedited: dict              # name -> (unedited value, its norm) of parameters set so far
 
@@ -51,9 +55,13 @@ def set_up(run, paths, *, contexts=(), cache=None, shared=None):
     paths: `input_files` of the run. contexts: templates of an earlier start of the run. cache:
     folder of second moments. shared: a RunContext whose model, still unedited, is used again.
     """
-    inputs = read_inputs(run, paths)
-    facts = inputs.facts
+    inputs = read_inputs(replace(run, known=False), paths)      # errors before the model is loaded
     model, tok = (shared.model, shared.tok) if shared else load_model(run)
+    if run.known:
+        inputs = read_inputs(run, paths, knows(run, paths, model, tok, cache=cache))
+    facts = inputs.facts
+    if not shared:
+        _say_what_lacks(run, paths)
     if "contexts" in paths and not contexts:
         contexts = templates.read(paths["contexts"])
     check_prompts(tok, facts, max_length(model), templates=contexts or ("{}",))
@@ -71,8 +79,22 @@ def set_up(run, paths, *, contexts=(), cache=None, shared=None):
         untouched=metrics.prepare(model, tok, mirrored, ("ES",)),
         tasks=tasks, held_out=inputs.held_out,
         prefixes=_prefixes(model, tok, facts, run, getattr(prepared, "contexts", ())),
+        n_known=inputs.n_known,
         weights_hash=shared.weights_hash if shared else content_hash(model),
         unedited=shared.unedited if shared else {})
+
+
+def knows(run, paths, model, tok, *, cache=None):
+    """Return whether the unedited model knows each fact of a run's file; None if it need not."""
+    return known(model, tok, read_facts(paths["facts"]), cache) if run.known else None
+
+
+def _say_what_lacks(run, paths):
+    """Say which tests of what else the model can do are left out, for want of a file."""
+    lacking = [name for name in ("tasks", "held_out") if name not in paths]
+    if run.downstream_every and lacking:
+        say(f"run: no {' and no '.join(lacking)} for model {run.model!r}: not measured; give "
+            f"{' and '.join(f'{name}=' for name in lacking)}")
 
 
 def load_model(run):
@@ -276,12 +298,13 @@ def denominators(run, facts=None, *, limit=0, out_dir="results/runs"):
         raise ValueError(f"{run.editor} divides by no denominator; choose one of "
                          f"{', '.join(disabling.DENOMINATOR_OF)}")
     paths = input_files(run)
-    if facts is None:
-        facts, _ = schedule(replace(run, n_edits=0, leave_out=()), paths["facts"])
     model, tok = load_model(run)
+    cache = Path(out_dir) / "moments"
+    if facts is None:
+        every = replace(run, n_edits=0, leave_out=(), insert=())
+        facts, _ = schedule(every, paths["facts"], knows(run, paths, model, tok, cache=cache))
     contexts = templates.read(paths["contexts"]) if "contexts" in paths else ()
-    config, prepared = prepare_editor(run, paths, model, tok, contexts=contexts,
-                                      cache=Path(out_dir) / "moments")
+    config, prepared = prepare_editor(run, paths, model, tok, contexts=contexts, cache=cache)
     return disabling.denominators(model, tok, facts[:limit or None], config, prepared)
 
 

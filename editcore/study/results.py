@@ -118,7 +118,7 @@ def write(folder, context, state, *, cases, head):
     write_json(folder / "run.json", {
         "run": folder.name, "status": "stopped" if head["stopped"] else "finished", **head,
         "parameters": dataclasses.asdict(run), "config": dataclasses.asdict(context.config),
-        "edits": state.step, "seconds": state.elapsed,
+        "edits": state.step, "known_facts": context.n_known, "seconds": state.elapsed,
         "seconds_per_edit": sum(state.seconds) / max(1, state.step),
         "update_seconds": [round(seconds, 4) for seconds in state.seconds],
         "contexts": list(state.contexts),

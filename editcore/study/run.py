@@ -13,13 +13,16 @@ from editcore import facts as records
 from editcore.editors import EDITORS, configure
 from editcore.fewshot import read_tasks
 from editcore.files import read_lines, sha256, sha256_text
-from editcore.model import files_hash, resolve
+from editcore.model import files_hash, resolve, short_name
 from editcore.tokens import check_lengths, encode, target_ids
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 FORMAT = 2      # raise it when the meaning of the rows changes: earlier runs get another id
 # What lies beside a local model's folder is taken when the run names no file of its own.
 BESIDE = {"facts": "facts.json", "texts": "texts.txt", "held_out": "held_out.txt", "tasks": "tasks"}
+# Where such files lie for models that have none beside them, by the model's short name.
+WORLD = Path(__file__).resolve().parents[2] / "data" / "world"
+DATA = {"smollm2": WORLD, "smollm2-135m": WORLD, "smollm2-360m": WORLD, "qwen2.5-0.5b": WORLD}
 NOT_IN_ID = ("checkpoint_every",)
 
 
@@ -39,6 +42,8 @@ class Run:
     n_edits: int = 200              # facts edited in all; 0 = all there are
     order: int = 0                  # key of facts.order; -1 = the file's order
     leave_out: tuple = ()           # case ids that are never edited
+    insert: tuple = ()              # (place, case id): edit number `place`, whatever is left out
+    known: bool = False             # edit and follow only facts that the unedited model knows
     seed: int = 0                   # of context templates, few-shot examples, samples, texts
     measure: tuple = ("ES", "PS", "NS")     # metrics of an update's facts, right after it
     before: tuple = ("ES",)         # metrics of the same facts just before it
@@ -46,7 +51,8 @@ class Run:
     measure_every: int = 1          # edits between these measurements
     retest_every: int = 20          # edits between re-tests of all earlier edits
     downstream_every: int = 20      # edits between tests of what else the model can do
-    items: int = 100                # items per few-shot task, and held-out passages; 0 = all
+    items: int = 100                # items per few-shot task; 0 = all
+    passages: int = 0               # held-out passages; 0 = as many as items
     shots: int = 2                  # solved examples before each item
     untouched: int = 100            # never-edited facts whose true answer is followed
     generation: int = 0             # newest edits whose sampled text's entropy is taken
@@ -69,6 +75,7 @@ class RunInputs:
     untouched: list     # facts that are never edited
     tasks: dict         # {task: few-shot items}
     held_out: list      # passages for perplexity
+    n_known: int | None     # facts of the file that the model knows; None: it was not asked
 
 
 def make_run(**words):
@@ -80,7 +87,8 @@ def make_run(**words):
             raise ValueError(f"run: unknown parameter {name!r}; known are {', '.join(defaults)}")
         kind = type(defaults[name])
         kinds = {tuple: (tuple, list, dict) if name == "settings" else (tuple, list)}
-        if isinstance(value, bool) or not isinstance(value, kinds.get(kind, kind)):
+        mistyped = isinstance(value, bool) and kind is not bool     # a bool is an int to Python
+        if mistyped or not isinstance(value, kinds.get(kind, kind)):
             raise ValueError(f"run: {name} must be {kind.__name__}, found {value!r}")
         values[name] = _frozen(value)
     return check_run(Run(**values))
@@ -97,7 +105,20 @@ def check_run(run):
     dtype_of(run.dtype)
     if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in run.settings):
         raise ValueError(f"run: settings must be (name, value) pairs, found {run.settings!r}")
+    _check_insert(run.insert)
     return run
+
+
+def _check_insert(insert):
+    """ValueError unless these are (place, case id) pairs, every place and fact once."""
+    if not all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], int)
+               for pair in insert):
+        raise ValueError(f"run: insert must be (place, case id) pairs, found {insert!r}")
+    places = {place for place, _ in insert}
+    cases = {str(case_id) for _, case_id in insert}
+    if min(places, default=1) < 1 or not len(places) == len(cases) == len(insert):
+        raise ValueError("run: insert must name different places from 1 on and different facts, "
+                         f"found {insert!r}")
 
 
 def dtype_of(name):
@@ -118,13 +139,18 @@ def input_files(run):
         raise ValueError(f"run: {run.editor} edits beside the weights, but runs of many edits "
                          "know weights only")
     paths = {}
+    folders = [Path(resolve(run.model))]
+    if short_name(run.model) in DATA:
+        folders.append(DATA[short_name(run.model)])
     for name in ("facts", "texts", "stats", "contexts", "held_out", "tasks"):
         wanted = getattr(run, name)
-        path = Path(wanted or Path(resolve(run.model)) / BESIDE.get(name, "-"))
-        if path.exists():
-            paths[name] = path
+        places = [Path(wanted)] if wanted else [folder / BESIDE.get(name, "-")
+                                                for folder in folders]
+        existing = [path for path in places if path.exists()]
+        if existing:
+            paths[name] = existing[0]
         elif wanted:
-            raise FileNotFoundError(f"run: {name}: {path}: no such file")
+            raise FileNotFoundError(f"run: {name}: {wanted}: no such file")
     if "facts" not in paths:
         raise FileNotFoundError(f"run: facts: give a facts file; there is no {BESIDE['facts']} "
                                 f"beside model {run.model!r}, or no such model")
@@ -159,35 +185,67 @@ def data_name(path):
     return path.resolve().parent.name if path.stem == "facts" else path.stem
 
 
-def read_inputs(run, paths):
-    """Read a run's files into RunInputs; ValueError names what is damaged."""
-    facts, untouched = schedule(run, paths["facts"])
+def read_inputs(run, paths, knows=None):
+    """Read a run's files into RunInputs; ValueError names what is damaged. knows: `schedule`'s."""
+    facts, untouched = schedule(run, paths["facts"], knows)
     downstream = run.downstream_every > 0
     tasks = read_tasks(paths["tasks"], run.items) if downstream and "tasks" in paths else {}
     wanted = downstream and "held_out" in paths
-    held_out = read_lines(paths["held_out"], run.items) if wanted else []
-    return RunInputs(facts, untouched, tasks, held_out)
+    held_out = read_lines(paths["held_out"], run.passages or run.items) if wanted else []
+    return RunInputs(facts, untouched, tasks, held_out, sum(knows) if run.known else None)
 
 
-def schedule(run, path):
+def schedule(run, path, knows=None):
     """Return (facts to edit in order, facts never to be edited) of a facts file.
 
-    One fact per subject, in the run's order. The untouched facts have a true answer and are drawn
-    from those that are left over, with the run's seed.
+    One fact per subject, in the run's order, those of run.insert at their places. The untouched
+    facts have a true answer and are drawn from those that are left over, with the run's seed; they
+    are the same without run.insert. knows: whether the model knows each fact of the file, for
+    run.known. ValueError names a case id that is not there, or says how many facts there are.
     """
-    every = records.read_facts(path)
-    ordered = records.one_per_subject(every) if run.order < 0 else records.order(every, run.order)
-    left_out = {str(case_id) for case_id in run.leave_out}
-    if unknown := left_out - {str(fact.case_id) for fact in every}:
-        raise ValueError(f"run: leave_out names {min(unknown)!r}, which is not in {path}")
-    ordered = [fact for fact in ordered if str(fact.case_id) not in left_out]
-    if run.n_edits > len(ordered):
-        raise ValueError(f"run: n_edits is {run.n_edits}, but {path} has {len(ordered)} facts with "
-                         "different subjects")
-    n_edits = run.n_edits or len(ordered)
+    facts = records.read_facts(path)
+    inserted = _inserted(run, path, facts)
+    if run.known:
+        facts = [fact for fact, hit in zip(facts, _required(knows), strict=True) if hit]
+        if unknown := set(inserted.values()) - set(facts):
+            case_id = min(str(fact.case_id) for fact in unknown)
+            raise ValueError(f"run: insert names {case_id!r}, which the model does not know")
+    ordered = records.one_per_subject(facts) if run.order < 0 else records.order(facts, run.order)
+    subjects = {fact.subject.lower() for fact in inserted.values()}
+    left_out = set(map(str, run.leave_out))
+    ordered = [fact for fact in ordered
+               if str(fact.case_id) not in left_out and fact.subject.lower() not in subjects]
+    total = len(ordered) + len(inserted)
+    n_edits = run.n_edits or total
+    if n_edits > total:
+        kind = " that the model knows" if run.known else ""
+        raise ValueError(f"run: n_edits is {n_edits}, but {path} has {total} facts with "
+                         f"different subjects{kind}")
+    if max(inserted, default=0) > n_edits:
+        raise ValueError(f"run: insert has place {max(inserted)}, but n_edits is {n_edits}")
     others = [fact for fact in ordered[n_edits:] if fact.target_true]
     untouched = random.Random(run.seed).sample(others, min(run.untouched, len(others)))
-    return ordered[:n_edits], untouched
+    ordinary = iter(ordered)
+    edited = [inserted[place] if place in inserted else next(ordinary)
+              for place in range(1, n_edits + 1)]
+    return edited, untouched
+
+
+def _inserted(run, path, facts):
+    """{place: Fact} of run.insert; ValueError if it or run.leave_out names a fact not in the file.
+    """
+    by_id = {str(fact.case_id): fact for fact in facts}
+    inserted = [case_id for _, case_id in run.insert]
+    for name, cases in (("leave_out", run.leave_out), ("insert", inserted)):
+        if unknown := set(map(str, cases)) - by_id.keys():
+            raise ValueError(f"run: {name} names {min(unknown)!r}, which is not in {path}")
+    return {place: by_id[str(case_id)] for place, case_id in run.insert}
+
+
+def _required(knows):
+    if knows is None:
+        raise ValueError("run: known: the model must be asked what it knows (`knowledge.known`)")
+    return knows
 
 
 def check_prompts(tok, facts, limit, *, templates=("{}",)):

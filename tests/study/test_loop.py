@@ -523,3 +523,36 @@ def test_left_out_facts_are_not_edited(run, place):
     assert not {fact.case_id for fact in edited} & {fact.case_id for fact in untouched}
     in_file_order = schedule(dataclasses.replace(run, order=-1), Path(place) / "facts.json")[0]
     assert in_file_order == read_facts(place / "facts.json")[:8]
+
+
+def test_a_run_of_known_facts(place, run, tmp_path, monkeypatch):
+    asked = []
+
+    def knows_each_third(model, tok, facts, cache):
+        asked.append(cache)
+        return [fact.case_id % 3 == 0 for fact in facts]
+
+    monkeypatch.setattr(measure, "known", knows_each_third)
+    first = dataclasses.replace(run, known=True, n_edits=1, answers=1, order=1)
+    alone, _ = execute_all([first, dataclasses.replace(first, order=2)], tmp_path)
+    assert record_of(alone)["known_facts"] == 4 and asked == [tmp_path / "moments"] * 2
+    edited, untouched = schedule(first, place / "facts.json", [i % 3 == 0 for i in range(12)])
+    rows = rows_of(alone)
+    assert set(rows.loc[rows["metric"] == "ES", "fact"]) == {str(edited[0].case_id)}
+    followed = rows.loc[rows["metric"].eq("untouched_ES_exact"), "fact"]
+    assert set(followed) == {str(fact.case_id) for fact in untouched} and len(untouched) == 3
+
+
+def test_what_cannot_be_measured_is_said(place, run, tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(measure, "say", lines.append)
+    short = dataclasses.replace(run, n_edits=1)
+    execute(short, tmp_path)
+    assert lines == []
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+                 "facts.json"):
+        (folder / name).write_bytes((place / name).read_bytes())
+    execute(dataclasses.replace(short, model=str(folder)), tmp_path)
+    assert len(lines) == 1 and "no tasks and no held_out for model" in lines[0]

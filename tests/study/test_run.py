@@ -47,7 +47,13 @@ def test_lists_and_dicts_become_tuples():
     ({"order": -2}, "order must be at least -1"),
     ({"retest_every": -1}, "retest_every must be not negative"),
     ({"dtype": "float8"}, "dtype 'float8': choose one of"),
-    ({"settings": ["lr"]}, "settings must be")])
+    ({"settings": ["lr"]}, "settings must be"),
+    ({"known": 1}, "known must be bool, found 1"),
+    ({"insert": [3]}, r"insert must be \(place, case id\) pairs"),
+    ({"insert": [["3", 1]]}, "insert must be"),
+    ({"insert": [[0, 1]]}, "insert must name different places from 1 on"),
+    ({"insert": [[1, 7], [1, 8]]}, "different places"),
+    ({"insert": [[1, 7], [2, "7"]]}, "different facts")])
 def test_unknown_and_mistyped_parameters(words, message):
     with pytest.raises(ValueError, match=message):
         make_run(**words)
@@ -109,6 +115,8 @@ def test_inputs_are_cut_to_the_wanted_items(folder, place, facts):
     assert [fact.case_id for fact in inputs.facts] == [fact.case_id for fact in order(facts, 3)[:7]]
     assert len(inputs.untouched) == 2 and not set(inputs.untouched) & set(inputs.facts)
     assert inputs.held_out == ["one line", "two\nlines"]
+    fewer = read_inputs(dataclasses.replace(run, passages=1), paths)
+    assert fewer.held_out == ["one line"] and fewer.tasks == inputs.tasks
     assert sorted(item["label"] for item in inputs.tasks["sst2"]) == [0, 1]
     alone = read_inputs(dataclasses.replace(run, downstream_every=0), paths)
     assert alone.tasks == {} and alone.held_out == []
@@ -129,6 +137,59 @@ def test_schedule_counts_a_subject_once(facts, tmp_path):
         schedule(Run(n_edits=13), path)
     with pytest.raises(ValueError, match="leave_out names '98'"):
         schedule(Run(leave_out=("98",)), path)
+
+
+def test_facts_are_inserted_at_their_places(place):
+    path = place / "facts.json"
+    plain = Run(n_edits=6, untouched=3, order=1)
+    edited, untouched = schedule(plain, path)
+    late = edited[4].case_id
+    unused = schedule(Run(n_edits=0, order=1), path)[0][-1].case_id
+    insert = make_run(**dataclasses.asdict(plain) | {"insert": [[2, late]], "leave_out": [late]})
+    others = edited[:4] + edited[5:]
+    placed, _ = schedule(insert, path)
+    assert [fact.case_id for fact in placed[1:2]] == [late] and len(placed) == 6
+    assert [placed[0], *placed[2:5]] == others[:4]
+    without, never = schedule(dataclasses.replace(plain, leave_out=(unused, late)), path)
+    with_both = dataclasses.replace(insert, insert=((1, unused), (6, late)),
+                                    leave_out=(unused, late))
+    placed, same = schedule(with_both, path)
+    assert [fact.case_id for fact in (placed[0], placed[-1])] == [unused, late]
+    assert placed[1:5] == without[:4] and same == never
+    for words, message in (({"insert": ((7, late),)}, "insert has place 7, but n_edits is 6"),
+                           ({"insert": ((1, 98),)}, "insert names '98', which is not in")):
+        with pytest.raises(ValueError, match=message):
+            schedule(dataclasses.replace(plain, **words), path)
+
+
+def test_only_known_facts_are_edited_and_followed(place, facts):
+    path = place / "facts.json"
+    knows = [fact.case_id % 3 != 0 for fact in facts]
+    run = make_run(known=True, n_edits=5, untouched=9, order=2)
+    edited, untouched = schedule(run, path, knows)
+    assert {fact.case_id for fact in edited + untouched} == {1, 2, 4, 5, 7, 8, 10, 11}
+    in_order = schedule(dataclasses.replace(run, order=-1), path, knows)[0]
+    assert [fact.case_id for fact in in_order] == [1, 2, 4, 5, 7]
+    left_out = schedule(dataclasses.replace(run, order=-1, leave_out=(2,)), path, knows)[0]
+    assert [fact.case_id for fact in left_out] == [1, 4, 5, 7, 8]
+    assert read_inputs(run, {"facts": path}, knows).n_known == 8
+    for words, given, message in (
+            ({"n_edits": 9}, knows, "8 facts with different subjects that the model knows"),
+            ({"insert": ((1, 3),)}, knows, "insert names '3', which the model does not know"),
+            ({}, None, "the model must be asked what it knows")):
+        with pytest.raises(ValueError, match=message):
+            schedule(dataclasses.replace(run, **words), path, given)
+
+
+def test_files_of_the_world_serve_models_without_their_own(folder, monkeypatch):
+    monkeypatch.setattr("editcore.study.run.DATA", {"smol": folder})
+    model = folder / "cache" / "smol"
+    model.mkdir(parents=True)
+    run = Run(model=str(model), editor="ft", settings=(("layer", 0), ("epsilon", 0.1)))
+    assert input_files(run)["facts"] == folder / "facts.json"
+    (model / "facts.json").write_text("[]")
+    assert input_files(run) == {"facts": model / "facts.json", "texts": folder / "texts.txt",
+                                "tasks": folder / "tasks"}
 
 
 def facts_order(fact):
