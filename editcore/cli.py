@@ -205,8 +205,8 @@ def disabling(facts: Facts,
 # ── studies and reports ─────────────────────────────────────────────────────────────────────────
 
 @app.command(epilog="example: python -m editcore study conventions orders -p n_edits 300")
-def study(names: argument("[PLAN ...]", "orders methods conventions batches lambdas layers tokens; "
-                          "with --full notebooks; default: all", kind=list[str]) = (),
+def study(names: argument("[PLAN ...]", "orders methods conventions batches lambdas layers tokens "
+                          "(default: these), real; with --full notebooks", kind=list[str]) = (),
           p: Words = (), model: option("--model", "MODEL ...", "models", kind=list[str]) = (),
           workers: Workers = 1,
           list_: option("--list", None, "a line per run: id, state, parameters", kind=bool) = False,

@@ -102,10 +102,10 @@ def planned(names, words, models, *, full, notebooks):
     from editcore import report
     from editcore.study import plans
 
-    known = report.full_study() if full else plans.PLANS
+    known = report.full_study() if full else plans.BY_NAME
     chosen = report.chosen_parameters(notebooks, words, full=True) if full else {}
     runs = []
-    for name in names or known:
+    for name in names or (known if full else plans.PLANS):
         if name not in known:
             raise ValueError(f"unknown plan {name!r}: choose one of {', '.join(known)}")
         for model in models:
@@ -114,7 +114,8 @@ def planned(names, words, models, *, full, notebooks):
                 values = report.check(path, chosen.get(name, {}) | {"model": model})
                 runs += report.planned_runs(path, values)[1]
             else:
-                runs += plans.PLANS[name](model, **plan_words(plans.PLANS[name], words))
+                plan = plans.BY_NAME[name]
+                runs += plan(model, **plan_words(plan, words))
     return list(dict.fromkeys(runs))
 
 

@@ -1,5 +1,6 @@
 """Measure a run's model: probes prepared once, and the rows of what they show after each update."""
 
+import json
 import math
 from dataclasses import dataclass, replace
 from itertools import compress
@@ -12,7 +13,7 @@ from editcore import disabling, fewshot, generate, metrics, templates
 from editcore.delta import Delta, added
 from editcore.editors import EDITORS, EditorInputs, configure
 from editcore.facts import read_facts
-from editcore.files import read_lines
+from editcore.files import atomic, read_lines, sha256_text
 from editcore.knowledge import known
 from editcore.model import content_hash, default_device, load, max_length
 from editcore.progress import say
@@ -21,10 +22,14 @@ from editcore.study.run import (
     check_prompts,
     dtype_of,
     input_files,
+    input_hashes,
     read_inputs,
     schedule,
 )
 from editcore.tokens import encode
+
+
+DISABLING = 3.0     # median updates from which on an edit is predicted to disable the model
 
 
 @dataclass(frozen=True)
@@ -306,6 +311,23 @@ def denominators(run, facts=None, *, limit=0, out_dir="results/runs"):
     contexts = templates.read(paths["contexts"]) if "contexts" in paths else ()
     config, prepared = prepare_editor(run, paths, model, tok, contexts=contexts, cache=cache)
     return disabling.denominators(model, tok, facts[:limit or None], config, prepared)
+
+
+def predicted(run, *, least=DISABLING, out_dir="results/runs"):
+    """Return the case ids of a run's facts whose updates will be `least` median ones or more.
+
+    The table of `denominators` is kept in out_dir/moments by all that it is made from.
+    """
+    paths = input_files(run)
+    made_from = [input_hashes(run, paths), run.known, run.seed, run.dtype, run.editor, run.settings]
+    key = sha256_text(json.dumps(made_from, sort_keys=True))
+    path = Path(out_dir) / "moments" / f"denominators-{key[:24]}.parquet"
+    if not path.is_file():
+        table = denominators(run, out_dir=out_dir)
+        with atomic(path) as tmp:
+            table.to_parquet(tmp, index=False)
+    table = pd.read_parquet(path)
+    return table.loc[table["expected"] >= least, "case_id"].tolist()
 
 
 def singular_values(matrix):

@@ -9,19 +9,24 @@ named in a signature is a parameter of Run: facts, seed, texts, retest_every, ..
 """
 
 import dataclasses
+import random
 from itertools import product
 from pathlib import Path
 
 import pandas as pd
 
 from editcore.editors import configure
-from editcore.study import results
+from editcore.study import measure, results
 from editcore.study.run import Run, input_files, input_hashes, make_run, run_id
 
 # How a run of a plan differs from Run's defaults.
 COMMON = {"n_edits": 120, "items": 40, "untouched": 200, "final": ("ES", "PS", "XS", "greedy")}
 METHODS = ("rome", "r-rome", "p-rome", "nas", "emmet", "memit", "memit-past", "encore",
            "alphaedit", "rect", "prune", "ft")
+# How a run on a real language model does: facts that it knows, few items at each of many tests.
+REAL = {"known": True, "n_edits": 300, "items": 20, "passages": 20, "untouched": 60,
+        "generation": 1, "final": ("ES", "PS", "NS", "XS", "greedy")}
+REAL_EDITORS = ("rome", "r-rome", "p-rome", "memit", "alphaedit", "ft")
 LAYERS = {"rome": ({}, {"layer": 1}, {"layer": 2}),
           "memit": ({}, {"layers": (0,)}, {"layers": (1,)}, {"layers": (0, 1, 2)})}
 
@@ -70,8 +75,33 @@ def tokens(model="pocket", editors=("rome", "memit"), *, counts=(0, 2500, 10000)
     return _variants(model, dict.fromkeys(editors, choices), orders=orders, **options)
 
 
+def real(model="smollm2", editors=REAL_EDITORS, *, orders=(0, 1, 2), disabling=None, every=50,
+         placed=("rome", "r-rome", "p-rome", "memit"), long=("rome", "memit"), n_long=1000,
+         **options):
+    """Edit facts that a real model knows, without and with edits that are predicted to disable it.
+
+    disabling: their case ids; None asks the unedited model (`measure.predicted`, minutes, kept).
+    Every editor edits ordinary facts only; those in `placed` do so once more with a predicted edit
+    after every `every` - 1 ordinary ones, drawn with the order as seed; those in `long` make n_long
+    edits of ordinary facts in the first order, unless it is 0. What is measured: REAL.
+    """
+    options = REAL | options
+    if disabling is None:
+        disabling = measure.predicted(plan_run(model, "rome", **options))
+    options = options | {"leave_out": tuple(disabling)}
+    runs = _grid(model, editors, orders, **options)
+    for editor, order in product([name for name in placed if name in editors], orders):
+        places = range(every, options["n_edits"] + 1, every)
+        cases = random.Random(order).sample(sorted(disabling), min(len(places), len(disabling)))
+        runs.append(plan_run(model, editor, order=order, insert=tuple(zip(places, cases)),
+                             **options))
+    longer = [name for name in long if name in editors and n_long]
+    return runs + _grid(model, longer, orders[:1], **options | {"n_edits": n_long})
+
+
 PLANS = {"orders": orders, "methods": methods, "conventions": conventions, "batches": batches,
          "lambdas": lambdas, "layers": layers, "tokens": tokens}
+BY_NAME = PLANS | {"real": real}    # those made only when they are named, too
 
 
 def plan_run(model, editor, *, settings=None, **options):

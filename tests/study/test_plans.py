@@ -6,7 +6,7 @@ import json
 import pandas as pd
 import pytest
 
-from editcore.study import loop, plans, results
+from editcore.study import loop, measure, plans, results
 from editcore.study.run import Run, make_run, run_id
 
 
@@ -121,3 +121,43 @@ def test_tables_name_a_damaged_file(folders, tmp_path):
 
 def test_defaults_make_the_default_run():
     assert make_run() == Run()
+
+
+@pytest.fixture
+def real(place, monkeypatch):
+    """Parameters of `plans.real` on a tiny model that is taken to know every fact but number 0."""
+    monkeypatch.setattr(measure, "known", lambda *_: [False] + [True] * 11)
+    settings = {name: {"layer": 1, "steps": 2} for name in ("rome", "r-rome")}
+    return {"model": str(place), "editors": ["rome", "r-rome"], "orders": (0, 1), "n_edits": 4,
+            "settings": settings, "n_long": 6, "untouched": 2, "generation": 0}
+
+
+def test_real_runs_place_predicted_edits(real):
+    runs = plans.real(disabling=("3", "4", "5"), every=2, long=("rome",), placed=("r-rome",),
+                      **real)
+    assert [(run.editor, run.order, run.n_edits, len(run.insert)) for run in runs] == [
+        ("rome", 0, 4, 0), ("rome", 1, 4, 0), ("r-rome", 0, 4, 0), ("r-rome", 1, 4, 0),
+        ("r-rome", 0, 4, 2), ("r-rome", 1, 4, 2), ("rome", 0, 6, 0)]
+    assert all(run.known and set(run.leave_out) == {"3", "4", "5"} for run in runs)
+    assert [place for place, _ in runs[4].insert] == [2, 4]
+    assert {case for _, case in runs[4].insert} < {"3", "4", "5"}
+    assert len(set(loop.groups(runs)[0])) == 2      # orders of an editor share their passes
+    few = plans.real(disabling=("3",), every=1, long=(), placed=("rome",), **real)
+    assert few[-1].insert == ((1, "3"),)
+
+
+def test_real_runs_ask_the_model_once_for_its_predicted_edits(real, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = plans.plan_run(real["model"], "rome", known=True, settings=real["settings"])
+    table = measure.denominators(run, out_dir=tmp_path)
+    assert "0" not in set(table["case_id"]) and len(table) == 11
+    least = table["expected"].median()
+    cases = measure.predicted(run, least=least, out_dir=tmp_path)
+    assert cases == list(table.loc[table["expected"] >= least, "case_id"]) and len(cases) > 1
+    monkeypatch.setattr(measure, "denominators", None)
+    assert measure.predicted(run, least=least, out_dir=tmp_path) == cases
+    monkeypatch.setattr(measure, "predicted", lambda run: ["7"] if run.known else None)
+    runs = plans.real(**real)
+    assert {run.leave_out for run in runs} == {("7",)}
+    folders = loop.execute_all(runs[:1], tmp_path)
+    assert results.runs(folders)["known_facts"].tolist() == [11]
