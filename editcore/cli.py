@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from editcore import commands
+from editcore import commands, outputs
 from editcore.commands import pairs, spread
 
 # Commands import what they need themselves: torch takes seconds, and --help needs none of it.
@@ -85,7 +85,7 @@ def edit(model: Model, facts: Facts, output: Output,
     from editcore.facts import read_facts
     from editcore.files import read_lines, sha256
 
-    commands.refuse_inputs(output, facts, texts, stats, contexts)
+    outputs.check_file(output, models.resolve(model), facts, texts, stats, contexts)
     if texts and stats:
         raise ValueError("give --texts or --stats, not both")
     records = read_facts(facts)
@@ -120,13 +120,13 @@ def apply(model: Model, delta: argument("DELTA.safetensors", "what `edit` wrote"
           dtype: Dtype = "", device: Device = "", force: Force = False):
     """Write a model with an edit in its weights, which transformers loads."""
     from editcore.delta import load
+    from editcore.model import resolve
 
+    outputs.check_folder(output, resolve(model), delta, new=True)
     folder = Path(output)
     change = load(delta)
     if not hasattr(change, "changes"):
         raise ValueError(f"{delta}: works beside the weights and cannot be written into them")
-    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
-        raise ValueError(f"{folder}: already there; give a new folder")
     net, tok = commands.load_model(model, device, dtype, change, force=force)
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -156,11 +156,11 @@ def evaluate(model: Model, facts: Facts, output: Output,
     from editcore.facts import read_facts
     from editcore.files import atomic
     from editcore.metrics import measure, score
-    from editcore.model import short_name
+    from editcore.model import resolve, short_name
     from editcore.study.results import COLUMNS
     from editcore.study.run import data_name
 
-    commands.refuse_inputs(output, facts, delta)
+    outputs.check_file(output, resolve(model), facts, delta)
     records = read_facts(facts)
     change = load(delta) if delta else Delta({})
     net, tok = commands.load_model(model, device, dtype, change, force=force)
@@ -213,9 +213,12 @@ def study(names: argument("[PLAN ...]", "orders methods conventions batches lamb
           only: option("--only", "ID", "one of these runs") = "", full: Full = False,
           notebooks: Notebooks = "notebooks", output: Output = "results/runs"):
     """Make the runs of the study that are missing, or go on with those that were stopped."""
+    from editcore.model import resolve
     from editcore.study import plans
     from editcore.study.loop import execute_all
 
+    if not list_:
+        outputs.check_folder(output, *map(resolve, model), notebooks)
     runs = commands.planned(names, pairs(p), model or ["pocket"], full=full, notebooks=notebooks)
     status = plans.status(runs, output)
     if only:
@@ -241,6 +244,9 @@ def report(p: Words = (), full: Full = False, force: Force = False, workers: Wor
     """Make the runs, execute all notebooks, and write the HTML report with its index page."""
     from editcore import pages, report
 
+    outputs.check_folder(output, notebooks)
+    if publish:
+        pages.check_publish(output, publish)
     parameters = report.chosen_parameters(notebooks, pairs(p), full=full)
     page = report.build(notebooks, output, parameters, force=force, workers=workers)
     say(pages.publish(output, publish) if publish else page)
@@ -252,6 +258,7 @@ def run(notebook: argument("NOTEBOOK", "path of the notebook"), p: Words = (), f
     """Execute one notebook with parameters and render it."""
     from editcore import report
 
+    outputs.check_folder(output, notebook)
     say(report.run_notebook(notebook, pairs(p), output, force=force))
 
 
@@ -265,7 +272,9 @@ def train(names: argument("[LIST ...]", "main single transfer subsets styles des
           seed: Seed = 0, workers: Workers = 1, output: Output = "results/editors"):
     """Train the hypernetworks (MEND, InstructEdit, KE) that are not trained yet."""
     from editcore.instructedit import trained_editors
+    from editcore.model import resolve
 
+    outputs.check_folder(output, resolve(model), data)
     lists = trained_editors.LISTS
     editors = []
     for name in names or lists:
@@ -287,6 +296,8 @@ def data(name: Annotated[str, typer.Argument(help="data set; default: list them"
     sources = tomllib.loads(MANIFEST.read_text("utf-8"))
     if name not in sources and (name or output or check):
         raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(sources)}")
+    if output:
+        outputs.check_file(output, check)
     if check or output:
         work = commands.check_data if check else commands.fetch_data
         say(work(name, sources[name], check or output))

@@ -39,12 +39,6 @@ def pairs(words):
     return dict(word.split("=", 1) for word in words)
 
 
-def refuse_inputs(output, *inputs):
-    """ValueError if a file that is read would be overwritten."""
-    if Path(output).resolve() in {Path(path).resolve() for path in inputs if path}:
-        raise ValueError(f"-o {output}: is read as an input; give another file")
-
-
 def settings_line(editor):
     """Return an editor's settings with their defaults, as one line; "?": published per model."""
     from editcore.editors import EDITORS

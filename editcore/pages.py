@@ -16,8 +16,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
-from editcore import figures
-from editcore.files import atomic, read_json
+from editcore import figures, safety
+from editcore.files import atomic, read_json, write_json
+from editcore.outputs import MANIFEST, check_folder, claim, claimed
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = Path(__file__).parent / "templates"
@@ -30,29 +31,40 @@ CASES = {"editor": "method", "order": "order", "step": "step", "subject": "subje
 log = logging.getLogger("editcore")
 
 
-def write_report(paths, out_dir, folders=()):
+def write_report(paths, out_dir, folders=(), errors=()):
     """Render the executed notebooks, the cases of their runs and the index; return its path.
 
-    paths: of the notebooks; folders: of the runs. RuntimeError names the notebooks that failed,
-    once all is written.
+    paths: of the notebooks; folders: of the runs; errors: {stem: exception} of those that could not
+    be executed. RuntimeError names the notebooks that failed, once all is written: one bad page
+    does not cost the others.
     """
     notebooks = {path.stem: read_executed(out_dir / path.name) for path in paths}
+    for stem, error in dict(errors).items():
+        if not failure(notebooks[stem]):    # an earlier copy, which is whole
+            notebooks[stem].metadata["failure"] = f"it could not be executed again: {error}"
     stems = ["", *notebooks, ""]
     for place, stem in enumerate(notebooks, 1):
         log.info("rendering %s (%d of %d)", stem, place, len(notebooks))
         around = {"before": stems[place - 1], "after": stems[place + 1]}
         try:
             write_page(notebooks[stem], out_dir / f"{stem}.html", **around)
-        except Exception as error:      # one bad page must not cost the others
-            log.error("%s: cannot be rendered (%s)", stem, error)
-            notebooks[stem] = new_notebook()
+        except Exception as error:
+            notebooks[stem] = not_rendered(error)
             write_page(notebooks[stem], out_dir / f"{stem}.html", **around)
-    write_cases(folders, out_dir)
-    index = write_index(notebooks, out_dir, folders)
     failed = {stem: failure(notebook) for stem, notebook in notebooks.items()}
+    try:
+        write_cases(folders, out_dir)
+    except Exception as error:
+        failed["cases"] = failure(not_rendered(error))
+    index = write_index(notebooks, out_dir, folders)
     if messages := [f"{stem} failed ({reason})" for stem, reason in failed.items() if reason]:
         raise RuntimeError(f"{'; '.join(messages)}; see {index}")
     return index
+
+
+def not_rendered(error):
+    """Return an empty notebook that says why there is no page."""
+    return new_notebook(metadata={"failure": f"it cannot be rendered: {error}"})
 
 
 def outputs(notebook):
@@ -63,9 +75,11 @@ def outputs(notebook):
 def failure(notebook):
     """Return why an executed notebook is not whole, "" if it is."""
     run = notebook.metadata.get("papermill", {})
+    if reason := notebook.metadata.get("failure"):
+        return " ".join(reason.split())
     for output in outputs(notebook):
         if output.output_type == "error":
-            return f"{output.ename}: {output.evalue}".splitlines()[0]
+            return f"{output.ename}: {output.evalue}".strip().splitlines()[0]
     whole = run.get("end_time") and not run.get("exception") and "editcore" in notebook.metadata
     return "" if whole else "it did not run to its end"
 
@@ -73,26 +87,45 @@ def failure(notebook):
 def read_executed(path):
     """Return an executed notebook, an empty one where it is missing or cut off."""
     try:
-        return nbformat.read(path, as_version=4)
-    except (FileNotFoundError, ValueError):     # nbformat's NotJSONError is a ValueError
+        return read_notebook(path)
+    except (FileNotFoundError, ValueError):
         return new_notebook()
+
+
+def read_notebook(path):
+    """Read a notebook; FileNotFoundError or ValueError names a file that is none."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such notebook")
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except Exception as error:      # nbformat raises whatever a damaged file makes it stumble on
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: not a notebook, or damaged ({reason[:200]})") from error
+    return notebook
 
 
 def write_page(notebook, path, *, before="", after="", kind="notebook"):
     """Render a notebook, its figures also as figures/<name>.png; one without end says so."""
+    script = (TEMPLATES / "report/script.js").read_text("utf-8")
     page, _ = exporter().from_notebook_node(without_progress(notebook), {
         "title": title(notebook), "before": before, "after": after, "kind": kind,
-        "styles": styles(), "script": (TEMPLATES / "report/script.js").read_text("utf-8"),
+        "styles": styles(), "script": script, "policy": safety.policy(script),
         "failure": failure(notebook) if kind == "notebook" else ""})
     page = page.replace(f"{ROOT}{os.sep}", "")      # where in the repository, not on which disk
     page = re.sub(r"<thead>.*?</thead>", lambda head: scoped(head.group(), "col"), page, flags=re.S)
     page = scoped(page, "row")
     if kind == "notebook":
         page = page.replace("</section>", f"</section>{contents(page)}", 1)
+    if found := safety.faults(page, script):
+        raise ValueError(f"the page would run or load {found[0]}")
+    shown = {f"figures/{name}.png": output for name, output in shown_figures(notebook).items()}
+    claim(path.parent, [path.name, *shown])
     with atomic(path) as file:
-        file.write_text(page, encoding="utf-8")
-    for name, output in shown_figures(notebook).items():
-        with atomic(path.parent / "figures" / f"{name}.png") as file:
+        file.write_text(page, encoding="utf-8", errors="replace")
+    for name, output in shown.items():
+        with atomic(path.parent / name) as file:
             file.write_bytes(base64.b64decode(output.data["image/png"]))
     return path
 
@@ -126,8 +159,10 @@ def exporter():
                      "CoalesceStreamsPreprocessor": {"enabled": True},
                      "TagRemovePreprocessor": {"enabled": True, "remove_cell_tags": [
                          "papermill-error-cell-tag"]}})
-    return HTMLExporter(config=config, template_name="report",
-                        extra_template_basedirs=[str(TEMPLATES)])
+    html_exporter = HTMLExporter(config=config, template_name="report",
+                                 extra_template_basedirs=[str(TEMPLATES)])
+    html_exporter.register_filter("safe_html", safety.cleaned)
+    return html_exporter
 
 
 def styles():
@@ -149,7 +184,8 @@ def title(notebook):
 def shown_figures(notebook):
     """Return {name: output} of the figures that `figures.show` displayed."""
     shown = [output for output in outputs(notebook) if "editcore" in output.get("metadata", {})]
-    return {output.metadata["editcore"]["figure"]: output for output in shown}
+    return {re.sub(r"[^\w.-]|^\.", "_", output.metadata["editcore"]["figure"]): output
+            for output in shown}
 
 
 def write_index(notebooks, out_dir, folders=()):
@@ -188,7 +224,8 @@ def report_list(notebooks, folders):
 
 def write_cases(folders, out_dir):
     """Write cases.html, a table of the facts edited in runs, to be searched and sorted."""
-    (out_dir / "cases.html").unlink(missing_ok=True)
+    if "cases.html" in claimed(out_dir):
+        (out_dir / "cases.html").unlink(missing_ok=True)
     if not folders:
         return
     from editcore.study import results  # torch, which nothing else here needs
@@ -211,26 +248,42 @@ def write_cases(folders, out_dir):
 def publish(out_dir, target):
     """Copy a whole report and its index's figures to a folder that holds nothing else.
 
-    Raises ValueError if a notebook failed or the folder holds other files, FileNotFoundError
-    without a report.
+    Each file takes its place whole; then what an earlier report left there goes. Raises as
+    `check_publish`, ValueError if a notebook failed, FileNotFoundError without a report.
     """
-    target = Path(target)
+    target = check_publish(out_dir, target)
     index = Path(out_dir) / "index.html"
     if not index.is_file():
         raise FileNotFoundError(f"{out_dir}: no index.html; build the report first")
-    if 'class="failed"' in index.read_text("utf-8"):
+    text = index.read_text("utf-8")
+    if 'class="failed"' in text:
         raise ValueError(f"{index}: a notebook failed; nothing is published")
-    names = re.findall(r'<figure id="([^"]+)"', index.read_text("utf-8"))
+    names = re.findall(r'<figure id="([^"]+)"', text)
     pictures = [index.parent / f"figures/{name}.png" for name in names]
-    files = [*index.parent.glob("*.html"), *pictures]
-    present = target.iterdir() if target.is_dir() else []
-    foreign = {path.name for path in present} - {path.name for path in files}
-    foreign = sorted(name for name in foreign if not re.fullmatch(r"\d\d_\w+\.html", name))
-    if foreign or target.is_file():
-        raise ValueError(f"{target}: holds {(foreign or [target.name])[0]}, which is not of a "
-                         "report; give another folder")
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    for path in files:
-        shutil.copy(path, target)
+    files = {path.name: path for path in [*index.parent.glob("*.html"), *pictures]}
+    earlier = claimed(target)
+    claim(target, files)
+    for name, path in files.items():
+        with atomic(target / name) as file:
+            shutil.copyfile(path, file)
+    for name in earlier - set(files):
+        (target / name).unlink(missing_ok=True)
+    write_json(target / MANIFEST, {"files": sorted(files)})
     return target / "index.html"
+
+
+def check_publish(out_dir, target):
+    """Return the folder to publish into; ValueError if it holds, or is, anything but a report."""
+    check_folder(target)
+    path = Path(target).resolve()
+    for place in (ROOT, Path.cwd(), Path("~").expanduser()):
+        if path in (place, *place.parents):
+            raise ValueError(f"{target}: holds {place}; give a folder that is the report's alone")
+    source = Path(out_dir).resolve()
+    if path == source or source in path.parents or path in source.parents:
+        raise ValueError(f"{target}: is, holds or lies in {out_dir}; give another folder")
+    present = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    if foreign := sorted(present - claimed(path) - {MANIFEST}):
+        raise ValueError(f"{target}: holds {foreign[0]}, which is not of a report; give another "
+                         "folder")
+    return path

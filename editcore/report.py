@@ -10,9 +10,7 @@ import os
 import sys
 import tempfile
 import tomllib
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from itertools import chain
-from multiprocessing import get_context
+from itertools import chain, pairwise
 from pathlib import Path
 
 import nbformat
@@ -21,14 +19,18 @@ import papermill
 import pydantic
 import yaml
 from IPython import get_ipython
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from traitlets import default
 from traitlets.config import Config
 
 import editcore
-from editcore import pages, progress
+from editcore import pages, planning, processes, progress
 from editcore.files import atomic, read_json, sha256, sha256_text
-from editcore.pages import ROOT, failure
+from editcore.outputs import claim
+from editcore.pages import ROOT, failure, read_notebook
 
-TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
+LONGEST_SOCKET = 90     # bytes of a folder's path in which sockets fit; the system's limit is 107
 log = logging.getLogger("editcore")
 
 
@@ -38,12 +40,24 @@ def start():
     """Prepare a notebook: paths are relative to the repository's root, progress is shown.
 
     An interrupt then ends in one line; what runs have done so far is taken up by the next start.
+    ValueError names a parameter that papermill was handed and that the notebook does not have.
     """
     os.chdir(ROOT)
     progress.show_log()
     if shell := get_ipython():
+        refuse_unknown(shell.user_ns.get("In", []))
         line = "stopped; run the cell again to go on from here"
         shell.set_custom_exc((KeyboardInterrupt,), lambda *_, **__: log.warning(line))
+
+
+def refuse_unknown(cells):
+    """ValueError if papermill's cell, one of those run so far, names what the one before lacks."""
+    for before, injected in pairwise(cells):
+        if injected.startswith("# Parameters\n"):
+            known = planning.assigned(before)
+            if unknown := sorted(planning.assigned(injected) - known):
+                raise ValueError(f"unknown parameter {unknown[0]!r}; known are "
+                                 f"{', '.join(sorted(known)) or 'none'}")
 
 
 def provenance(folders=()):
@@ -68,8 +82,7 @@ def provenance(folders=()):
 
 def parameters(path):
     """Return papermill's description of each of a notebook's parameters: type, default, help."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such notebook")
+    read_notebook(path)
     return papermill.inspect_notebook(str(path))
 
 
@@ -85,7 +98,10 @@ def check(path, values):
             known = ", ".join(f"{key}: {kind}" for key, kind in types.items())
             raise ValueError(f"{Path(path).name}: unknown parameter {name!r}; known are {known}")
         kind = types[name]
-        adapter = pydantic.TypeAdapter(eval(kind, {"__builtins__": TYPES}))
+        try:
+            adapter = pydantic.TypeAdapter(planning.type_of(kind))
+        except ValueError as error:
+            raise ValueError(f"{Path(path).name}: type of {name}: {error}") from error
         try:
             checked[name] = adapter.validate_python(_read(value, kind),
                                                     strict=not isinstance(value, str))
@@ -143,9 +159,12 @@ def build(notebooks="notebooks", out_dir="results/reports", parameters=None, *, 
     jobs = {path: check(path, parameters.get(path.stem, {})) for path in paths}
     copies = Path(out_dir).resolve()
     with contextlib.chdir(ROOT):
-        folders = make_runs(jobs, workers)
-        _execute_all(jobs, copies, force=force, workers=workers)
-        pages.write_report(paths, copies, folders)
+        plans = {path: planned_runs(path, values) for path, values in jobs.items()}
+        claim(copies, [f"{path.stem}.{kind}" for path in paths for kind in ("ipynb", "html")]
+              + ["index.html", "cases.html"])
+        folders = make_runs(plans.values(), workers)
+        errors = _execute_all(jobs, copies, force=force, workers=workers)
+        pages.write_report(paths, copies, folders, errors)
     return Path(out_dir) / "index.html"
 
 
@@ -158,24 +177,27 @@ def run_notebook(path, values=None, out_dir="results/reports", *, force=False):
     values = check(path, values or {})
     path = Path(path).resolve()
     executed = Path(out_dir).resolve() / path.name
+    page = executed.with_suffix(".html")
     with contextlib.chdir(ROOT):
-        make_runs({path: values})
+        plan = planned_runs(path, values)
+        claim(executed.parent, [executed.name, page.name])
+        make_runs([plan])
         key = notebook_key(path, values)
-        if force or not is_done(executed, key):
-            execute(path, executed, values, key=key, progress_bar=sys.stderr.isatty())
-    return pages.write_page(pages.read_executed(executed), executed.with_suffix(".html"))
+        try:
+            if force or not is_done(executed, key):
+                execute(path, executed, values, key=key, progress_bar=sys.stderr.isatty())
+        finally:
+            if executed.is_file():
+                pages.write_page(pages.read_executed(executed), page)
+    return page
 
 
-def make_runs(jobs, workers=2):
-    """Make the runs that notebooks plan and that are missing; return the folders of all.
-
-    jobs: {path of a notebook: its parameters}.
-    """
+def make_runs(planned, workers=2):
+    """Make the runs that are missing of (folder, runs) pairs; return the folders of all."""
     from editcore.study import loop, plans
 
     wanted = {}
-    for path, values in jobs.items():
-        folder, runs = planned_runs(path, values)
+    for folder, runs in planned:
         wanted.setdefault(folder, []).extend(runs)
     folders = []
     for folder, runs in wanted.items():
@@ -188,16 +210,19 @@ def make_runs(jobs, workers=2):
 def planned_runs(path, values):
     """Return (folder, runs) that a notebook asks for in its cells tagged `plan`, not executed.
 
-    The cell makes lists of Run out of the notebook's parameters by the functions of `plans`.
+    Such a cell makes lists of Run out of the notebook's parameters by the functions of `plans`;
+    ValueError if it does anything else. See `planning`.
     """
     from editcore.study import plans
     from editcore.study.run import Run
 
-    cells = nbformat.read(path, as_version=4).cells
-    names = {"plans": plans, "ec": editcore}
-    exec(_tagged(cells, "parameters"), names)
-    names |= values
-    exec(_tagged(cells, "plan"), names)
+    cells = read_notebook(path).cells
+    try:
+        names = planning.literals(_tagged(cells, "parameters")) | values
+        functions = plans.PLANS | {"plan_run": plans.plan_run}
+        names |= planning.planned(_tagged(cells, "plan"), names, functions)
+    except ValueError as error:
+        raise ValueError(f"{Path(path).name}: plan of its runs: {error}") from error
     lists = [value for value in names.values() if isinstance(value, list)]
     runs = [item for item in chain.from_iterable(lists) if isinstance(item, Run)]
     return f"{names.get('results', 'results')}/runs", list(dict.fromkeys(runs))
@@ -214,7 +239,7 @@ def notebook_key(path, values):
     folder, runs = planned_runs(path, values)
     files = [Path(folder) / run / "run.json" for run in plans.status(runs, folder)["run"]]
     hashes = [sha256(file) if file.is_file() else "missing" for file in files]
-    cells = nbformat.read(path, as_version=4).cells
+    cells = read_notebook(path).cells
     sources = [f"{cell.cell_type} {cell.source}" for cell in cells]
     return sha256_text(editcore.__version__, *sources, repr(sorted(values.items())), *hashes)
 
@@ -226,43 +251,80 @@ def is_done(executed, key=None):
 
 
 def _execute_all(jobs, out_dir, *, force, workers):
-    """Execute the notebooks that are not done, each in a process and with a thread of its own."""
+    """Execute the notebooks that are not done, each in a process; return {stem: exception}."""
     keys = {path: notebook_key(path, values) for path, values in jobs.items()}
-    todo = [path for path in jobs if force or not is_done(out_dir / path.name, keys[path])]
+    todo = {path.stem: (path, out_dir / path.name, jobs[path], keys[path]) for path in jobs
+            if force or not is_done(out_dir / path.name, keys[path])}
     log.info("%d notebooks, %d to execute, %d at a time", len(jobs), len(todo), workers)
-    with ProcessPoolExecutor(workers, get_context("spawn"), progress.show_log) as pool:
-        stems = {}
-        for path in todo:
-            job = pool.submit(execute, path, out_dir / path.name, jobs[path], key=keys[path])
-            stems[job] = path.stem
-        for job in progress.bar(as_completed(stems), "notebooks", len(stems)):
-            log.info("%s: %s", stems[job], job.exception() or "done")
+    errors = {}
+    with contextlib.closing(processes.in_processes(_execute, todo, workers)) as ends:
+        for stem, end in progress.bar(ends, "notebooks", len(todo)):
+            log.info("%s: %s", stem, end or "done")
+            if end:
+                errors[stem] = end
+    return errors
+
+
+def _execute(path, executed, values, key):
+    """Execute a notebook in a process of its own, and say that it is done."""
+    execute(path, executed, values, key=key)
+    yield ""
+
+
+class OwnKernel(AsyncKernelManager):
+    """A kernel of the interpreter that runs this program, whichever others are installed."""
+
+    @default("kernel_spec_manager")
+    def _without_others(self):
+        return KernelSpecManager(kernel_dirs=[], parent=self)
 
 
 def execute(path, executed, values, *, key, progress_bar=False):
-    """Execute a notebook with papermill; RuntimeError tells where it stopped."""
+    """Execute a notebook with papermill; RuntimeError tells where it stopped.
+
+    An earlier copy stays until a cell of the new one has run.
+    """
     executed.parent.mkdir(parents=True, exist_ok=True)
-    executed.unlink(missing_ok=True)
     search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ.update(PYTHONPATH=search, OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"))
     lines = NotebookLog(path.stem)
-    with tempfile.TemporaryDirectory(prefix="editcore-") as sockets:
+    with tempfile.TemporaryDirectory(prefix="editcore-", dir=_socket_folder()) as place:
+        running = Path(place) / path.name
         # Kernels on TCP race for free ports when several start at once; sockets cannot.
-        manager = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}
+        short = os.name == "posix" and len(os.fsencode(place)) < LONGEST_SOCKET
+        manager = {"transport": "ipc", "ip": f"{place}/kernel"} if short else {}
         try:
             notebook = papermill.execute_notebook(
-                str(path), str(executed), values, kernel_name="python3", cwd=str(ROOT),
+                str(path), str(running), values, kernel_name="python3", cwd=str(ROOT),
                 progress_bar=progress_bar, stdout_file=lines, stderr_file=lines,
                 config=Config({"KernelManager": manager}), shutdown_kernel="immediate",
+                kernel_manager_class=OwnKernel,
                 extra_arguments=["--IPKernelApp.capture_fd_output=False"])
         except papermill.PapermillExecutionError as error:
+            _keep(running, executed)
             raise RuntimeError(f"{path.name}: cell {error.exec_count} failed with {error.ename}: "
                                f"{error.evalue}") from None
-        except RuntimeError as error:       # the kernel died
+        except Exception as error:      # the kernel did not start, or died
+            _keep(running, executed)
             raise RuntimeError(f"{path.name}: {error}") from None
     notebook.metadata["editcore"] = {"key": key}
     with atomic(executed) as file:
         nbformat.write(notebook, file)
+
+
+def _keep(running, executed):
+    """Keep what there is of a notebook that failed, if any of its cells ran."""
+    notebook = pages.read_executed(running)
+    if any(cell.get("execution_count") for cell in notebook.cells):
+        with atomic(executed) as file:
+            nbformat.write(notebook, file)
+
+
+def _socket_folder():
+    """Return a folder in which sockets fit: None (the usual one), or /tmp where that is long."""
+    usual = tempfile.gettempdir()
+    fits = len(os.fsencode(usual)) < LONGEST_SOCKET - 30
+    return None if fits or not os.access("/tmp", os.W_OK) else "/tmp"
 
 
 class NotebookLog:

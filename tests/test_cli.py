@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -324,7 +325,7 @@ def test_a_fetched_file_takes_its_place_only_when_it_is_right(tmp_path, toy):
     ("edit model facts.json --editor ft --set epsilon=0.1 --dtype int8 -o d", "dtype 'int8'"),
     ("edit model facts.json --editor ft --set epsilon=0.1 --batch-size 0 -o d", "at least 1"),
     ("edit model facts.json --editor ft --batch-size two -o d", "--batch-size.*valid integer"),
-    ("edit model facts.json --editor ft -o facts.json", "facts.json: is read as an input"),
+    ("edit model facts.json --editor ft -o facts.json", "facts.json is read as an input"),
     ("edit model facts.json --editor ft", "Missing option '-o'"),
     ("apply model none.safetensors -o d", "none.safetensors: no such file"),
     ("apply model texts.txt -o d", "texts.txt: not"),
@@ -346,6 +347,68 @@ def test_a_fetched_file_takes_its_place_only_when_it_is_right(tmp_path, toy):
 def test_every_error_is_one_line(here, capsys, words, message):
     assert re.search(message, error_of(capsys, words))
     assert not (here / "d").exists()
+
+
+OUTPUTS = {     # where a file cannot go, and why
+    "facts.json": "is read as an input", "./out/../facts.json": "is read as an input",
+    "link.json": "is read as an input", "hard.json": "is read as an input",
+    "model/d": "model is read as an input", "model/config.json": "model is read as an input",
+    "out": "is a folder", "out/": "is a folder", "new/": "is a folder", ".": "is a folder",
+    "": "is a folder", "pipe": "is no ordinary file", "/dev/null": "is no ordinary file",
+    "loop": "cannot be followed", "loop/d": "cannot be followed",
+    "contexts.json/d": "cannot be written (Not a directory", "/proc/d": "cannot be written",
+    "/proc/x/d": "cannot be written", "n" * 250: "File name too long",
+    "n" * 250 + "/d": "File name too long"}
+COMMANDS_WITH_FILES = {
+    "edit": ["edit", "model", "facts.json", "--editor", "rome", "--set", "layer=1"],
+    "evaluate": ["evaluate", "model", "facts.json"]}
+
+
+@pytest.fixture
+def obstacles(here, monkeypatch):
+    """Folders, links and pipes where results cannot go; no model may be loaded."""
+    (here / "out").mkdir()
+    (here / "out/mine").write_text("mine")
+    (here / "link.json").symlink_to("facts.json")
+    (here / "hard.json").hardlink_to("facts.json")
+    (here / "loop").symlink_to("loop")
+    os.mkfifo(here / "pipe")
+    monkeypatch.setattr(commands, "load_model", None)
+    return here
+
+
+@pytest.mark.parametrize("command", COMMANDS_WITH_FILES)
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_a_file_that_cannot_be_written_is_said_before_any_work(obstacles, capsys, command, output):
+    before = sorted(obstacles.rglob("*"))
+    assert cli.main([*COMMANDS_WITH_FILES[command], "-o", output]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and OUTPUTS[output] in error
+    assert sorted(obstacles.rglob("*")) == before
+
+
+@pytest.mark.parametrize("words", [
+    "apply model texts.txt", "study", "report", "run {root}/notebooks/10_edit.ipynb", "train"])
+@pytest.mark.parametrize("output, message", [
+    ("facts.json", "is a file"), ("pipe", "is a file"), ("loop", "cannot be followed"),
+    ("facts.json/d", "cannot be written"), ("/proc/x", "cannot be written")])
+def test_a_folder_that_cannot_be_written_is_said_before_any_work(obstacles, capsys, words, output,
+                                                                 message):
+    before = sorted(obstacles.rglob("*"))
+    words = words.format(root=commands.__file__.rsplit("/", 2)[0])
+    assert message in error_of(capsys, f"{words} -o {output}")
+    assert sorted(obstacles.rglob("*")) == before
+
+
+@pytest.mark.parametrize("words", [
+    "report --notebooks books -o books", "run books/a.ipynb -o books",
+    "apply model texts.txt -o model/new", "study --notebooks out -o out"])
+def test_results_stay_out_of_the_folders_they_are_made_from(obstacles, capsys, words):
+    (obstacles / "books").mkdir()
+    (obstacles / "books/a.ipynb").write_text("mine")
+    error = error_of(capsys, words)
+    assert "read as an input" in error or "not a notebook" in error
+    assert (obstacles / "books/a.ipynb").read_text() == "mine"
 
 
 @pytest.mark.parametrize("change, message", [

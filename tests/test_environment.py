@@ -18,7 +18,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 CONDA_NAMES = {"pytorch": "torch", "huggingface_hub": "huggingface-hub"}    # on conda-forge
-COME_WITH_OTHERS = {"packaging", "pygments", "traitlets"}   # with pytest, nbconvert, ipython
+# With nbconvert, jupyterlab, pytest and ipython.
+COME_WITH_OTHERS = {"bleach", "jupyter-client", "packaging", "pygments", "traitlets"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 

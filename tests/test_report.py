@@ -1,12 +1,17 @@
 """The report on small notebooks made here: parameters, failures, skipping, offline pages."""
 
+import contextlib
+import html
+import os
 import re
 
 import nbformat
 import pandas as pd
 import pytest
 
-from editcore import pages, report
+from editcore import outputs, pages, report, safety
+
+SCRIPT = (pages.TEMPLATES / "report/script.js").read_text("utf-8")
 
 PARAMETERS = """size: int = 3  # points
 name: str = "a"  # label
@@ -63,21 +68,13 @@ def page(built):
     return lambda name: (built[1] / f"{name}.html").read_text("utf-8")
 
 
-def loads(text):
-    """Return what a page would load from outside itself."""
-    tag = r"<(?:script|img|iframe|source|video|audio|embed|link|object)\b[^>]*?\s"
-    start = rf"(?:{tag}(?:src|href|srcset|data)\s*=|url\(|@import)"
-    return re.findall(rf"""{start}\s*["']?((?!data:|[#\s"'])[^\s"')>]+)""", text, re.I)
-
-
 def test_pages_load_nothing_and_describe_every_picture(built, page):
     for path in built[1].glob("*.html"):
         text = path.read_text("utf-8")
-        assert loads(text) == [], path.name
+        assert safety.faults(text, SCRIPT) == [], path.name
         images = re.findall(r"<img\b[^>]*>", re.sub(r"<script>.*?</script>", "", text, flags=re.S))
         assert all(re.search(r'alt="[^"]+"', image) for image in images)
         assert str(report.ROOT) not in text
-    assert loads('<script src="https://a.org/b.js"><p style="background: url(//a.org/b)">')
 
 
 def test_a_page_has_contents_figure_table_log_and_its_neighbours(page):
@@ -179,7 +176,7 @@ def test_cases_are_a_table_of_text(tmp_path, monkeypatch):
     pages.write_cases(["run"], tmp_path)
     text = (tmp_path / "cases.html").read_text("utf-8")
     assert text.count("<tr") <= pages.N_CASES + 1 and "&lt;b&gt;" in text and ">ROME<" in text
-    assert 'class="dataframe search"' in text and loads(text) == []
+    assert 'class="dataframe search"' in text and safety.faults(text, SCRIPT) == []
     pages.write_cases([], tmp_path)
     assert not (tmp_path / "cases.html").exists()
 
@@ -194,14 +191,146 @@ def test_a_report_is_published_whole_or_not_at_all(built, tmp_path):
         (whole / name).write_text(text)
     (whole / "figures").mkdir()
     (whole / "figures/forgetting.png").write_bytes(b"png")
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs/20_old.html").write_text("old")
-    (tmp_path / "docs/thesis.doc").write_text("mine")
-    with pytest.raises(ValueError, match="docs: holds thesis.doc, which is not of a report"):
-        pages.publish(whole, tmp_path / "docs")
-    (tmp_path / "docs/thesis.doc").unlink()
-    assert pages.publish(whole, tmp_path / "docs") == tmp_path / "docs/index.html"
-    names = sorted(path.name for path in (tmp_path / "docs").iterdir())
-    assert names == ["00_first.html", "forgetting.png", "index.html"]
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "20_old.html").write_text("mine")
+    with pytest.raises(ValueError, match="docs: holds 20_old.html, which is not of a report"):
+        pages.publish(whole, docs)
+    (docs / "20_old.html").unlink()
+    assert pages.publish(whole, docs) == docs / "index.html"
+    names = {outputs.MANIFEST, "00_first.html", "forgetting.png", "index.html"}
+    assert {path.name for path in docs.iterdir()} == names
+    (whole / "00_first.html").rename(whole / "01_first.html")
+    assert pages.publish(whole, docs)
+    assert {path.name for path in docs.iterdir()} == names - {"00_first.html"} | {"01_first.html"}
+    (docs / "thesis.doc").write_text("mine")
+    with pytest.raises(ValueError, match="docs: holds thesis.doc"):
+        pages.publish(whole, docs)
+    assert len(list(docs.iterdir())) == len(names) + 1
     with pytest.raises(FileNotFoundError, match="build the report first"):
-        pages.publish(tmp_path / "none", tmp_path / "docs")
+        pages.publish(tmp_path / "none", tmp_path / "new")
+
+
+@pytest.mark.parametrize("target", [".", "..", "/", "~", "{root}", "{root}/..", "{out}", "{out}/x",
+                                    "{out}/..", "file", "file/x", "loop", "/proc/x", "{root}/data"])
+def test_nothing_is_published_where_other_things_are(tmp_path, monkeypatch, target):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "pages").mkdir()
+    monkeypatch.chdir(tmp_path)
+    target = os.path.expanduser(target.format(root=pages.ROOT, out="pages"))
+    with pytest.raises(ValueError, match="give|cannot be"):
+        pages.check_publish("pages", target)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_report_overwrites_nothing_that_it_did_not_write(built, tmp_path):
+    for name in ("00_first.ipynb", "00_first.html"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(ValueError, match=f"{name}: is there already and was not written by"):
+            report.run_notebook(built[0] / "00_first.ipynb", {}, tmp_path)
+        with pytest.raises(ValueError, match=f"{name}: is there already"):
+            report.build(built[0], tmp_path)
+        assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+        (tmp_path / name).unlink()
+
+
+RUNS = [    # what a page must neither run nor load
+    "<script>alert(1)</script>", "<SCRIPT SRC=//a.org/b.js></SCRIPT>",
+    "<img src=x onerror=alert(1)>",
+    "<img src='https://a.org/b.png' alt='b'>", '<svg onload="alert(1)"></svg>',
+    '<a href="javascript:alert(1)">a</a>', '<a href=" java\tscript:alert(1)">a</a>',
+    '<a href="data:text/html;base64,PHNjcmlwdD4=">a</a>', "<iframe srcdoc='<b>'></iframe>",
+    "<object data='a.swf'></object>", "<embed src='a'>", "<base href='https://a.org'>",
+    "<link rel=stylesheet href='https://a.org/a.css'>",
+    "<p style='background: url(//a.org/b)'>p</p>",
+    "<style>@import 'https://a.org/a.css';</style>", "<form action='https://a.org'></form>",
+    "<body onload=alert(1)>", "<details ontoggle=alert(1) open>d</details>",
+    "<math><mtext><script>alert(1)</script></mtext></math>", "<video src='//a.org/v'></video>",
+    "<p class='a'onclick=alert(1)>p</p>", "<input autofocus onfocus=alert(1)>"]
+
+
+@pytest.mark.parametrize("text", RUNS)
+def test_what_would_run_or_load_is_found_and_cleaned(text):
+    page = f"<html><body>{text}<script>{SCRIPT}</script></body></html>"
+    assert safety.faults(page, SCRIPT), "found"
+    assert safety.faults(safety.cleaned(text), SCRIPT) == [], "cleaned"
+
+
+@pytest.mark.parametrize("text", [
+    "<b>bold</b> &lt;script&gt;", '<a href="20_forgetting.html#a">20</a>', "a &amp; b &lt; c",
+    '<img src="data:image/png;base64,AAAA" alt="a line">', "<p>javascript: a language</p>",
+    '<a download="a.csv" href="data:text/csv;base64,AAAA">Data</a>',
+    '<a href="https://arxiv.org/abs/2401.07453">paper</a>', '<p class="a" title="b">a</p>'])
+def test_harmless_html_stays_as_it_is(text):
+    assert safety.cleaned(text) == text and safety.faults(text, SCRIPT) == []
+
+
+def test_text_of_the_data_runs_nowhere_on_a_page(tmp_path):
+    cells = []
+    for text in RUNS:
+        data = {"text/html": f"<div>{text}</div>"}
+        shown = [nbformat.v4.new_output("display_data", data),
+                 nbformat.v4.new_output("display_data", {"text/markdown": f"**a** {text}"}),
+                 nbformat.v4.new_output("display_data", {"text/plain": text}),
+                 nbformat.v4.new_output("stream", text=text),
+                 nbformat.v4.new_output("error", ename=text, evalue=text, traceback=[text])]
+        cells += [nbformat.v4.new_markdown_cell(f"# {text}\n\nof {text}"),
+                  nbformat.v4.new_code_cell(text, outputs=shown)]
+    page = pages.write_page(nbformat.v4.new_notebook(cells=cells), tmp_path / "page.html",
+                            before='"><script>', after="<b>")
+    text = page.read_text("utf-8")
+    assert safety.faults(text, SCRIPT) == []
+    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 5
+    assert f'content="{html.escape(safety.policy(SCRIPT), quote=False)}"' in html.unescape(text)
+
+
+@pytest.mark.parametrize("kind, source", [
+    ("parameters", "import os\nos.system('touch ran')"), ("parameters", "x = open('ran', 'w')"),
+    ("parameters", "x: str = __import__('os').system('touch ran')"), ("plan", "open('ran', 'w')"),
+    ("plan", "runs = plans.orders.__globals__"), ("plan", "runs = plans.__class__"),
+    ("plan", "runs = ec.load('pocket')"), ("plan", "runs = [x.a for x in [1]]"),
+    ("plan", "while 1: 1"), ("plan", "runs = plans.orders(model, n=open('ran', 'w'))"),
+    ("plan", "def f(): open('ran', 'w')"),
+    ("plan", "import os"), ("plan", "runs = (lambda: 1)()"), ("plan", "runs = 9 ** 9 ** 9"),
+    ("plan", "runs = plans.orders(nothing)"), ("plan", "runs = f'{model.a}'"), ("plan", "runs = ["),
+    ("plan", "runs = plans.orders(model, bad=1)"), ("plan", "plans = 1\nplans.orders(1)"),
+    ("plan", "runs = plans.product"), ("plan", "(plans := [])"), ("parameters", "x = 9 ** 9 ** 9")])
+def test_planning_runs_no_code_of_a_notebook(tmp_path, monkeypatch, kind, source):
+    monkeypatch.chdir(tmp_path)
+    other = ("model: str = 'pocket'", "parameters") if kind == "plan" else ("runs = []", "plan")
+    path = notebook(tmp_path / "20_x.ipynb", "# Why?", other, (source, kind))
+    with pytest.raises(ValueError, match="20_x.ipynb: plan of its runs: |unknown parameter"):
+        report.planned_runs(path, {})
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["__import__('os').system('touch ran')", "str.__class__", "1 +",
+                                  "list[open('ran', 'w')]", "bytes", "(lambda: 1)()"])
+def test_types_of_parameters_are_names(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    path = notebook(tmp_path / "20_x.ipynb", "# Why?", (f"x = 1  # type: {kind}", "parameters"))
+    with pytest.raises(ValueError, match="20_x.ipynb: "):
+        report.check(path, {"x": "1"})
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("text", [
+    "[]", "3", "{}", '{"cells": 3}', "{", "", "\0", '{"nbformat": 4, "cells": [3]}', '{"a": NaN}',
+    '{"cells": [{"cell_type": "code"}], "nbformat": 4, "nbformat_minor": 5, "metadata": {}}'])
+def test_what_is_no_notebook_is_one_line(tmp_path, text):
+    (tmp_path / "20_x.ipynb").write_text(text)
+    for call in (report.run_notebook, report.parameters, lambda path: report.build(path.parent)):
+        with pytest.raises(ValueError, match="20_x.ipynb: not a notebook, or damaged") as error:
+            call(tmp_path / "20_x.ipynb")
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("cells, message", [
+    (["", "a: int = 1", "# Parameters\na = 2\nb = 3\n", "start()"], "unknown parameter 'b'"),
+    (["", "# Parameters\nb = 3\n"], "unknown parameter 'b'; known are none"),
+    (["", "a: int = 1", "# Parameters\na = 2\n"], None), (["", "a = 1", "b = 2"], None),
+    ([], None)])
+def test_papermill_itself_hands_over_known_parameters_only(cells, message):
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        report.refuse_unknown(cells)

@@ -18,13 +18,14 @@ SOURCES = [*MODULES, *sorted((ROOT / "data").rglob("*.py")), *TESTS]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Layers: a module imports from its own and those before it.
 LAYERS = {
-    "base": {"files", "progress", "facts", "gguf", "model", "tokens", "hooks", "suffix",
-             "likelihood", "generate", "delta", "moments", "templates"},
+    "base": {"files", "outputs", "progress", "processes", "facts", "gguf", "model", "tokens",
+             "hooks", "suffix", "likelihood", "generate", "delta", "moments", "templates"},
     "editors": {"editors"},
     "measuring": {"metrics", "fewshot", "causal", "disabling", "knowledge"},
     "study": {"study"},
     "instructedit": {"instructedit"},
-    "front": {"analysis", "figures", "pages", "report", "commands", "cli", "__main__"},
+    "front": {"analysis", "figures", "safety", "planning", "pages", "report", "commands", "cli",
+              "__main__"},
 }
 RANKS = {module: rank for rank, layer in enumerate(LAYERS.values()) for module in layer}
 
