@@ -1,15 +1,31 @@
 """Read facts to edit, in CounterFact's or the plain layout, and put them into published order."""
 
 import random
-from dataclasses import dataclass
+import re
+import unicodedata
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-from editcore.files import flat, read_json
+from editcore.files import read_json
+
+LONGEST = 100_000       # characters of one text
+# Characters of scripts that are written without blanks between words: Thai, Lao, Burmese, Khmer,
+# Chinese, Japanese and their punctuation.
+UNSPACED = ("\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3001-\u312f\u3190-\u31ff"
+            "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff60\uff66-\uff9f"
+            "\U0001b000-\U0001b16f\U00020000-\U0003ffff")
+INVISIBLE = re.compile("[\u00ad\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+NO_BREAK = re.compile("[\u00a0\u2007\u202f]")
+BROKEN = re.compile("[\ud800-\udfff]")
+CONTROL = re.compile("[\0-\b\x0b-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """One thing to edit: with `subject` in `prompt`, the model shall continue with `target_new`."""
+    """One thing to edit: with `subject` in `prompt`, the model shall continue with `target_new`.
+
+    All its texts pass `clean`; ValueError names the record and the field that cannot be read.
+    """
 
     case_id: int | str = 0          # unique in its file
     subject: str                    # text that replaces the {} of `prompt`
@@ -23,64 +39,117 @@ class Fact:
     generation: tuple = ()          # stubs to continue freely
     portability: tuple = ()         # (kind, prompt, (accepted answers, ...)) triples
 
+    def __post_init__(self):
+        for field in fields(self)[1:]:
+            label = f"record {self.case_id}: {field.name}"
+            value = _cleaned(getattr(self, field.name), label, field.name not in SHORT)
+            object.__setattr__(self, field.name, value)
+
     @property
     def text(self):
         """The rewriting prompt with its subject."""
         return self.prompt.replace("{}", self.subject)
 
 
+SHORT = ("subject", "target_new", "target_true", "relation")
+
+
+def clean(text, label, *, prompt=False):
+    """Return a text as it is tokenised: without blanks, byte order marks and the like at its ends.
+
+    Invisible marks inside are left out too, no-break blanks become blanks. prompt=True leaves the
+    line breaks at the end, behind which an answer stands on a line of its own. ValueError begins
+    with `label`: control characters, half a surrogate pair, or more than LONGEST characters.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"{label} is not a text, but {type(text).__name__}")
+    if len(text) > LONGEST:
+        raise ValueError(f"{label} has {len(text):,} characters; at most {LONGEST:,} are read")
+    text = NO_BREAK.sub(" ", INVISIBLE.sub("", text)).replace("\r\n", "\n")
+    bare = text.strip().strip("\u200c\u200d").strip()
+    if prompt:
+        bare += "\n" * text[text.rfind(bare) + len(bare):].count("\n")
+    if match := BROKEN.search(bare) or CONTROL.search(bare):
+        kind = "half a surrogate pair" if BROKEN.match(match.group()) else "a control character"
+        raise ValueError(f"{label} has {kind}, {match.group()!r}")
+    return bare
+
+
+def same(text, other):
+    """True if two texts differ at most in how Unicode composes their characters."""
+    return unicodedata.normalize("NFKC", text) == unicodedata.normalize("NFKC", other)
+
+
+def marked(prompt, subject):
+    """Return a prompt with {} in place of the last whole word `subject`; "" if it has none."""
+    word = rf"[^\W{UNSPACED}]"
+    before = rf"(?<!{word})" if re.match(word, subject) else ""
+    after = rf"(?!{word})" if re.match(word, subject[-1:]) else ""
+    places = list(re.finditer(before + re.escape(subject) + after, prompt)) if subject else []
+    return f"{prompt[:places[-1].start()]}{{}}{prompt[places[-1].end():]}" if places else ""
+
+
 def fact(record, case_id=None):
     """Make a Fact of a CounterFact record or a dict of prompt, subject, target_new [, target_true].
 
-    Targets may be "str" or {"str": "…"}. ValueError names the record and what is wrong with it.
+    Targets may be "str" or {"str": "…"}; null means absent. CounterFact in MEND's layout
+    (rephrase_prompt, locality_prompt) is read too. ValueError names the record and what is wrong
+    with it.
     """
     if not isinstance(record, dict):
         raise ValueError(f"record {case_id}: expected an object, found {type(record).__name__}")
-    case_id = record.get("case_id", case_id)
+    record = {name: value for name, value in record.items() if value is not None}
+    case_id = _case_id(record.get("case_id", case_id), case_id)
+    label = f"record {case_id}"
     core = record.get("requested_rewrite", record)
     if not isinstance(core, dict):
-        raise ValueError(f"record {case_id}: requested_rewrite is not an object")
-    missing = [name for name in ("subject", "prompt", "target_new") if name not in core]
+        raise ValueError(f"{label}: requested_rewrite is not an object")
+    missing = [name for name in ("subject", "prompt", "target_new") if core.get(name) is None]
     if missing:
-        raise ValueError(f"record {case_id}: no {', '.join(missing)}")
-    subject = _text(core, "subject", case_id)
-    paraphrases = _texts(record, "paraphrase_prompts", case_id)
-    return check(Fact(
-        case_id=case_id,
-        subject=subject,
-        prompt=_text(core, "prompt", case_id),
-        target_new=_text(core, "target_new", case_id).strip(),
-        target_true=_text(core, "target_true", case_id).strip(),
-        relation=str(core.get("relation_id", core.get("rel", ""))),
-        paraphrases=tuple(text.replace("{}", subject) for text in paraphrases),
-        neighbours=_texts(record, "neighborhood_prompts", case_id),
-        attributes=_texts(record, "attribute_prompts", case_id),
-        generation=_texts(record, "generation_prompts", case_id),
-        portability=_portability(record, case_id),
-    ))
+        raise ValueError(f"{label}: no {', '.join(missing)}")
+    texts = {name: _text(core, name, label)
+             for name in ("subject", "prompt", "target_new", "target_true")}
+    lists = {field: _texts(record, name, label)
+             for field, name in (("paraphrases", "paraphrase_prompts"),
+                                 ("neighbours", "neighborhood_prompts"),
+                                 ("attributes", "attribute_prompts"),
+                                 ("generation", "generation_prompts"))}
+    if {"rephrase_prompt", "locality_prompt"} & record.keys():
+        texts, lists = _mend(record, texts, lists, label)
+    subject = texts["subject"]
+    lists["paraphrases"] = tuple(text.replace("{}", subject) for text in lists["paraphrases"])
+    return check(Fact(case_id=case_id, **texts, **lists,
+                      relation=str(core.get("relation_id", core.get("rel", ""))),
+                      portability=_portability(record.get("portability", {}), label)))
 
 
 def check(fact):
     """Return the Fact if it can be edited; else one ValueError names the record and the reason."""
     label = f"record {fact.case_id}"
-    if not fact.subject.strip():
+    if not fact.subject:
         raise ValueError(f"{label}: the subject is empty")
+    if "{}" in fact.subject:
+        raise ValueError(f"{label}: the subject {fact.subject!r} contains {{}}, which marks it")
     if fact.prompt.count("{}") != 1:
         inside = fact.subject in fact.prompt
         reason = "must mark the subject with {}" if inside else "does not contain the subject"
         raise ValueError(f"{label}: the prompt needs exactly one {{}}; {fact.prompt!r} {reason}")
     if not fact.target_new:
         raise ValueError(f"{label}: target_new is empty")
-    if fact.target_new == fact.target_true:
+    if same(fact.target_new, fact.target_true):
         raise ValueError(f"{label}: target_new equals target_true ({fact.target_new!r})")
+    for name in ("neighbours", "attributes", "generation", "portability"):
+        texts = getattr(fact, name)
+        if any("{}" in (text[1] if name == "portability" else text) for text in texts):
+            raise ValueError(f"{label}: {name}: a full prompt is needed, without {{}}")
     return fact
 
 
 def read_facts(path, bad=None):
-    """Read all facts of a JSON file (a list of records) in its order; ids must be unique.
+    """Read all facts of a file in its order: a JSON list of records, or JSON Lines.
 
-    bad: None stops at the first bad record; a list collects the error texts of bad records instead,
-    which are left out.
+    Ids must be unique, also as texts. bad: None stops at the first bad record; a list collects the
+    error texts of bad records instead, which are left out.
     """
     records = read_json(path)
     if not isinstance(records, list) or not records:
@@ -89,7 +158,7 @@ def read_facts(path, bad=None):
     for index, record in enumerate(records):
         try:
             new = fact(record, index)
-            first, _ = facts.setdefault(new.case_id, (index, new))
+            first, _ = facts.setdefault(str(new.case_id), (index, new))
             if first != index:
                 raise ValueError(f"record {new.case_id}: case_id occurs twice "
                                  f"(records {first} and {index})")
@@ -125,30 +194,103 @@ def order(facts, key, seed=37):
     return [unique[i] for i in indices]
 
 
-def _text(core, name, case_id):
-    value = core.get(name, "")
-    if isinstance(value, dict):
-        value = value.get("str")
-    if not isinstance(value, str):
-        raise ValueError(f"record {case_id}: {name} is not a text")
+def answers(value, label):
+    """Return every text in a text, a list of texts or lists of aliases, cleaned, once each.
+
+    None is (); empty texts are left out. ValueError begins with `label`.
+    """
+    values = [value] if isinstance(value, str) else value or []
+    if not isinstance(values, (list, tuple)):
+        raise ValueError(f"{label} is neither a text nor a list of texts, but {value!r:.60}")
+    texts = []
+    for part in values:
+        texts += part if isinstance(part, (list, tuple)) else [part]
+    return tuple(dict.fromkeys(filter(None, [clean(text, label) for text in texts])))
+
+
+def _cleaned(value, label, prompt):
+    """A field of a Fact with all texts in it cleaned; texts in a list must not be empty."""
+    if isinstance(value, str):
+        return clean(value, label, prompt=prompt)
+    if label.endswith("portability"):
+        return tuple((kind, _filled(text, label), answers(list(wanted), label))
+                     for kind, text, wanted in value)
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{label} is not a text, but {type(value).__name__}")
+    return tuple(_filled(text, label) for text in value)
+
+
+def _filled(text, label):
+    text = clean(text, label, prompt=True)
+    if not text.strip():
+        raise ValueError(f"{label}: a text is empty")
+    return text
+
+
+def _case_id(value, index):
+    label = f"record {index}: case_id"
+    if isinstance(value, str) and value.strip():
+        return clean(value, label)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{label} must be a number or a text, found {value!r:.60}")
     return value
 
 
-def _texts(record, name, case_id):
+def _text(core, name, label):
+    value = core.get(name)
+    if isinstance(value, dict):
+        value = value.get("str")
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"{label}: {name} is not a text, but {value!r:.60}")
+    return clean(value, f"{label}: {name}", prompt=name == "prompt")
+
+
+def _texts(record, name, label):
     value = record.get(name, [])
     if not isinstance(value, (list, tuple)) or not all(isinstance(text, str) for text in value):
-        raise ValueError(f"record {case_id}: {name} is not a list of texts")
+        raise ValueError(f"{label}: {name} is not a list of texts")
     return tuple(value)
 
 
-def _portability(record, case_id):
+def _mend(record, texts, lists, label):
+    """(texts, lists) of a record in MEND's layout: full prompts, one of locality."""
+    prompt = texts["prompt"]
+    true = texts["target_true"] or _text(record, "ground_truth", label)
+    texts = texts | {"target_true": true, "prompt": prompt if "{}" in prompt
+                     else marked(prompt, texts["subject"]) or prompt}
+    rephrase = record.get("rephrase_prompt", [])
+    rephrase = (rephrase,) if isinstance(rephrase, str) else tuple(rephrase)
+    lists = lists | {"paraphrases": lists["paraphrases"] + rephrase}
+    if "locality_prompt" in record:
+        answer = _text(record, "locality_ground_truth", label)
+        if not same(answer, true):
+            raise ValueError(f"{label}: locality_ground_truth is {answer!r}, but a neighbour's "
+                             f"answer is target_true, {true!r}")
+        near = (_text(record, "locality_prompt", label),)
+        lists = lists | {"neighbours": lists["neighbours"] + near}
+    return texts, lists
+
+
+def _portability(groups, label):
+    """Triples of {kind: [{prompt, ground_truth}]}, or of zsRE's {New Question, New Answer}."""
+    label = f"{label}: portability"
+    if isinstance(groups, dict) and "New Question" in groups:
+        groups = {"Reasoning": [{"prompt": groups["New Question"],
+                                 "ground_truth": groups.get("New Answer")}]}
+    if not isinstance(groups, dict):
+        raise ValueError(f"{label} is not an object, but {groups!r:.60}")
     triples = []
-    for kind, questions in (record.get("portability") or {}).items():
-        if not isinstance(questions, list):
-            continue    # zsRE's flat form is read by its own reader
-        for question in questions:
-            answers = tuple(flat(question.get("ground_truth") or []))
-            if not answers:
-                raise ValueError(f"record {case_id}: portability question without ground_truth")
-            triples.append((kind, question["prompt"], answers))
+    for kind, questions in groups.items():
+        if not isinstance(questions or [], list):
+            raise ValueError(f"{label}: {kind} is not a list of questions")
+        for question in questions or []:
+            if not isinstance(question, dict) or not isinstance(question.get("prompt"), str):
+                raise ValueError(f"{label}: {kind}: a question needs a prompt, a text; found "
+                                 f"{question!r:.60}")
+            wanted = answers(question.get("ground_truth"), f"{label}: {kind}: ground_truth")
+            if not wanted:
+                raise ValueError(f"{label}: {kind}: a question without ground_truth")
+            triples.append((kind, question["prompt"], wanted))
     return tuple(triples)

@@ -1,5 +1,6 @@
 """Read and write files, whole or not at all: JSON, tensors, hashes, the folder of caches."""
 
+import codecs
 import contextlib
 import hashlib
 import json
@@ -33,17 +34,39 @@ def write_json(path, value):
 
 
 def read_json(path):
-    """Read a JSON value; a missing or damaged file is one error that names it."""
+    """Read a JSON value, or the list of those in JSON Lines; errors name the file."""
+    text = read_text(path)
     try:
-        return json.loads(_existing(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        if Path(path).suffix == ".jsonl":
+            return _json_lines(text)
+        return json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        if str(error).startswith("Extra data"):     # a second value behind the first
+            with contextlib.suppress(ValueError):
+                return _json_lines(text)
         raise ValueError(f"{path}: not valid JSON ({error})") from error
+
+
+def read_text(path):
+    """Read a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; errors name it."""
+    raw = _existing(path).read_bytes()
+    marks = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+             codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+    coding = next((name for mark, name in marks.items() if raw.startswith(mark)), "utf-8-sig")
+    try:
+        text = raw.decode(coding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text in UTF-8 ({error.reason} at byte {error.start}); "
+                         "save it as UTF-8") from error
+    if "\0" in text:
+        raise ValueError(f"{path}: not a text in UTF-8 (null bytes); save it as UTF-8")
+    return text
 
 
 def read_lines(path, limit=0):
     """The (first `limit`) non-empty lines of a text file, "\\n" in them read as a line break."""
-    lines = _existing(path).read_text(encoding="utf-8").splitlines()
-    lines = [line.strip().replace("\\n", "\n") for line in lines if line.strip()]
+    lines = [line.strip().replace("\\n", "\n") for line in read_text(path).splitlines()
+             if line.strip()]
     if not lines:
         raise ValueError(f"{path}: no text in it")
     return lines[:limit or None]
@@ -97,8 +120,24 @@ def cache_folder():
 
 def _existing(path):
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        kind = "not a file" if Path(path).exists() else "no such file"
+        raise FileNotFoundError(f"{path}: {kind}")
     return Path(path)
+
+
+def _json_lines(text):
+    lines = [line for line in text.split("\n") if line.strip()]
+    return [json.loads(line, object_pairs_hook=_once) for line in lines]
+
+
+def _once(pairs):
+    """The dict of a JSON object; ValueError if a name stands in it twice."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands twice in one object")
+    return values
 
 
 def _decoded(text):
