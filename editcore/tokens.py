@@ -1,13 +1,93 @@
 """Turn texts and their subjects into token ids, lookup indices and padded batches."""
 
 import re
+import unicodedata
 
 import torch
 
+from editcore.facts import UNSPACED, same
+
 
 def encode(tok, texts):
-    """Token id lists of texts, each begun as the tokenizer begins a text (some add a BOS)."""
-    return tok(list(texts), verbose=False)["input_ids"] if texts else []
+    """Token id lists of texts, each begun as the tokenizer begins a text (some add a BOS).
+
+    What a tokenizer puts behind a text (some add an EOS) is left out: the text goes on.
+    """
+    if not texts:
+        return []
+    end = appended(tok)
+    rows = tok(list(texts), verbose=False)["input_ids"]
+    return [row[:-end] for row in rows] if end else rows
+
+
+def appended(tok):
+    """Number of special tokens that the tokenizer puts behind every text."""
+    mask = tok("a", return_special_tokens_mask=True)["special_tokens_mask"]
+    return mask[::-1].index(0)
+
+
+def encode_pairs(tok, pairs):
+    """[(prompt ids, answer ids)] of (prompt, answer) texts: the ids of the joined text, cut.
+
+    A blank joins them (see `gap`). Where a token would hold the prompt's end and the answer's
+    beginning, both are tokenised alone. ValueError names an answer that holds a control token or
+    that the tokenizer cannot write.
+    """
+    pairs = [(prompt, answer.strip()) for prompt, answer in pairs]
+    controls = control_tokens(tok)
+    for answer in dict.fromkeys(answer for _, answer in pairs):
+        refuse_controls(answer, controls, "target")
+    tails = [gap(prompt, answer, controls) + answer for prompt, answer in pairs]
+    prompts = list(dict.fromkeys(prompt for prompt, _ in pairs))
+    prompt_ids = dict(zip(prompts, encode(tok, prompts)))
+    rows = encode(tok, [prompt + tail for (prompt, _), tail in zip(pairs, tails)])
+    coded = []
+    for (prompt, answer), tail, row in zip(pairs, tails, rows):
+        ids = prompt_ids[prompt]
+        if row[:len(ids)] != ids or len(row) == len(ids):
+            ids, row = _cut(tok, prompt, tail, ids=ids)
+        coded.append((ids, row[len(ids):]))
+        written = tok.decode(coded[-1][1], clean_up_tokenization_spaces=False).strip()
+        if not same(written, answer):
+            raise ValueError(f"target {answer!r}: decoding its tokens gives {written!r}")
+    return coded
+
+
+def answer_ids(tok, prompt, answer):
+    """Ids of an answer behind a prompt, cut from the joined text: see `encode_pairs`."""
+    return encode_pairs(tok, [(prompt, answer)])[0][1]
+
+
+def target_ids(tok, target):
+    """Ids of a target by itself: those it has behind a word."""
+    return answer_ids(tok, "a", target)
+
+
+def gap(prompt, answer, controls=()):
+    """What stands between a prompt and its answer: a blank, or nothing.
+
+    Nothing behind a line break, a control token or an opening bracket, and nothing where either
+    side is of a script that is written without blanks (Chinese, Japanese, Thai, …).
+    """
+    last = prompt[-1:]
+    joined = (not last or last.isspace() or unicodedata.category(last) in ("Ps", "Pi")
+              or prompt.endswith(tuple(controls)))
+    return "" if joined or re.search(f"[{UNSPACED}]", last + answer[:1]) else " "
+
+
+def control_tokens(tok):
+    """The texts of the tokenizer's control tokens: all that are special, or look like a tag."""
+    added = tok.backend_tokenizer.get_added_tokens_decoder().values()
+    tags = [token.content for token in added
+            if token.special or re.fullmatch(r"<.+>|\[.+\]", token.content)]
+    return tuple(dict.fromkeys([*tok.all_special_tokens, *tags]))
+
+
+def refuse_controls(text, controls, label):
+    """ValueError if a subject or answer holds one of the tokenizer's control tokens."""
+    for token in controls:
+        if token in text:
+            raise ValueError(f"{label} {text!r} holds the tokenizer's control token {token!r}")
 
 
 def with_subject(tok, template, subject):
@@ -19,36 +99,22 @@ def with_subject(tok, template, subject):
 def subject_span(tok, template, subject):
     """(ids, first, last): ids of the filled template and the subject's first and last token.
 
-    Works on the offset mapping, never by decoding. ValueError if there is not exactly one {}.
+    Works on the offset mapping, never by decoding. ValueError if there is not exactly one {}, or
+    the subject holds a control token.
     """
     if template.count("{}") != 1:
         raise ValueError(f"prompt {template!r} needs exactly one {{}} for the subject {subject!r}")
     text = template.replace("{}", subject)
     begin = template.index("{}")
     end = begin + len(subject)
+    refuse_controls(subject, control_tokens(tok), "subject")
     coded = tok(text, return_offsets_mapping=True)
     inside = [index for index, (start, stop) in enumerate(coded["offset_mapping"])
               if start < end and stop > begin and start < stop]
     if not inside:
         raise ValueError(f"subject {subject!r} has no token in {text!r}")
-    return coded["input_ids"], inside[0], inside[-1]
-
-
-def target_ids(tok, target):
-    """Ids of a target that continues a prompt: one leading space, no BOS, no bare word-start piece.
-
-    The target is read after a word, so that every tokenizer family (byte-level, SentencePiece)
-    gives the pieces of running text. ValueError if its ids do not decode to the target.
-    """
-    text = " " + target.strip()
-    lead = tok("a")["input_ids"]
-    ids = tok("a" + text)["input_ids"]
-    if ids[:len(lead)] != lead or len(ids) == len(lead):
-        raise ValueError(f"target {target!r}: the tokenizer merges it with the word before")
-    ids = ids[len(lead):]
-    if tok.decode(ids).strip() != text.strip():
-        raise ValueError(f"target {target!r}: decoding its tokens gives {tok.decode(ids)!r}")
-    return ids
+    ids = coded["input_ids"]
+    return ids[:len(ids) - appended(tok)], inside[0], inside[-1]
 
 
 def separator(tok):
@@ -64,7 +130,7 @@ def separator(tok):
 
 def text_start(tok):
     """The prompt that opens a text: "" where the tokenizer adds a BOS, else its `separator`."""
-    return "" if tok("")["input_ids"] else separator(tok)
+    return "" if any(encode(tok, [""])) else separator(tok)
 
 
 def pad_id(tok):
@@ -113,3 +179,21 @@ def check_lengths(rows, labels, limit):
     for row, label in zip(rows, labels, strict=True):
         if len(row) > limit:
             raise ValueError(f"{label}: {len(row)} tokens, but the model takes at most {limit}")
+
+
+def _cut(tok, prompt, tail, *, ids):
+    """(prompt ids, ids of both) where the joined text does not begin with the prompt's own `ids`.
+
+    As where "\\n\\n" is a token at the end of a text, but two before a letter.
+    """
+    coded = tok(prompt + tail, return_offsets_mapping=True)
+    joined = coded["input_ids"][:len(coded["input_ids"]) - appended(tok)]
+    spans = coded["offset_mapping"][:len(joined)]
+    behind = [i for i, (start, stop) in enumerate(spans) if start < stop and stop > len(prompt)]
+    if behind and spans[behind[0]][0] >= len(prompt):
+        return joined[:behind[0]], joined
+    word = "a" if tail[:1] == " " else "\n"
+    lead, both = encode(tok, [word, word + tail])
+    if both[:len(lead)] != lead or len(both) == len(lead):
+        raise ValueError(f"target {tail.strip()!r}: the tokenizer merges it with the word before")
+    return ids, ids + both[len(lead):]
