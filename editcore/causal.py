@@ -18,12 +18,13 @@ from editcore.likelihood import plan, read, states
 from editcore.model import layout, max_length, n_layers, name_of
 from editcore.progress import bar
 from editcore.tokens import (
+    answer_ids,
     batches,
     check_lengths,
     encode,
+    encode_pairs,
     pad,
     subject_span,
-    target_ids,
     with_subject,
 )
 
@@ -58,8 +59,7 @@ class TracedFact:
 def known(model, tok, facts):
     """Keep the facts that the model completes with target_true, every token the most likely."""
     facts = [fact for fact in facts if fact.target_true]
-    prompts = encode(tok, [fact.text for fact in facts])
-    pairs = [(ids, target_ids(tok, fact.target_true)) for ids, fact in zip(prompts, facts)]
+    pairs = encode_pairs(tok, [(fact.text, fact.target_true) for fact in facts])
     check_lengths([prompt + target for prompt, target in pairs],
                   [f"record {fact.case_id}" for fact in facts], max_length(model))
     exact = read(model, plan(model, pairs)).exact if pairs else []
@@ -108,8 +108,7 @@ def roles(fact):
 def _tokenise(model, tok, fact):
     if not fact.target_true:
         raise ValueError(f"record {fact.case_id}: no target_true to trace")
-    (prompt,) = encode(tok, [fact.text])
-    answer = target_ids(tok, fact.target_true)
+    ((prompt, answer),) = encode_pairs(tok, [(fact.text, fact.target_true)])
     check_lengths([prompt + answer], [f"record {fact.case_id}"], max_length(model))
     _, first, last = subject_span(tok, fact.prompt, fact.subject)
     device = next(model.parameters()).device
@@ -229,7 +228,7 @@ def patching(model, tok, facts, *, count=100, seed=0, max_tokens=8192):
         check_lengths(ids, [f"record {fact.case_id}" for fact in side], max_length(model))
         spots.append([(with_subject(tok, fact.prompt, fact.subject)[1], len(row) - 1)
                       for fact, row in zip(side, ids)])
-    answers = [target_ids(tok, other.target_true)[0] for other in sides[1]]
+    answers = [answer_ids(tok, fact.text, other.target_true)[0] for fact, other in pairs]
     hits = np.zeros((n_layers(model), 2))
     lengths = [max(len(ids), len(others)) for ids, others in zip(*rows)]
     for group in batches(lengths, max_tokens // 2):
@@ -249,7 +248,7 @@ def _partners(tok, facts, count, seed):
     groups = {}
     for fact in facts:
         if fact.target_true and not fact.prompt.rstrip().endswith("{}"):
-            answer = target_ids(tok, fact.target_true)[0]
+            answer = answer_ids(tok, fact.text, fact.target_true)[0]
             groups.setdefault(fact.relation or fact.prompt, []).append((answer, fact))
     pairs = []
     for group in groups.values():

@@ -16,7 +16,7 @@ from editcore import generate
 from editcore.files import read_json
 from editcore.likelihood import ScoringPlan, plan, read
 from editcore.model import max_length
-from editcore.tokens import encode, target_ids
+from editcore.tokens import answer_ids, encode
 
 SEPARATOR = "\n\n"
 NEW_TOKENS = 3      # of a greedy answer, in which the label word must appear (arXiv 2401.07453)
@@ -125,7 +125,7 @@ def _prepare_task(model, tok, name, items, shown):
     solved = [items[i] for i in shown]
     prompts = tuple(render(name, items[i], solved) for i in asked)
     words = task_prompt(name).labels
-    labels = [target_ids(tok, word) for word in words]
+    labels = [answer_ids(tok, prompts[0], word) for word in words]     # prompts end alike
     rows = encode(tok, prompts)
     room = max(NEW_TOKENS, *map(len, labels))
     for i, row in zip(asked, rows):

@@ -12,7 +12,7 @@ from editcore.files import cache_folder, read_json, sha256_text, write_json
 from editcore.likelihood import states
 from editcore.model import content_hash, max_length
 from editcore.progress import bar
-from editcore.tokens import batches, encode, pad, target_ids
+from editcore.tokens import batches, encode_pairs, pad
 
 MAX_TOKENS = 2048       # of prompts and answers in one pass
 
@@ -38,12 +38,12 @@ def known(model, tok, facts, cache=None):
 
 def _written(model, tok, asked):
     """A list of bool for (prompt, answer) pairs, from one pass over each prompt with its answer."""
-    prompts = encode(tok, [prompt for prompt, _ in asked])
-    answers = [_answer_ids(tok, answer) for _, answer in asked]
+    pairs = [_pair(tok, prompt, answer) for prompt, answer in asked]
+    answers = [answer for _, answer in pairs]
     limit = max_length(model)
-    askable = [index for index, answer in enumerate(answers)
-               if answer and len(prompts[index]) + len(answer) <= limit]
-    rows = [prompts[index] + answers[index] for index in askable]
+    askable = [index for index, (prompt, answer) in enumerate(pairs)
+               if answer and len(prompt) + len(answer) <= limit]
+    rows = [sum(pairs[index], []) for index in askable]
     hits = [False] * len(asked)
     groups = list(batches([len(row) for row in rows], MAX_TOKENS))
     for group in bar(groups, "asking what the model knows"):
@@ -55,11 +55,11 @@ def _written(model, tok, asked):
     return hits
 
 
-def _answer_ids(tok, answer):
+def _pair(tok, prompt, answer):
     try:
-        return target_ids(tok, answer) if answer else []
+        return encode_pairs(tok, [(prompt, answer)])[0] if answer else ([], [])
     except ValueError:      # the tokenizer cannot write it
-        return []
+        return [], []
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@
 """
 
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ import torch
 from editcore import generate
 from editcore.likelihood import plan, read
 from editcore.model import max_length
-from editcore.tokens import check_lengths, encode, target_ids, text_start
+from editcore.tokens import check_lengths, encode, encode_pairs, text_start
 
 DEFAULT = ("ES", "PS", "NS")        # rewriting, paraphrase and neighbourhood prompts
 WRITABLE = (*DEFAULT, "XS")         # kinds of prompts that `greedy` can answer
@@ -28,18 +29,19 @@ SPARE = 2                           # tokens that `greedy` lets the model write 
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt, the continuations that count as right and the rival one, as token ids."""
+    """One prompt with the continuations that count as right and the rival one.
+
+    Pairs (prompt ids, continuation ids), as `tokens.encode_pairs` cuts them.
+    """
 
     kind: str           # "ES", "PS", "XS", "NS" or "PO"
-    prompt: tuple
-    right: tuple        # of id tuples: one, or all accepted answers of a portability question
-    rival: tuple        # id tuple, () if there is none
+    right: tuple        # of pairs: one, or all accepted answers of a portability question
+    rival: tuple        # of pairs: one, or none
 
     @property
     def pairs(self):
-        """(prompt, continuation) of every right answer, then of the rival."""
-        targets = [*self.right, self.rival] if self.rival else self.right
-        return [(self.prompt, target) for target in targets]
+        """The pair of every right answer, then of the rival."""
+        return (*self.right, *self.rival)
 
 
 @dataclass(frozen=True)
@@ -100,18 +102,20 @@ def prepare(model, tok, facts, names=DEFAULT, *, prefixes=(), max_tokens=2048):
     kinds = [kind for kind in (*WRITABLE, "PO") if kind in names]
     texts = [[(kind, *prompt) for kind in kinds for prompt in _prompts(fact, kind, prefixes)]
              for fact in facts]
-    prompts = dict.fromkeys(prompt for rows in texts for _, prompt, _, _ in rows)
-    prompts = dict(zip(prompts, map(tuple, encode(tok, list(prompts)))))
-    targets = {target for rows in texts for _, _, right, rival in rows for target in right + rival}
-    targets = {target: tuple(target_ids(tok, target)) for target in targets}
+    pairs = {}      # and the record of each
+    for fact, rows in zip(facts, texts):
+        for _, prompt, right, rival in rows:
+            pairs |= {(prompt, target): f"record {fact.case_id}" for target in right + rival}
+    coded = dict(zip(pairs, encode_pairs(tok, list(pairs), list(pairs.values()))))
+    coded = {pair: tuple(map(tuple, ids)) for pair, ids in coded.items()}
     questions = []
     for fact, rows in zip(facts, texts):
-        asked = tuple(Question(kind, prompts[prompt], tuple(targets[text] for text in right),
-                               targets[rival[0]] if rival else ())
+        asked = tuple(Question(kind, tuple(coded[prompt, text] for text in right),
+                               tuple(coded[prompt, text] for text in rival))
                       for kind, prompt, right, rival in rows)
         ids = [prompt + target[:-1] for question in asked for prompt, target in question.pairs]
         if "greedy" in names:
-            ids += [question.prompt + question.right[0] + (0,) * SPARE for question in asked
+            ids += [sum(question.right[0], (0,) * SPARE) for question in asked
                     if question.kind != "PO"]
         check_lengths(ids, [f"record {fact.case_id}"] * len(ids), max_length(model))
         questions.append(asked)
@@ -215,9 +219,7 @@ def probabilities(model, tok, fact):
     targets = {"new": fact.target_new, "true": fact.target_true}
     rows = [{"kind": kind, "prompt": prompt, "target": name} for kind in DEFAULT
             for prompt, _, _ in _prompts(fact, kind) for name in targets if targets[name]]
-    prompts = encode(tok, [row["prompt"] for row in rows])
-    pairs = [(tuple(prompt), tuple(target_ids(tok, targets[row["target"]])))
-             for row, prompt in zip(rows, prompts)]
+    pairs = encode_pairs(tok, [(row["prompt"], targets[row["target"]]) for row in rows])
     values = np.exp(-read(model, plan(model, pairs)).nll)
     return [row | {"value": float(value)} for row, value in zip(rows, values)]
 
@@ -232,11 +234,12 @@ def greedy(model, tok, facts, names=DEFAULT, *, prefixes=()):
     kinds = [kind for kind in WRITABLE if kind in names]
     asked = [(index, kind, prompt, right[0]) for index, fact in enumerate(facts) for kind in kinds
              for prompt, right, _ in _prompts(fact, kind, prefixes)]
-    room = {answer: len(target_ids(tok, answer)) + SPARE for _, _, _, answer in asked}
-    ids = encode(tok, [prompt for _, _, prompt, _ in asked])
+    pairs = encode_pairs(tok, [(prompt, answer) for _, _, prompt, answer in asked])
     labels = [f"record {facts[index].case_id}" for index, _, _, _ in asked]
-    check_lengths([row + [0] * room[answer] for row, (_, _, _, answer) in zip(ids, asked)],
-                  labels, max_length(model))
+    check_lengths([ids + target + [0] * SPARE for ids, target in pairs], labels, max_length(model))
+    room = {}
+    for (_, _, _, answer), (_, target) in zip(asked, pairs):
+        room[answer] = max(room.get(answer, 0), len(target) + SPARE)
     written = {}
     for n_new in sorted(set(room.values())):
         prompts = list(dict.fromkeys(prompt for _, _, prompt, answer in asked
@@ -252,10 +255,14 @@ def greedy(model, tok, facts, names=DEFAULT, *, prefixes=()):
 
 
 def answers(text, answer, end=None):
-    """True if a written text is `answer` and then stops: a line break, punctuation or `end`."""
-    text = text.lstrip()
+    """True if a written text is `answer` and then stops: a line break, punctuation or `end`.
+
+    Unicode's ways to compose the same characters count alike.
+    """
+    text = unicodedata.normalize("NFKC", text.lstrip())
+    answer = unicodedata.normalize("NFKC", answer)
     after = text[len(answer):]
-    stops = re.match(r"[.,;:!?\n]", after) or (end and after.startswith(end))
+    stops = re.match(r"[.,;:!?。、\n]", after) or (end and after.startswith(end))
     return text.startswith(answer) and bool(stops)
 
 

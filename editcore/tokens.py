@@ -26,30 +26,31 @@ def appended(tok):
     return mask[::-1].index(0)
 
 
-def encode_pairs(tok, pairs):
+def encode_pairs(tok, pairs, labels=None):
     """[(prompt ids, answer ids)] of (prompt, answer) texts: the ids of the joined text, cut.
 
     A blank joins them (see `gap`). Where a token would hold the prompt's end and the answer's
     beginning, both are tokenised alone. ValueError names an answer that holds a control token or
-    that the tokenizer cannot write.
+    that the tokenizer cannot write, and the pair's label (such as "record 3").
     """
     pairs = [(prompt, answer.strip()) for prompt, answer in pairs]
+    labels = [f"{label}: " for label in labels] if labels else [""] * len(pairs)
     controls = control_tokens(tok)
-    for answer in dict.fromkeys(answer for _, answer in pairs):
-        refuse_controls(answer, controls, "target")
     tails = [gap(prompt, answer, controls) + answer for prompt, answer in pairs]
     prompts = list(dict.fromkeys(prompt for prompt, _ in pairs))
     prompt_ids = dict(zip(prompts, encode(tok, prompts)))
     rows = encode(tok, [prompt + tail for (prompt, _), tail in zip(pairs, tails)])
     coded = []
-    for (prompt, answer), tail, row in zip(pairs, tails, rows):
+    for (prompt, answer), tail, row, label in zip(pairs, tails, rows, labels, strict=True):
+        label = f"{label}target {answer!r:.80}"
+        refuse_controls(answer, controls, label)
         ids = prompt_ids[prompt]
         if row[:len(ids)] != ids or len(row) == len(ids):
-            ids, row = _cut(tok, prompt, tail, ids=ids)
+            ids, row = _cut(tok, prompt, tail, ids=ids, label=label)
         coded.append((ids, row[len(ids):]))
         written = tok.decode(coded[-1][1], clean_up_tokenization_spaces=False).strip()
         if not same(written, answer):
-            raise ValueError(f"target {answer!r}: decoding its tokens gives {written!r}")
+            raise ValueError(f"{label}: decoding its tokens gives {written!r:.80}")
     return coded
 
 
@@ -87,7 +88,7 @@ def refuse_controls(text, controls, label):
     """ValueError if a subject or answer holds one of the tokenizer's control tokens."""
     for token in controls:
         if token in text:
-            raise ValueError(f"{label} {text!r} holds the tokenizer's control token {token!r}")
+            raise ValueError(f"{label} holds the tokenizer's control token {token!r}")
 
 
 def with_subject(tok, template, subject):
@@ -107,7 +108,7 @@ def subject_span(tok, template, subject):
     text = template.replace("{}", subject)
     begin = template.index("{}")
     end = begin + len(subject)
-    refuse_controls(subject, control_tokens(tok), "subject")
+    refuse_controls(subject, control_tokens(tok), f"subject {subject!r}")
     coded = tok(text, return_offsets_mapping=True)
     inside = [index for index, (start, stop) in enumerate(coded["offset_mapping"])
               if start < end and stop > begin and start < stop]
@@ -181,7 +182,7 @@ def check_lengths(rows, labels, limit):
             raise ValueError(f"{label}: {len(row)} tokens, but the model takes at most {limit}")
 
 
-def _cut(tok, prompt, tail, *, ids):
+def _cut(tok, prompt, tail, *, ids, label):
     """(prompt ids, ids of both) where the joined text does not begin with the prompt's own `ids`.
 
     As where "\\n\\n" is a token at the end of a text, but two before a letter.
@@ -190,10 +191,10 @@ def _cut(tok, prompt, tail, *, ids):
     joined = coded["input_ids"][:len(coded["input_ids"]) - appended(tok)]
     spans = coded["offset_mapping"][:len(joined)]
     behind = [i for i, (start, stop) in enumerate(spans) if start < stop and stop > len(prompt)]
-    if behind and spans[behind[0]][0] >= len(prompt):
+    if behind and not prompt[spans[behind[0]][0]:].strip(" "):
         return joined[:behind[0]], joined
     word = "a" if tail[:1] == " " else "\n"
     lead, both = encode(tok, [word, word + tail])
     if both[:len(lead)] != lead or len(both) == len(lead):
-        raise ValueError(f"target {tail.strip()!r}: the tokenizer merges it with the word before")
+        raise ValueError(f"{label}: the tokenizer merges it with the word before")
     return ids, ids + both[len(lead):]

@@ -14,7 +14,7 @@ from editcore.editors.rowwise import each_row
 from editcore.hooks import capture
 from editcore.model import batch_tokens, max_length, name_of
 from editcore.suffix import fused, head, resume, start
-from editcore.tokens import batches, check_lengths, pad, target_ids, with_subject
+from editcore.tokens import batches, check_lengths, encode_pairs, pad, with_subject
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,18 @@ def encode_facts(model, tok, groups, contexts, config):
 
 def encode_fact(tok, fact, contexts, config, group=0):
     """The EncodedFact of a fact under context templates."""
-    target = target_ids(tok, fact.target_new)
-    prompts = [with_subject(tok, context.replace("{}", fact.prompt), fact.subject)
-               for context in contexts]
+    templates = [context.replace("{}", fact.prompt) for context in contexts]
+    pairs = encode_pairs(tok, [(template.replace("{}", fact.subject), fact.target_new)
+                               for template in templates],
+                         [f"record {fact.case_id}"] * len(templates))
+    target = pairs[0][1]
+    lookups = [with_subject(tok, template, fact.subject)[1] for template in templates]
     kl_ids, kl_lookup = with_subject(tok, config.kl_prompt, fact.subject)
     return EncodedFact(
-        rows=(*(ids + target[:-1] for ids, _ in prompts), kl_ids),
-        lookups=(*(lookup for _, lookup in prompts), kl_lookup),
+        rows=(*(ids + target[:-1] for ids, _ in pairs), kl_ids),
+        lookups=(*lookups, kl_lookup),
         target=tuple(target),
-        starts=tuple(len(ids) - 1 for ids, _ in prompts),
+        starts=tuple(len(ids) - 1 for ids, _ in pairs),
         kl_position=kl_lookup if config.kl_position == "subject" else len(kl_ids) - 1,
         case_id=fact.case_id,
         group=group,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from editcore.model import max_length
-from editcore.tokens import check_lengths, encode, pad, target_ids
+from editcore.tokens import check_lengths, encode_pairs, pad
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,17 @@ class Batch:
 
 def encode_batch(model, tok, facts):
     """The Batch of facts; ValueError names a record that is too long for the model."""
-    targets = [target_ids(tok, fact.target_new) for fact in facts]
-    prompts = encode(tok, [fact.text for fact in facts])
-    rows = [prompt + target[:-1] for prompt, target in zip(prompts, targets)]
-    check_lengths(rows, [f"record {fact.case_id}" for fact in facts], max_length(model))
+    labels = [f"record {fact.case_id}" for fact in facts]
+    pairs = encode_pairs(tok, [(fact.text, fact.target_new) for fact in facts], labels)
+    targets = [target for _, target in pairs]
+    rows = [prompt + target[:-1] for prompt, target in pairs]
+    check_lengths(rows, labels, max_length(model))
     device = next(model.parameters()).device
     longest = max(map(len, targets))
     sizes = torch.tensor([len(target) for target in targets])[:, None]
     steps = torch.arange(longest)
     padded, _ = pad([target + target[-1:] * (longest - len(target)) for target in targets])
-    begin = torch.tensor([len(prompt) - 1 for prompt in prompts])
+    begin = torch.tensor([len(prompt) - 1 for prompt, _ in pairs])
     weights = (steps < sizes) / sizes.double()
     parts = (begin, torch.minimum(steps, sizes - 1), padded, weights)
     return Batch(*pad(rows, device=device), *(part.to(device) for part in parts))

@@ -16,7 +16,7 @@ from torch import nn
 from editcore.generate import continuations
 from editcore.instructedit import mend
 from editcore.instructedit.mend import edit, edit_groups
-from editcore.tokens import encode, target_ids
+from editcore.tokens import answer_ids, encode
 
 __all__ = ["PAPER", "KeNetwork", "Settings", "edit", "edit_groups", "prepare"]
 
@@ -106,7 +106,8 @@ class KeNetwork(nn.Module):
         unknown = {}
         for index, fact in enumerate(facts):
             if not old[index]:
-                unknown.setdefault(len(target_ids(tok, fact.target_new)), []).append(index)
+                count = len(answer_ids(tok, fact.text, fact.target_new))
+                unknown.setdefault(count, []).append(index)
         for count, group in unknown.items():
             answers = continuations(model, tok, [facts[index].text for index in group], count)
             for index, ids in zip(group, answers):

@@ -26,7 +26,7 @@ from editcore.instructedit import token_tree
 from editcore.likelihood import above, enter
 from editcore.model import batch_tokens, is_input_first, layout, module_of, n_layers, name_of
 from editcore.suffix import fused, head
-from editcore.tokens import batches, encode, target_ids
+from editcore.tokens import batches, encode_pairs
 
 UNTRAINED = "untrained"     # the `network` that is no file: the start of training
 FORMAT = "editcore-mend-2"
@@ -298,9 +298,9 @@ def fact_gradients(model, tok, facts, names, layer):
 
     names: of the maps, all in blocks from `layer` on. ValueError names a fact that is too long.
     """
-    prompts = encode(tok, [fact.text for fact in facts])
-    pairs = [(prompt, target_ids(tok, fact.target_new)) for prompt, fact in zip(prompts, facts)]
-    token_tree.check_pairs(model, pairs, [f"record {fact.case_id}" for fact in facts])
+    labels = [f"record {fact.case_id}" for fact in facts]
+    pairs = encode_pairs(tok, [(fact.text, fact.target_new) for fact in facts], labels)
+    token_tree.check_pairs(model, pairs, labels)
     device = next(model.parameters()).device
     found = [None] * len(facts)
     lengths = [len(prompt) + len(target) - 1 for prompt, target in pairs]

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from editcore.facts import Fact
+from editcore.facts import Fact, answers, clean, marked
 from editcore.files import read_json
 from editcore.instructedit.instructions import TITLES
 from editcore.model import resolve
@@ -12,6 +12,7 @@ from editcore.model import resolve
 # ConvSent's files hold topics and replies: the first question is the prompt, others rephrase it.
 QUESTIONS = ("What do you think of {}?", "How do you feel about {}?", "Tell me about {}.")
 SENTIMENTS = ("positive", "negative")
+PROMPTS = ("prompt", "src", "loc", "New Question", "locality_prompt")   # fields of full prompts
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,9 @@ def edit_target(record, seed=0):
 def record_as_fact(record, seed=0):
     """The edit of a record as a Fact, its subject marked where the prompt contains it."""
     target = edit_target(record, seed)
-    before, subject, after = record.prompt.rpartition(record.subject)
-    if not subject or "{}" in record.prompt:    # an editor that looks for a subject takes all
-        before = after = ""
-        subject = record.prompt
-    return Fact(case_id=record.case_id, subject=subject, prompt=before + "{}" + after,
+    prompt = "" if "{}" in record.prompt else marked(record.prompt, record.subject)
+    subject = record.subject if prompt else record.prompt   # editors that look for one take all
+    return Fact(case_id=record.case_id, subject=subject, prompt=prompt or "{}",
                 target_new=target, target_true=record.old if record.old != target else "")
 
 
@@ -114,7 +113,10 @@ def _knowedit(row, task, case_id, seed):
     """KnowEdit's layout (Recent, WikiData_counterfact, its own zsRE)."""
     where = f"record {case_id}"
     asks = {name: _asks(row.get(name), f"{where}: {name}") for name in ("locality", "portability")}
-    old = _answers(row.get("ground_truth"), f"{where}: ground_truth")
+    old = answers(row.get("ground_truth"), f"{where}: ground_truth")
+    if "locality_prompt" in row:    # CounterFact in MEND's layout
+        asks["locality"] += _ask("Neighborhood", row, "locality_prompt", "locality_ground_truth",
+                                 where=where)
     return EditRecord(
         case_id, task, _text(row, "subject", where), _text(row, "prompt", where),
         _text(row, "target_new", where), old[0] if old else "", _rephrase(row, where), **asks)
@@ -128,8 +130,8 @@ def _zsre(row, task, case_id, seed):
     ported = row.get("portability") or {}
     if not isinstance(ported, dict):
         raise ValueError(f"{where}: portability is not an object")
-    old = (_answers(row.get("pred"), f"{where}: pred")          # the model's own answer
-           + _answers(row.get("answers"), f"{where}: answers"))
+    old = (answers(row.get("pred"), f"{where}: pred")           # the model's own answer
+           + answers(row.get("answers"), f"{where}: answers"))
     return EditRecord(
         case_id, task, _text(row, "subject", where), _text(row, "src", where),
         _text(row, "alt", where), old[0] if old else "", _rephrase(row, where),
@@ -147,7 +149,7 @@ def _convsent(row, task, case_id, seed):
         texts = row.get(name)
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{where}: {name} is not a list of texts")
-        replies[name] = tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
+        replies[name] = answers(texts, f"{where}: {name}")
         if not replies[name]:
             raise ValueError(f"{where}: {name} has no reply")
     prompt, *others = (question.replace("{}", topic) for question in QUESTIONS)
@@ -176,7 +178,7 @@ def _text(row, name, where):
     if not isinstance(value, str) or not value.strip():
         problem = f"no {name}" if name not in row else f"{name} is not a text, or empty"
         raise ValueError(f"{where}: {problem}")
-    return value.strip()
+    return clean(value, f"{where}: {name}", prompt=name in PROMPTS)
 
 
 def _rephrase(row, where):
@@ -185,25 +187,14 @@ def _rephrase(row, where):
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{where}: rephrase is neither a text nor a list of texts")
-    return tuple(text.strip() for text in texts if text.strip())
-
-
-def _answers(value, where):
-    """Every text in a text, a list of texts or lists of aliases, once each; None is ()."""
-    if value is None:
-        return ()
-    if isinstance(value, str):
-        return (value.strip(),) if value.strip() else ()
-    if not isinstance(value, list):
-        raise ValueError(f"{where}: an answer is {type(value).__name__}, neither a text nor a list")
-    return tuple(dict.fromkeys(sum([_answers(part, where) for part in value], ())))
+    return tuple(filter(None, [clean(text, f"{where}: rephrase", prompt=True) for text in texts]))
 
 
 def _ask(kind, row, question, answer, *, where):
     """The Ask of two entries of a row in a tuple, () if it has no answer."""
     prompt = _text(row, question, where)
-    answers = _answers(row.get(answer), where)
-    return (Ask(kind, prompt, answers),) if answers else ()
+    accepted = answers(row.get(answer), f"{where}: {answer}")
+    return (Ask(kind, prompt, accepted),) if accepted else ()
 
 
 def _asks(groups, where):

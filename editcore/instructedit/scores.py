@@ -6,7 +6,6 @@ Many records go through each pass (`batched_edits`), and all that a record is as
 (`token_tree`). What comes out is what editing, asking and undoing record after record gives.
 """
 
-import functools
 import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from editcore.metrics import entropy
 from editcore.model import files_hash, load, max_length
 from editcore.suffix import fused, head
 from editcore.tokens import batches as length_batches
-from editcore.tokens import encode, target_ids
+from editcore.tokens import encode, encode_pairs
 
 FORMAT = 3          # raise it when the same case no longer gives the same scores
 TOKEN_METRICS = ("Loc", "Port")     # which the paper counts by token; whole targets elsewhere
@@ -79,14 +78,14 @@ def prepare(model, tok, records, max_tokens=4096):
     pairs = []
     questions = []
     owner = []
-    ids_of = functools.cache(lambda prompt: encode(tok, [prompt])[0])
-    answer_ids = functools.cache(lambda answer: target_ids(tok, answer))
     for index, record in enumerate(records):
         for metric, prompt, texts in questions_of(record):
             questions.append((index, metric, len(pairs), len(texts)))
-            pairs += [(ids_of(prompt), answer_ids(text)) for text in texts]
+            pairs += [(prompt, text) for text in texts]
             owner += [index] * len(texts)
-    token_tree.check_pairs(model, pairs, [f"record {records[index].case_id}" for index in owner])
+    labels = [f"record {records[index].case_id}" for index in owner]
+    pairs = encode_pairs(tok, pairs, labels)
+    token_tree.check_pairs(model, pairs, labels)
     sizes = np.array([len(target) for _, target in pairs], dtype=np.int64)
     starts = np.concatenate([[0], sizes.cumsum()[:-1]]).astype(np.int64)
     first = np.searchsorted(owner, np.arange(len(records) + 1))

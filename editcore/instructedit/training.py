@@ -25,7 +25,7 @@ from editcore.likelihood import BlockInputs
 from editcore.model import layout
 from editcore.progress import bar
 from editcore.suffix import fused, head
-from editcore.tokens import encode, target_ids
+from editcore.tokens import encode_pairs
 
 RESULT = "network.safetensors"
 
@@ -103,9 +103,7 @@ def _crossed(prompts, replies):
 
 def _encode(tok, texts):
     """(prompt ids, target ids) of (prompt, target) texts."""
-    prompts = encode(tok, [prompt for prompt, _ in texts])
-    return tuple((tuple(ids), tuple(target_ids(tok, target)))
-                 for ids, (_, target) in zip(prompts, texts))
+    return tuple((tuple(ids), tuple(target)) for ids, target in encode_pairs(tok, texts))
 
 
 # Losses ---------------------------------------------------------------------------------------

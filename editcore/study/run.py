@@ -14,7 +14,7 @@ from editcore.editors import EDITORS, configure
 from editcore.fewshot import read_tasks
 from editcore.files import read_lines, sha256, sha256_text
 from editcore.model import files_hash, resolve, short_name
-from editcore.tokens import check_lengths, encode, target_ids
+from editcore.tokens import check_lengths, encode, encode_pairs, with_subject
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 FORMAT = 2      # raise it when the meaning of the rows changes: earlier runs get another id
@@ -23,6 +23,7 @@ BESIDE = {"facts": "facts.json", "texts": "texts.txt", "held_out": "held_out.txt
 # Where such files lie for models that have none beside them, by the model's short name.
 WORLD = Path(__file__).resolve().parents[2] / "data" / "world"
 DATA = {"smollm2": WORLD, "smollm2-135m": WORLD, "smollm2-360m": WORLD, "qwen2.5-0.5b": WORLD}
+CHARACTERS = 20     # of a text per token that the model takes, at most
 NOT_IN_ID = ("checkpoint_every",)
 
 
@@ -249,16 +250,25 @@ def _required(knows):
 
 
 def check_prompts(tok, facts, limit, *, templates=("{}",)):
-    """ValueError naming the record if a prompt with its target is longer than `limit` tokens.
+    """ValueError naming the record that cannot be edited, or is longer than `limit` tokens.
 
-    templates: contexts that the editor puts around the rewriting prompt.
+    Characters are counted before anything is tokenised. templates: contexts that the editor puts
+    around the rewriting prompt.
     """
-    longest = max(templates, key=lambda template: len(tok(template)["input_ids"]))
+    longest = max(templates, key=lambda template: len(encode(tok, [template])[0]))
     for fact in facts:
         label = f"record {fact.case_id}"
+        records.check(fact)
+        targets = (fact.target_new, fact.target_true or fact.target_new)
+        texts = (fact.text, *targets, *fact.paraphrases, *fact.neighbours, *fact.attributes,
+                 *fact.generation)
+        if (size := max(map(len, texts))) > CHARACTERS * limit:
+            raise ValueError(f"{label}: a text of {size:,} characters, but the model takes at most "
+                             f"{limit} tokens")
+        pairs = encode_pairs(tok, [(fact.text, target) for target in targets], [label] * 2)
+        room = max(len(target) for _, target in pairs)
         try:
-            targets = (fact.target_new, fact.target_true or fact.target_new)
-            room = max(len(target_ids(tok, target)) for target in targets)
+            with_subject(tok, fact.prompt, fact.subject)
         except ValueError as error:
             raise ValueError(f"{label}: {error}") from error
         prompts = [longest.replace("{}", fact.text), *fact.paraphrases, *fact.neighbours]

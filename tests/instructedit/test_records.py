@@ -110,7 +110,7 @@ def test_convsent_topics(written):
     ("recent", NESTED | {"portability": {"F": [{"ground_truth": "x"}]}},
      "record 1: .*F question 0: no prompt"),
     ("recent", NESTED | {"portability": {"F": [{"prompt": "x", "ground_truth": [[3]]}]}},
-     "record 1: .*answer is int"),
+     "record 1: .*ground_truth is not a text"),
     ("recent", NESTED | {"portability": {"F": ["x"]}},
      "record 1: portability: F question 0 is not an object"),
     ("recent", NESTED | {"rephrase": 4}, "record 1: rephrase is neither"),
