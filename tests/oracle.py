@@ -34,6 +34,7 @@ def target_value(model, tok, fact, contexts, place, config):
     adam = torch.optim.Adam([delta], lr=config.lr)
     before = []
     losses = []
+    hits = 0
 
     def change(h):
         before.append(h[0, lookups[0]].detach().clone())
@@ -48,14 +49,19 @@ def target_value(model, tok, fact, contexts, place, config):
         if not step:
             reference = log_p[-1, kl_at].detach()
         nll = 0
+        hit = True
         for row, (prompt, _) in enumerate(prompts):
             ends = range(len(prompt) - 1, len(prompt) - 1 + len(target))
             nll = nll - log_p[row, ends, target].mean() / len(prompts)
+            hit &= log_p[row, ends].argmax(-1).tolist() == target
+        hits += hit
         kl = kl_div(reference, log_p[-1, kl_at], log_target=True, reduction="sum")
         decay = config.weight_decay * delta.norm() / before[0].norm() ** 2
         loss = nll + config.kl_factor * kl + decay
         losses.append(loss.item())
         if loss < config.stop_loss or step == config.steps - 1:
+            break
+        if config.early_stop and hits == config.early_stop:
             break
         adam.zero_grad()
         loss.backward()
@@ -83,18 +89,27 @@ def rome(model, tok, fact, config, prepared):
     keys = read(model, tok, fact, prepared.contexts, place, "input")
     right = prepared.moments.solve(name, keys.mean(0))
     right = right / right.norm()
-    delta, _, _ = target_value(model, tok, fact, prepared.contexts, place, config)
+    delta, h0, _ = target_value(model, tok, fact, prepared.contexts, place, config)
+    if config.anchor:
+        delta = anchored(h0, delta, prepared.anchor, 5) - h0
     plain = read(model, tok, fact, ("{}",), place, "input")[0]
     matrix = torch.outer(delta.double() / (plain.double() @ right), right)
     return {name + ".weight": _stored(model, config.layer, matrix)}
 
 
-def memit(model, tok, facts, config, prepared):
-    """{weight name: ΔW} of one MEMIT edit of all facts; weights change and are put back."""
+def memit(model, tok, facts, config, prepared, past=None):
+    """{weight name: ΔW} of one edit of all facts by MEMIT, ENCORE, EMMET, RECT, or MEMIT with NAS.
+
+    Weights change and are put back. past: {weight name: Σ K_p K_pᵀ}, which grows.
+    """
     last = ("block", config.layers[-1])
     z = []
     for fact in facts:
         delta, h0, _ = target_value(model, tok, fact, prepared.contexts, last, config)
+        if config.anchor:
+            place = ("mlp_out", config.layers[-1])
+            mlp = read(model, tok, fact, ("{}",), place, "output")[0]
+            delta = anchored(mlp, delta, prepared.anchor, 2) - mlp
         z.append(h0 + delta)
     weights = {}
     changes = {}
@@ -106,8 +121,10 @@ def memit(model, tok, facts, config, prepared):
         state = [read(model, tok, fact, ("{}",), last, "output")[0] for fact in facts]
         left = len(config.layers) - index
         residual = (torch.stack(z, 1) - torch.stack(state, 1)).double() / left
-        moment = config.lambda_ * prepared.moments.moments[name].double().to(keys.device)
-        matrix = residual @ torch.linalg.solve(moment + keys @ keys.T, keys).T
+        moment = prepared.moments.moments[name].double().to(keys.device)
+        matrix = residual @ adjusted(keys, moment, config, (past or {}).get(name, 0)).T
+        if past is not None:
+            past[name] = past.get(name, 0) + keys @ keys.T
         weight = model.get_parameter(name + ".weight")
         weights[weight] = weight.clone()
         changes[name + ".weight"] = _stored(model, layer, matrix)
@@ -116,7 +133,47 @@ def memit(model, tok, facts, config, prepared):
     with torch.no_grad():
         for weight, before in weights.items():
             weight.copy_(before)
+    if config.keep < 1:
+        changes = {name: largest(change, model.get_parameter(name), config.keep)
+                   for name, change in changes.items()}
     return changes
+
+
+def adjusted(keys, moment, config, past):
+    """(m, n) what the residual is multiplied with; keys (m, n)."""
+    eye = torch.eye(len(moment), dtype=moment.dtype)
+    if not config.exact:
+        bracket = config.lambda_ * moment + config.ridge * eye + past + keys @ keys.T
+        return torch.linalg.solve(bracket, keys)
+    inverse = torch.linalg.inv(moment)
+    gram = keys.T @ inverse @ keys
+    if len(gram) > 1:
+        gram = gram + config.lambda_ * torch.eye(len(gram), dtype=gram.dtype)
+    return (torch.linalg.inv(gram) @ keys.T @ inverse).T
+
+
+def largest(change, weight, keep):
+    """RECT's mask: entries of least relative change, the limit excepted, become 0."""
+    size = (change / (weight + 1e-8)).abs()
+    limit = size.flatten().sort().values[int(size.numel() * (1 - keep)) - 1]
+    return change * (size >= limit)
+
+
+def anchored(mlp, delta, norm, most):
+    """NAS: the MLP's new output, rescaled to a norm, or the old one if it is far longer."""
+    value = mlp + delta
+    return mlp if value.norm() > most * norm else value * (norm / value.norm())
+
+
+def anchor(model, tok, facts, part, layer, config):
+    """NAS: the mean norm of the facts' new MLP outputs, without the longest twentieth."""
+    norms = []
+    for fact in facts:
+        delta, _, _ = target_value(model, tok, fact, ("{}",), (part, layer), config)
+        mlp = read(model, tok, fact, ("{}",), ("mlp_out", layer), "output")[0]
+        norms.append((mlp + delta).norm().item())
+    shorter = sorted(norms)[:len(norms) - len(norms) // 20]
+    return sum(shorter) / len(shorter)
 
 
 def ft(model, tok, fact, config):

@@ -5,12 +5,10 @@ import dataclasses
 import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args, get_origin
-
-from pydantic import TypeAdapter, ValidationError
 
 from editcore import templates
 from editcore.editors.prepare import EditorInputs, Prepared
+from editcore.editors.settings import read
 from editcore.files import cache_folder, read_lines
 from editcore.generate import own_texts
 from editcore.model import resolve
@@ -36,6 +34,7 @@ class Editor:
     needs_moments: bool = False     # `prepare` needs second moments of the keys
     shares_passes: bool = False     # has edit_groups, which draws nothing at random
     makes_patch: bool = False       # an edit stands beside the weights: a Patch, no Delta
+    version: int = 1                # raised when what it does changes: finished runs get other ids
 
     def _defined(self, name, default=None):
         module = importlib.import_module(self.module)
@@ -93,9 +92,9 @@ class Editor:
         return self._defined("finish", lambda total, *_: total)(total, weights, config)
 
 
-def _closed_form(module, paper="PAPER", **variant):
+def _closed_form(module, paper="PAPER", *, version=1, **variant):
     return Editor(f"editcore.editors.{module}", variant, {"PAPER": paper}, needs_moments=True,
-                  shares_passes=True)
+                  shares_passes=True, version=version)
 
 
 RANDOM_NAMES = {"Settings": "RandomSettings", "PAPER": "RANDOM_PAPER", "edit": "random_update",
@@ -104,13 +103,13 @@ EDITORS = {
     "rome": _closed_form("rome"),
     "r-rome": _closed_form("rome", convention="r-rome"),
     "p-rome": _closed_form("rome", convention="p-rome"),
-    "nas": _closed_form("rome", anchor=20),
-    "emmet": _closed_form("memit", "EMMET", site="mlp_out", keys="mean", exact=True),
+    "nas": _closed_form("rome", version=2, anchor=100),
+    "emmet": _closed_form("memit", "EMMET", version=2, exact=True),
     "memit": _closed_form("memit"),
     "memit-past": _closed_form("memit", memory=True),
-    "encore": _closed_form("memit", "ENCORE"),
+    "encore": _closed_form("memit", "ENCORE", version=2, memory=True),
     "alphaedit": _closed_form("memit", "ALPHAEDIT", memory=True),
-    "rect": _closed_form("memit", keep=0.4),
+    "rect": _closed_form("memit", version=2, keep=0.4),
     "prune": _closed_form("memit", prune=1.2),
     "mend": Editor("editcore.instructedit.mend", shares_passes=True),
     "ke": Editor("editcore.instructedit.ke", shares_passes=True),
@@ -180,7 +179,7 @@ def configure(editor, settings=None, model=""):
         key = "lambda_" if key == "lambda" else key
         if key not in fields:
             raise ValueError(f"{editor} has no setting {key!r}; it has {', '.join(fields)}")
-        values[key] = _read(value, fields[key].type, f"{editor}: {key}")
+        values[key] = read(value, fields[key].type, f"{editor}: {key}")
     missing = [key for key, field in fields.items()
                if field.default is dataclasses.MISSING and key not in values]
     if missing:
@@ -193,16 +192,3 @@ def published(model, paper):
     """The key of `paper` that a model's name or folder means: "…/gpt2-xl" -> "gpt2-xl", or None."""
     parts = [part.lower().removesuffix("-hf") for part in Path(str(model)).parts]
     return next((part for part in reversed(parts) if part in paper), None)
-
-
-def _read(value, kind, label):
-    """`value` as the type of a setting; ValueError begins with `label`."""
-    if tuple in (kind, get_origin(kind)):
-        value = value.split(",") if isinstance(value, str) else value
-        value = (value,) if isinstance(value, int) else value
-    try:
-        return TypeAdapter(kind).validate_python(value)
-    except ValidationError as error:
-        choices = get_origin(kind) is Literal and ", ".join(get_args(kind))
-        wanted = f"one of {choices}" if choices else kind.__name__
-        raise ValueError(f"{label} is {value!r}, but must be {wanted}") from error

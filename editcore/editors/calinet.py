@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 
 from editcore.delta import Patch
+from editcore.editors.settings import ascending, positive, real, whole
 from editcore.editors.target_value import adam
 from editcore.editors.teacher_forcing import check_finite, encode_batch, nll
 from editcore.model import n_layers, name_of
@@ -17,14 +18,14 @@ from editcore.suffix import fused, head, resume, start
 class Settings:
     """Settings of CaliNet. Published are the last layers and 64 to a few hundred slots."""
 
-    layers: tuple[int, ...] = (-1,)     # whose MLP gets slots; negative ones count from the end
-    slots: int = 64             # of each of these layers
-    wordings: int = 8           # paraphrases of each fact used beside its prompt, at most
-    lr: float = 1e-3            # of Adam
-    steps: int = 500            # most steps
-    rows: int = 32              # wordings per step, drawn evenly; 0: all of them
-    stop_loss: float = 0.01     # done once the mean loss of the last (all / rows) steps is below
-    seed: int = 0               # of the slots' keys and the draws
+    layers: ascending(-999) = (-1,)     # whose MLP gets slots; negative ones count from the end
+    slots: whole(1) = 64        # of each of these layers
+    wordings: whole() = 8       # paraphrases of each fact used beside its prompt, at most
+    lr: positive(1000) = 1e-3   # of Adam
+    steps: whole(1, 10**6) = 500    # most steps
+    rows: whole() = 32          # wordings per step, drawn evenly; 0: all of them
+    stop_loss: real() = 0.01  # done once the mean loss of the last (all / rows) steps is below
+    seed: whole() = 0           # of the slots' keys and the draws
 
 
 PAPER = {   # settings by model; the defaults where a model is not named
@@ -59,7 +60,7 @@ class Slots:
 
 
 def prepare(model, tok, config, inputs):
-    """Nothing but a check: ValueError if there are no layers or the model lacks one."""
+    """Nothing but a check: ValueError if the model lacks a layer."""
     layer_numbers(model, config.layers)
 
 
@@ -78,9 +79,7 @@ def edit(model, tok, facts, config, prepared=None):
 
 
 def layer_numbers(model, layers):
-    """The layers counted from 0; ValueError if there are none or the model lacks one."""
-    if not layers:
-        raise ValueError("layers: at least one is needed")
+    """The layers counted from 0; ValueError if the model lacks one."""
     numbers = [layer + n_layers(model) if layer < 0 else layer for layer in layers]
     for number in numbers:
         name_of(model, "block", number)

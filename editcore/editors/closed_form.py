@@ -118,11 +118,11 @@ def _gram(keys, solved, weight):
 def rect(change, weight, keep):
     """Keep the share `keep` of entries of `change` with the largest |ΔW_ij / W_ij|; the rest is 0.
 
-    RECT, arXiv:2401.04700. Shapes of change and weight are equal; ties at the limit are kept.
+    RECT, arXiv:2401.04700, with the limit of the public code, which itself is kept. Shapes of
+    change and weight are equal.
     """
-    size = (change.double() / weight.double()).abs().nan_to_num(nan=0.0, posinf=torch.inf)
-    count = max(1, round(keep * size.numel()))
-    limit = size.flatten().kthvalue(size.numel() - count + 1).values
+    size = (change.double() / (weight.double() + 1e-8)).abs()
+    limit = size.flatten().kthvalue(max(1, int((1 - keep) * size.numel()))).values
     return torch.where(size >= limit, change, torch.zeros_like(change))
 
 
@@ -141,8 +141,13 @@ def prune(change, weight, base):
     return ((left * torch.where(values > limit, mild, values)) @ right).to(change.dtype)
 
 
-def norm_anchor(values, norms):
-    """The TargetValues with every v* rescaled to `norms` (n,), its direction kept (NAS)."""
-    v_star = values.v_star
-    norms = norms.to(v_star)
-    return replace(values, delta=v_star * (norms / v_star.norm(dim=1))[:, None] - values.h0)
+def norm_anchor(values, norms, most):
+    """The TargetValues with the MLP's output v* = mlp + δ rescaled to `norms` (n,).
+
+    NAS, arXiv:2602.02543: directions stay; a v* longer than `most` times its norm is given up, and
+    δ is 0.
+    """
+    v_star = values.mlp + values.delta
+    scale = (norms.to(v_star) / v_star.norm(dim=1))[:, None]
+    delta = torch.where(most * scale < 1, torch.zeros_like(v_star), scale * v_star - values.mlp)
+    return replace(values, delta=delta)

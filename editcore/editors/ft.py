@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from editcore.delta import Delta
+from editcore.editors.settings import positive, real, whole
 from editcore.editors.target_value import adam
 from editcore.editors.teacher_forcing import check_finite, encode_batch, nll
 from editcore.hooks import capture
@@ -16,11 +17,11 @@ from editcore.suffix import fused, head, resume, start
 class Settings:
     """Settings of FT-L; epsilon has no default, the rest is as published."""
 
-    epsilon: float                  # every weight stays within ± epsilon of where the edit began
-    layer: int = 0                  # the edited layer: its MLP output projection, weight and bias
-    lr: float = 5e-4                # of Adam
-    steps: int = 25                 # most steps
-    stop_loss: float = 0.01         # done once the mean loss of the facts is below
+    epsilon: positive()             # every weight stays within ± epsilon of where the edit began
+    layer: whole(0, 999) = 0        # the edited layer: its MLP output projection, weight and bias
+    lr: positive(1000) = 5e-4       # of Adam
+    steps: whole(1, 10**5) = 25     # most steps
+    stop_loss: real() = 0.01      # done once the mean loss of the facts is below
     last_position: bool = False     # read all target tokens at the prompt's end (published code)
 
 

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import torch
 
 from editcore.delta import Patch
+from editcore.editors.settings import positive, whole
 from editcore.editors.target_value import adam
 from editcore.editors.teacher_forcing import check_finite, encode_batch, nll
 from editcore.hooks import capture, replaced
@@ -28,13 +29,13 @@ SLACK = 1e-4        # relative, of a widened radius: inputs differ by rounding f
 class Settings:
     """Settings of GRACE; layer and part have no default."""
 
-    layer: int                  # the layer with the codebook
+    layer: whole(0, 999)        # the layer with the codebook
     part: Literal["mlp_in", "mlp_out"]      # its linear map
-    radius: float = 1.0         # ε of a new entry that stands alone, in units of the map's input
-    lr: float = 1.0             # of Adam on the value
-    steps: int = 100            # of Adam, all of them taken
+    radius: positive() = 1.0    # ε of a new entry that stands alone, in units of the map's input
+    lr: positive(1000) = 1.0    # of Adam on the value
+    steps: whole(1, 10**5) = 100    # of Adam, all of them taken
     begin: Literal["own", "random"] = "own"     # value before training: the map's output; in [0, 1)
-    seed: int = 0               # of random values; each fact draws its own
+    seed: whole() = 0           # of random values; each fact draws its own
 
 
 PAPER = {   # published settings by model

@@ -16,6 +16,7 @@ from editcore.delta import Delta, dense, oriented
 from editcore.editors import closed_form
 from editcore.editors.prepare import prepare_layers
 from editcore.editors.rowwise import each_row, each_row_added, edited_maps
+from editcore.editors.settings import ascending, positive, prompt, real, whole
 from editcore.editors.target_value import EditSite, encode_facts, optimise
 from editcore.hooks import capture, run
 from editcore.model import module_of, name_of
@@ -29,64 +30,62 @@ STARTS = ("The", "Therefore", "Because", "I", "You")
 class Settings:
     """Settings of MEMIT; layers and lambda_ have no default, the rest is as published."""
 
-    layers: tuple[int, ...]             # edited layers, ascending; δ enters at the last one
-    lambda_: float                      # weight of what is preserved against the new keys
-    steps: int = 20                     # evaluations of the loss; the last one does not step
-    lr: float = 0.5                     # of Adam on δ
-    stop_loss: float = 0.05             # a fact is done once its loss is below
-    early_stop: int = 0                 # ... or its target was the argmax so often in a row; 0: off
-    kl_factor: float = 0.0625           # weight of the KL term
-    weight_decay: float = 0.5           # weight of ‖δ‖ / ‖h0‖²
-    clamp: float = 0.75                 # ‖δ‖ is kept at or below clamp · ‖h0‖
-    kl_prompt: str = "{} is a"          # prompt of the KL term ...
+    layers: ascending()                 # edited layers, ascending; δ enters at the last one
+    lambda_: real(0, 10**12)          # weight of what is preserved against the new keys
+    steps: whole(1, 10**5) = 20         # evaluations of the loss; the last one does not step
+    lr: positive(1000) = 0.5            # of Adam on δ
+    stop_loss: real() = 0.05          # a fact is done once its loss is below
+    early_stop: whole() = 0             # ... or its target was the argmax so often; 0: off
+    kl_factor: real() = 0.0625        # weight of the KL term
+    weight_decay: real() = 0.5        # weight of ‖δ‖ / ‖h0‖²
+    clamp: positive() = 0.75            # ‖δ‖ is kept at or below clamp · ‖h0‖
+    kl_prompt: prompt() = "{} is a"     # prompt of the KL term ...
     kl_position: Literal["subject", "last"] = "subject"     # ... and the token where it is read
-    site: Literal["block", "mlp_out"] = "block"     # output that gets δ (EMMET: "mlp_out")
-    keys: Literal["mixed", "plain", "mean"] = "mixed"   # key of a fact, see `fact_keys`
     exact: bool = False                 # a fact alone is inserted exactly, without λ (EMMET)
     memory: bool = False                # keys of earlier updates are preserved: λC + Σ K_p K_pᵀ
-    ridge: float = 0.0                  # λ_n of λ_n·I beside λC (ENCORE)
-    null_space: float = 0.0             # updates only along C's eigenvectors below this; 0: off
-    anchor: int = 0                     # pilot edits whose mean ‖v*‖ every v* gets; 0: off
-    keep: float = 1.0                   # share of an update's entries that stay (RECT)
-    prune: float = 0.0                  # base of PRUNE's logarithm on the total's singular values
-    context_groups: tuple = (TemplateGroup(10, 1, STARTS),)     # sampled context templates
-    n_tokens: int = 0                   # tokens of the second moments; 0: all of the texts
-    length: int = 512                   # their sequence length
+    ridge: real() = 0.0               # λ_n of λ_n·I beside λC (ENCORE)
+    null_space: real() = 0.0          # updates only along C's eigenvectors below this; 0: off
+    anchor: whole() = 0                 # pilot edits whose mean ‖v*‖ every v* gets (NAS); 0: off
+    keep: positive(1) = 1.0             # share of an update's entries that stay (RECT)
+    prune: real(1) = 1.0              # base of PRUNE's logarithm on the total's spectrum; 1: off
+    context_groups: tuple[TemplateGroup, ...] = (TemplateGroup(10, 1, STARTS),)     # sampled
+    n_tokens: whole(0, 10**12) = 0      # tokens of the second moments; 0: all of the texts
+    length: whole(2) = 512              # their sequence length
 
 
+LLAMA = {"layers": (4, 5, 6, 7, 8), "lambda_": 15000.0, "steps": 25}
 PAPER = {   # published settings by model
     "gpt2-xl": {"layers": (13, 14, 15, 16, 17), "lambda_": 20000.0},
     "gpt-j-6b": {"layers": (3, 4, 5, 6, 7, 8), "lambda_": 15000.0, "steps": 25},
-    "llama-2-7b": {"layers": (4, 5, 6, 7, 8), "lambda_": 15000.0, "steps": 25},
+    "llama-2-7b": LLAMA,        # as ENCORE's authors run it; EasyEdit: clamp 4, weight_decay 1e-3
+    "meta-llama-3-8b": LLAMA,
     # λ acts against kᵀC⁻¹k, about m: λ / m as for GPT-J (1,900 here) left a fifth of edits undone
     "pocket": {"layers": (0, 1), "lambda_": 300.0, "lr": 1.0, "steps": 40, "clamp": 4.0},
 }
-LLAMA3 = {"layers": (4, 5, 6, 7, 8), "lambda_": 15000.0, "steps": 25}
-ENCORE = {      # early_stop: the published counts, read as evaluations in a row
+ENCORE = {
     "gpt2-xl": PAPER["gpt2-xl"] | {"ridge": 10.0, "early_stop": 4},
-    "llama-2-7b": PAPER["llama-2-7b"] | {"ridge": 10.0, "early_stop": 3},
-    "meta-llama-3-8b": LLAMA3 | {"ridge": 20.0, "early_stop": 2},
+    "llama-2-7b": LLAMA | {"ridge": 10.0, "early_stop": 3},
+    "meta-llama-3-8b": LLAMA | {"ridge": 20.0, "early_stop": 2},
     "pocket": PAPER["pocket"] | {"ridge": 1.0, "early_stop": 4},
 }
 ALPHAEDIT = {model: values | {"lambda_": 10.0, "null_space": 0.02}
-             for model, values in (PAPER | {"meta-llama-3-8b": LLAMA3}).items()}
+             for model, values in PAPER.items()}
+ALPHAEDIT["meta-llama-3-8b"] |= {"lr": 0.1}
+ALPHAEDIT["llama-2-7b"] |= {"lr": 0.1}      # not AlphaEdit's own: as ENCORE's authors run it
 # C's eigenvalues are 0.01 to 900 here: 0.02 leaves 1 % of them and inserts four facts in five; 0.5
 # inserts nearly all, as 2 and 20 do, and costs the other facts least (of six settings tried)
 ALPHAEDIT["pocket"] |= {"null_space": 0.5}
-EMMET = {   # α = 0.1 in batches; ROME's layer and clamp
-    "gpt2-xl": {"layers": (17,), "lambda_": 0.1, "clamp": 4.0},
-    "gpt-j-6b": {"layers": (5,), "lambda_": 0.1, "clamp": 4.0},
-    "llama-2-7b": {"layers": (5,), "lambda_": 0.1, "clamp": 4.0},
+EMMET = {   # published are α = 0.1 beside C times 1,000, 10,000 and 1: α so much larger beside C
+    "gpt2-xl": {"layers": (17,), "lambda_": 100.0},
+    "gpt-j-6b": {"layers": (5,), "lambda_": 1000.0, "steps": 25},
+    "llama-2-7b": {"layers": (5,), "lambda_": 0.1, "steps": 25, "clamp": 4.0,
+                   "weight_decay": 1e-3},
     "pocket": {"layers": (0,), "lambda_": 0.1, "lr": 1.0, "steps": 40, "clamp": 4.0},
 }
 
 
 def prepare(model, tok, config, inputs):
     """Context templates, second moments of all layers and their inverses; the anchor's norm."""
-    if not config.layers or list(config.layers) != sorted(set(config.layers)):
-        raise ValueError(f"layers are {config.layers}, but must ascend and be at least one")
-    if config.site == "mlp_out" and len(config.layers) > 1:
-        raise ValueError(f"site mlp_out takes one layer, but layers are {config.layers}")
     if config.memory and (config.exact or config.lambda_ <= 0):
         raise ValueError("memory needs lambda above 0, and exact off")
     prepared = prepare_layers(model, tok, config.layers, inputs, config, _site(config))
@@ -108,23 +107,27 @@ def edit_groups(model, tok, groups, config, *, prepared, current=None):
     facts = encode_facts(model, tok, groups, [group.contexts for group in prepared], config)
     values = optimise(model, facts, _site(config), config, versions)
     if config.anchor:
-        norms = torch.tensor([prepared[fact.group].anchor for fact in facts])
-        values = closed_form.norm_anchor(values, norms)
+        norms = torch.tensor([prepared[fact.group].anchor for fact in facts],
+                             dtype=torch.float64)
+        values = closed_form.norm_anchor(values, norms, most=2)
     changes = {}
     keys = {}
     for index, layer in enumerate(config.layers):
         name = name_of(model, "mlp_out", layer)
         layer_keys = values.keys
-        state = values.mean_h0 if config.keys == "mean" else values.h0
+        state = values.h0
         if index:
             layer_keys, state = read(model, facts, layer, config.layers[-1], changes=changes,
                                      versions=versions)
-        keys[name] = fact_keys(layer_keys, config.keys)
+        keys[name] = fact_keys(layer_keys)
         residual = (values.v_star - state) / (len(config.layers) - index)
         changes[name] = _changes(model, facts, layer, config, keys=keys[name], residual=residual,
                                  prepared=prepared, versions=versions)
     if not config.memory:
         keys = {}
+    if config.keep < 1:     # only now: each layer makes up for what the unmasked ones below leave
+        changes = {name: _largest(model, name, layer, config.keep, versions)
+                   for name, layer in changes.items()}
     return [_delta(values, group, changes, keys) for group in range(len(groups))]
 
 
@@ -139,7 +142,7 @@ def remember(prepared, keys, config):
 
 def finish(total, weights, config):
     """What is measured of the sum of updates: itself, or restrained by PRUNE."""
-    if not config.prune:
+    if config.prune == 1:
         return total
     changes = total.dense().changes
     pruned = {name: closed_form.prune(change, weights[name], config.prune)
@@ -147,16 +150,13 @@ def finish(total, weights, config):
     return replace(total, changes=changes | pruned)
 
 
-def fact_keys(keys, kind="mixed"):
+def fact_keys(keys):
     """(n, m) in float64 of keys (n, c, m) in c contexts, of which the first is the plain prompt.
 
-    kind "mixed": half the plain prompt's key and half the mean of the others; "plain": the first
-    alone; "mean": the mean of all, as ROME has it.
+    Half the plain prompt's key and half the mean of the others.
     """
     keys = keys.double()
-    if kind == "mean":
-        return keys.mean(1)
-    if kind == "plain" or keys.shape[1] == 1:
+    if keys.shape[1] == 1:
         return keys[:, 0]
     return (keys[:, 0] + keys[:, 1:].mean(1)) / 2
 
@@ -196,7 +196,7 @@ def read(model, facts, layer, last, *, changes, versions):
 
 def _site(config):
     """δ enters at the last layer; keys are those of the first."""
-    return EditSite(config.layers[-1], config.site, config.layers[0])
+    return EditSite(config.layers[-1], "block", config.layers[0])
 
 
 def _changes(model, facts, layer, config, *, keys, residual, prepared, versions):
@@ -214,11 +214,15 @@ def _changes(model, facts, layer, config, *, keys, residual, prepared, versions)
         change = oriented(left.T.to(dtype), right.to(dtype), module)
         if not change.saves:        # low rank only while that is the smaller form
             change = oriented(left.T, right, module).dense().to(dtype)
-        if config.keep < 1:
-            before, *_ = versions[group].get(name, [module.weight])
-            change = closed_form.rect(dense(change), before, config.keep)
         changes.append(change)
     return changes
+
+
+def _largest(model, name, changes, keep, versions):
+    """The share `keep` of each group's change of a weight, against the weight before it."""
+    weight = model.get_parameter(name + ".weight")
+    return [closed_form.rect(dense(change), version.get(name, [weight])[0], keep)
+            for change, version in zip(changes, versions)]
 
 
 def _delta(values, group, changes, keys):
@@ -226,6 +230,7 @@ def _delta(values, group, changes, keys):
     rows = [row for row, fact in enumerate(values.facts) if fact.group == group]
     info = {"editor": "memit", "losses": [values.losses[row][-1] for row in rows],
             "evaluations": [len(values.losses[row]) for row in rows],
+            "hits": values.hits[rows].tolist(),
             "value_norm": values.v_star[rows].norm(dim=1).tolist()}
     delta = Delta({name + ".weight": layer[group] for name, layer in changes.items()}, info,
                   {name: layer[rows] for name, layer in keys.items()})

@@ -33,7 +33,8 @@ class Prepared:
 def prepare_layers(model, tok, layers, inputs, config, site=None):
     """Prepared for `layers`; config has context_groups, n_tokens and length.
 
-    site: an EditSite if config.anchor asks for the mean ‖v*‖ of so many pilot facts there.
+    site: an EditSite if config.anchor asks for the mean norm of so many pilot facts' v* there,
+    by the plain prompt alone and without the longest 5 %, as in NAS's public code.
     ValueError if there are neither second moments nor texts, or a moment is missing or not positive
     definite, or there are no pilot facts.
     """
@@ -48,9 +49,11 @@ def prepare_layers(model, tok, layers, inputs, config, site=None):
         return Prepared(contexts, second_moments)
     if not inputs.pilot:
         raise ValueError(f"anchor: up to {config.anchor} pilot facts wanted, but there are none")
-    pilot = encode_facts(model, tok, [inputs.pilot[:config.anchor]], [contexts], config)
+    pilot = encode_facts(model, tok, [inputs.pilot[:config.anchor]], [("{}",)], config)
     values = optimise(model, pilot, site, config)
-    return Prepared(contexts, second_moments, anchor=values.v_star.norm(dim=1).mean().item())
+    norms = (values.mlp + values.delta).norm(dim=1).double().sort().values
+    anchor = norms[:len(norms) - len(norms) // 20].mean().item()
+    return Prepared(contexts, second_moments, anchor=anchor)
 
 
 def _second_moments(model, tok, layers, inputs, config):

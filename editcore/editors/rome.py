@@ -14,6 +14,7 @@ from editcore.delta import Delta, oriented
 from editcore.editors.closed_form import norm_anchor
 from editcore.editors.prepare import prepare_layers
 from editcore.editors.rowwise import edited_maps
+from editcore.editors.settings import positive, prompt, real, whole
 from editcore.editors.target_value import EditSite, encode_facts, optimise
 from editcore.model import module_of, name_of
 from editcore.templates import TemplateGroup
@@ -23,21 +24,21 @@ from editcore.templates import TemplateGroup
 class Settings:
     """Settings of ROME; the layer has no default, the rest is as published."""
 
-    layer: int                          # the edited layer
-    steps: int = 20                     # evaluations of the loss; the last one does not step
-    lr: float = 0.5                     # of Adam on δ
-    stop_loss: float = 0.05             # a fact is done once its loss is below
-    early_stop: int = 0                 # ... or its target was the argmax so often in a row; 0: off
-    kl_factor: float = 0.0625           # weight of the KL term
-    weight_decay: float = 0.5           # weight of ‖δ‖ / ‖h0‖²
-    clamp: float = 4.0                  # ‖δ‖ is kept at or below clamp · ‖h0‖
-    kl_prompt: str = "{} is a"          # prompt of the KL term ...
+    layer: whole(0, 999)                # the edited layer
+    steps: whole(1, 10**5) = 20         # evaluations of the loss; the last one does not step
+    lr: positive(1000) = 0.5            # of Adam on δ
+    stop_loss: real() = 0.05          # a fact is done once its loss is below
+    early_stop: whole() = 0             # ... or its target was the argmax so often; 0: off
+    kl_factor: real() = 0.0625        # weight of the KL term
+    weight_decay: real() = 0.5        # weight of ‖δ‖ / ‖h0‖²
+    clamp: positive() = 4.0             # ‖δ‖ is kept at or below clamp · ‖h0‖
+    kl_prompt: prompt() = "{} is a"     # prompt of the KL term ...
     kl_position: Literal["subject", "last"] = "subject"     # ... and the token where it is read
     convention: Literal["rome", "r-rome", "p-rome"] = "rome"    # keys of the update, see `update`
-    anchor: int = 0                     # pilot edits whose mean ‖v*‖ every v* gets (NAS); 0: off
-    context_groups: tuple = (TemplateGroup(5, 10), TemplateGroup(10, 10))   # sampled templates
-    n_tokens: int = 0                   # tokens of the second moment; 0: all of the texts
-    length: int = 512                   # its sequence length
+    anchor: whole() = 0                 # pilot edits whose mean ‖v*‖ every v* gets (NAS); 0: off
+    context_groups: tuple[TemplateGroup, ...] = (TemplateGroup(5, 10), TemplateGroup(10, 10))
+    n_tokens: whole(0, 10**12) = 0      # tokens of the second moment; 0: all of the texts
+    length: whole(2) = 512              # its sequence length
 
 
 PAPER = {   # published settings by model
@@ -45,7 +46,7 @@ PAPER = {   # published settings by model
     "gpt2-large": {"layer": 12},
     "gpt2-xl": {"layer": 17},
     "gpt-j-6b": {"layer": 5},
-    "llama-2-7b": {"layer": 5},
+    "llama-2-7b": {"layer": 5, "steps": 25, "weight_decay": 1e-3},  # EasyEdit's, which has C = I
     "pocket": {"layer": 0, "lr": 1.0, "steps": 40},
 }
 
@@ -70,7 +71,8 @@ def edit_groups(model, tok, groups, config, *, prepared, current=None):
         carried = [current[index] + totals[index] if current else totals[index] for index in live]
         values = optimise(model, facts, _site(config), config, edited_maps(model, carried))
         if config.anchor:
-            values = norm_anchor(values, torch.tensor([prepared[index].anchor for index in live]))
+            norms = torch.tensor([prepared[index].anchor for index in live], dtype=torch.float64)
+            values = norm_anchor(values, norms, most=5)
         for index, delta in zip(live, _deltas(model, values, prepared[live[0]].moments, config)):
             info = {"editor": "rome"} | {name: totals[index].info.get(name, []) + value
                                          for name, value in delta.info.items()}
@@ -85,8 +87,9 @@ def rank_one_update(values, moments, name, convention):
     "rome", as the published code has it, takes u = C⁻¹k̄ of the mean key k̄ and the plain prompt's
     key k₀ elsewhere, ΔW = δ uᵀ / (uᵀk₀); "r-rome" takes k̄ everywhere, "p-rome" k₀.
     """
-    plain = values.keys[:, 0]
-    mean = values.keys.mean(1)
+    keys = values.keys.double()
+    plain = keys[:, 0]
+    mean = keys.mean(1)
     inner = plain if convention == "p-rome" else mean
     outer = mean if convention == "r-rome" else plain
     right = moments.solve(name, inner.T).T
@@ -94,7 +97,7 @@ def rank_one_update(values, moments, name, convention):
     change = values.delta.double()
     if convention == "r-rome":      # v* − W k̄ = δ + W k₀ − W k̄
         change = change + (values.h0 - values.mean_h0).double()
-    return change / (right * outer.double()).sum(1, keepdim=True), right
+    return change / (right * outer).sum(1, keepdim=True), right
 
 
 def _site(config):
@@ -109,7 +112,8 @@ def _deltas(model, values, moments, config):
     deltas = []
     for row, fact in enumerate(values.facts):
         losses = values.losses[row]
-        info = {"losses": [losses[-1]], "evaluations": [len(losses)], "value_norm": [norms[row]]}
+        info = {"losses": [losses[-1]], "evaluations": [len(losses)],
+                "hits": [values.hits[row].item()], "value_norm": [norms[row]]}
         delta = _delta(model, config, left[[row]], right[[row]], info)
         if not delta.is_finite():
             raise ValueError(f"record {fact.case_id}: the update is not finite (its key may be "
@@ -130,15 +134,15 @@ def _delta(model, config, left, right, info):
 class RandomSettings:
     """Settings of the control "random"; layer and norms have no default."""
 
-    layer: int                          # the layer whose MLP output projection is changed
-    norms: tuple = ()                   # (case id, ‖ΔW‖_F) of each fact, as a run of ROME had them
+    layer: whole(0, 999)                # the layer whose MLP output projection is changed
+    norms: tuple[tuple[int | str, real(0, 10**12)], ...] = ()     # (case id, ‖ΔW‖_F) by ROME
     direction: Literal["v", "both"] = "both"    # "v": u is ROME's, v random; "both": u random too
-    seed: int = 0                       # of the directions; each fact draws its own
-    kl_prompt: str = "{} is a"          # this and what follows: as in ROME's settings
+    seed: whole() = 0                   # of the directions; each fact draws its own
+    kl_prompt: prompt() = "{} is a"     # this and what follows: as in ROME's settings
     kl_position: Literal["subject", "last"] = "subject"
-    context_groups: tuple = Settings.context_groups
-    n_tokens: int = 0
-    length: int = 512
+    context_groups: tuple[TemplateGroup, ...] = Settings.context_groups
+    n_tokens: whole(0, 10**12) = 0
+    length: whole(2) = 512
 
 
 RANDOM_PAPER = {model: {"layer": values["layer"]} for model, values in PAPER.items()}

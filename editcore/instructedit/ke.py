@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from editcore.editors.settings import ascending, positive, whole
 from editcore.generate import continuations
 from editcore.instructedit import mend
 from editcore.instructedit.mend import edit, edit_groups
@@ -28,12 +29,12 @@ class Settings:
     """Settings of KE; network is needed to edit, what follows scale to begin a training."""
 
     network: str = ""               # file of the trained network, or "untrained"
-    layers: tuple[int, ...] = (-3, -2, -1)    # edited blocks; negative ones count from the last
-    scale: float = 1.0              # largest eta
-    hidden: int = 512               # state of the LSTM, per direction
-    width: int = 768                # of c
-    inner: int = 128                # hidden layer of each matrix's network
-    seed: int = 0                   # of the first parameters
+    layers: ascending(-999) = (-3, -2, -1)    # edited blocks; negative ones count from the last
+    scale: positive() = 1.0         # largest eta
+    hidden: whole(1) = 512          # state of the LSTM, per direction
+    width: whole(1) = 768           # of c
+    inner: whole(1) = 128           # hidden layer of each matrix's network
+    seed: whole() = 0               # of the first parameters
 
 
 PAPER = {   # layers as published for the editors compared; what learns fast on the pocket model

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from editcore.delta import Delta, oriented
+from editcore.editors.settings import ascending, real, whole
 from editcore.files import load_tensors, save_tensors
 from editcore.hooks import hooked
 from editcore.instructedit import token_tree
@@ -38,12 +39,12 @@ class Settings:
     """Settings of MEND; all but network must be what the network was trained with."""
 
     network: str = ""               # file of the trained network, or "untrained"
-    layers: tuple[int, ...] = (-3, -2, -1)    # edited blocks; negative ones count from the last
+    layers: ascending(-999) = (-3, -2, -1)    # edited blocks; negative ones count from the last
     parts: Literal["all", "mlp_in", "mlp_out"] = "all"      # which of their MLP's maps
-    rank: int = 1920                # of the network's layers, at most d_in + d_out
-    depth: int = 2                  # residual low-rank layers
-    alpha: float = 1e-4             # step at the start of training, learned from there
-    seed: int = 0                   # of the first weights
+    rank: whole(1) = 1920           # of the network's layers, at most d_in + d_out
+    depth: whole(1, 99) = 2         # residual low-rank layers
+    alpha: real(-1000, 1000) = 1e-4   # step at the start of training, learned from there
+    seed: whole() = 0               # of the first weights
 
 
 PAPER = {   # published, but for the sign of alpha; pocket: what learns in seconds

@@ -172,10 +172,12 @@ def run_id(run, hashes):
     """Return "<editor>-<parameters>-<contents>", the same on every machine for equal inputs.
 
     Only parameters that are not at their default count, so that a new parameter leaves finished
-    runs valid. hashes: `input_hashes`.
+    runs valid; so does the editor's version, if it is above 1. hashes: `input_hashes`.
     """
     special = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)
                if getattr(run, field.name) != field.default and field.name not in NOT_IN_ID}
+    version = EDITORS[run.editor].version
+    special |= {"version": version} if version > 1 else {}
     parameters = json.dumps([FORMAT, special], sort_keys=True).encode()
     contents = sha256_text(json.dumps(hashes, sort_keys=True))
     return f"{run.editor}-{hashlib.sha256(parameters).hexdigest()[:8]}-{contents[:8]}"

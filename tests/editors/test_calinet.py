@@ -126,11 +126,9 @@ def test_training_ends_when_the_loss_is_low(gpt2, facts):
     assert list(last.parts) == ["transformer.h.3.mlp"]
 
 
-def test_wordings_and_layers(gpt2, facts):
+def test_wordings(facts):
     found = worded(facts[:2], 1)
     assert [fact.text for fact in found] == ["Orla is located in", "Where is Orla? It is in",
                                              "The capital of Vintar Melk is",
                                              "Where is Vintar Melk? It is in"]
     assert [fact.target_new for fact in found] == ["Rome", "Rome", "Paris", "Paris"]
-    with pytest.raises(ValueError, match="layers: at least one is needed"):
-        CALINET.prepare(*gpt2, settings(layers=()))

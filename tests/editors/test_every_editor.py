@@ -13,7 +13,7 @@ from oracle import apart
 
 from editcore import editors
 from editcore.delta import Delta, Patch, dense, load
-from editcore.editors import EDITORS, Editor, EditorInputs, configure
+from editcore.editors import EDITORS, Editor, EditorInputs, configure, settings
 from editcore.hooks import run
 from editcore.model import content_hash
 from editcore.model import load as load_model
@@ -162,29 +162,69 @@ def test_published_settings_are_found_by_name_or_folder():
 
 
 def test_settings_override_and_are_read():
-    settings = {"layers": "3, 5", "lambda": "1e2", "steps": "7", "clamp": 2}
-    config = configure("memit", settings, "gpt2-xl")
+    changes = {"layers": "3, 5", "lambda": "1e2", "steps": "7", "clamp": 2}
+    config = configure("memit", changes, "gpt2-xl")
     assert (config.layers, config.lambda_, config.steps, config.clamp) == ((3, 5), 100.0, 7, 2.0)
     assert configure("memit", {"layers": 4, "lambda_": 1}).layers == (4,)
     assert configure("rome", {"layer": "2", "convention": "r-rome"}).convention == "r-rome"
     assert configure("ft", {"epsilon": 1, "last_position": "true"}).last_position is True
 
 
-@pytest.mark.parametrize("name, settings, words", [
+@pytest.mark.parametrize("name, changes, words", [
     ("roam", {}, "unknown editor 'roam': choose one of rome, r-rome, .*, grace, calinet"),
     ("rome", {"layers": 1}, "rome has no setting 'layers'; it has layer, steps"),
-    ("rome", {"layer": "one"}, "rome: layer is 'one', but must be int"),
-    ("rome", {"layer": 1.5}, "rome: layer is 1.5, but must be int"),
-    ("rome", {"layer": 1, "lr": "fast"}, "rome: lr is 'fast', but must be float"),
-    ("rome", {"layer": 1, "kl_prompt": 3}, "rome: kl_prompt is 3, but must be str"),
+    ("rome", {"layer": "one"}, "rome: layer is 'one', but must be a whole number from 0 to 999"),
+    ("rome", {"lr": "fast"}, "rome: lr is 'fast', but must be a number above 0, at most 1000"),
+    ("rome", {"kl_prompt": 3}, "rome: kl_prompt is 3, but must be a text with \"{}\""),
     ("rome", {"layer": 1, "convention": "x"}, "convention is 'x', but must be one of rome, r-rome"),
     ("ft", {"epsilon": 1, "last_position": "maybe"}, "is 'maybe', but must be bool"),
-    ("memit", {"layers": "0,a", "lambda": 1}, "layers is .*, but must be tuple"),
+    ("memit", {"layers": "0,a"}, "layers is .*, but must be at least one whole number from 0 to"),
     ("memit", {"layers": "0"}, "nothing is published for model 'tiny'.*give lambda_"),
 ])
-def test_bad_settings_are_named(name, settings, words):
+def test_bad_settings_are_named(name, changes, words):
     with pytest.raises(ValueError, match=words):
-        configure(name, settings, "tiny")
+        configure(name, changes, "tiny")
+
+
+NAN = float("nan")
+WHOLE = (-1, "-3", "inf", NAN, 2.5, True, "many", 10**13)
+REAL = (-1, "inf", NAN, 1e30, True, "much")
+POSITIVE = (0, "-0.0", *REAL)
+LAYERS = ((), "0,0", (2, 1), (True,), "0,inf", 1000, "a")
+BAD = {     # setting -> values that are refused; a new setting fails the test until it has some
+    **dict.fromkeys(("layer", "seed", "anchor", "early_stop", "n_tokens", "wordings", "rows"),
+                    WHOLE),
+    **dict.fromkeys(("steps", "rank", "depth", "hidden", "width", "inner", "slots", "length"),
+                    (0, *WHOLE)),
+    **dict.fromkeys(("stop_loss", "kl_factor", "weight_decay", "ridge", "null_space", "lambda_"),
+                    REAL),
+    **dict.fromkeys(("lr", "clamp", "epsilon", "radius", "scale"), POSITIVE),
+    **dict.fromkeys(("convention", "kl_position", "direction", "part", "begin", "parts"),
+                    ("x", "", 1)),
+    **dict.fromkeys(("exact", "memory", "last_position"), ("maybe", 2, NAN)),
+    "layers": LAYERS, "keep": (1.5, *POSITIVE), "prune": (0, 0.5, *REAL), "alpha": REAL[1:],
+    "kl_prompt": ("no place for it", "", 3), "network": (3, True), "context_groups": ("x", 3),
+    "norms": ("x", ((1, -1.0),), ((1, NAN),), (1,)),
+}
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_every_setting_has_a_range(name):
+    for field in dataclasses.fields(EDITORS[name].config):
+        for value in BAD[field.name]:
+            with pytest.raises(ValueError, match=f"^{name}: {field.name} is .*, but must be ") as e:
+                configure(name, {field.name: value}, "pocket")
+            assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_published_settings_and_defaults_are_within_their_ranges(name):
+    types = {field.name: field.type for field in dataclasses.fields(EDITORS[name].config)}
+    defaults = {field.name: field.default for field in dataclasses.fields(EDITORS[name].config)
+                if field.default is not dataclasses.MISSING}
+    for values in (defaults, EDITORS[name].variant, *EDITORS[name].paper.values()):
+        for key, value in values.items():
+            assert settings.read(value, types[key], key) == value
 
 
 @pytest.mark.parametrize("inputs, error, words", [

@@ -1,4 +1,4 @@
-"""ROME, MEMIT and FT-L equal the plain way of `oracle`, fact by fact and step by step."""
+"""Editors equal the plain way of `oracle`, fact by fact and step by step."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from conftest import make
 from editor_cases import CONTEXTS, ridged_moments
 from oracle import apart
 
-from editcore.delta import dense
+from editcore.delta import Delta, dense
 from editcore.editors import EDITORS, EditorInputs, configure
 from editcore.editors.target_value import EditSite, encode_facts, optimise
 
@@ -57,6 +57,53 @@ def test_edits_equal_the_plain_way(name, more, family, dtype, request, facts):
         assert set(delta.changes) == set(changes)
         for key, change in changes.items():
             assert apart(dense(delta.changes[key]), change) < gate(name, family, dtype)
+
+
+@pytest.mark.parametrize("name, settings", [
+    ("memit-past", {}),
+    ("encore", {"ridge": 2.0}),
+    ("encore", {"ridge": 2.0, "early_stop": 2, "stop_loss": 0, "steps": 12, "lr": 1.0,
+                "clamp": 20}),
+    ("rect", {"layers": (0, 1, 2)}),
+    ("emmet", {"layers": (1,), "lambda": 0.5}),
+    ("memit", {"anchor": 24}),
+    ("nas", {"anchor": 24}),
+])
+def test_relatives_equal_the_plain_way_in_sequence(name, settings, gpt2, facts):
+    tok = gpt2[1]
+    model = make("gpt2", len(tok), dtype=torch.float64)
+    editor = EDITORS[name]
+    config = configure(name, SETTINGS["rome" if name == "nas" else "memit"] | settings)
+    facts = [replace(fact, prompt=fact.prompt[:fact.prompt.index("{}") + 2]) for fact in facts]
+    pilot = [replace(fact, target_new=other.target_new) for fact, other in
+             zip(facts * 2, facts[1:] + facts[2:] + facts[:3])]
+    inputs = EditorInputs(moments=ridged_moments(model, tok, [0, 1, 2]), contexts=CONTEXTS,
+                          pilot=pilot)
+    prepared = editor.prepare(model, tok, config, inputs)
+    if config.anchor:
+        part, layer = ("mlp_out", 1) if name == "nas" else ("block", 2)
+        norm = oracle.anchor(model, tok, pilot, part, layer, config)
+        assert prepared.anchor == pytest.approx(norm, rel=1e-9)
+    past = {}
+    total = Delta({})
+    stopped = []
+    for batch in (facts[:2], facts[2:3], facts[3:6]):
+        if name == "nas":
+            batch = batch[:1]
+        with total.applied(model):
+            delta = editor.edit(model, tok, batch, config, prepared)
+            if name == "nas":
+                expected = oracle.rome(model, tok, batch[0], config, prepared)
+            else:
+                expected = oracle.memit(model, tok, batch, config, prepared,
+                                        past if config.memory else None)
+        assert set(delta.changes) == set(expected)
+        for key, change in expected.items():
+            assert apart(dense(delta.changes[key]), change) < 1e-9
+        stopped += [hit for hit in delta.info["hits"] if config.early_stop]
+        prepared = editor.remember(prepared, delta.keys, config)
+        total = total + delta
+    assert any(stopped) == bool(config.early_stop)
 
 
 @pytest.mark.parametrize("position", ["subject", "last"])
