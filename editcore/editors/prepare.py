@@ -48,7 +48,8 @@ def prepare_layers(model, tok, layers, inputs, config, site=None):
     if site is None or not config.anchor:
         return Prepared(contexts, second_moments)
     if not inputs.pilot:
-        raise ValueError(f"anchor: up to {config.anchor} pilot facts wanted, but there are none")
+        raise ValueError(f"anchor: up to {config.anchor} pilot facts are needed (in a run its "
+                         "never-edited facts: untouched), but there are none")
     pilot = encode_facts(model, tok, [inputs.pilot[:config.anchor]], [("{}",)], config)
     values = optimise(model, pilot, site, config)
     norms = (values.mlp + values.delta).norm(dim=1).double().sort().values

@@ -75,7 +75,8 @@ def set_up(run, paths, *, contexts=(), cache=None, shared=None):
     before = metrics.prepare(model, tok, facts, run.before)
     after = metrics.prepare(model, tok, facts, teacher_forced)
     tasks = fewshot.prepare(model, tok, inputs.tasks, shots=run.shots, seed=run.seed)
-    config, prepared = prepare_editor(run, paths, model, tok, contexts=contexts, cache=cache)
+    config, prepared = prepare_editor(run, paths, model, tok, pilot=inputs.untouched,
+                                      contexts=contexts, cache=cache)
     return RunContext(
         run, model, tok, config, prepared, facts, before, after,
         retest=metrics.prepare(model, tok, facts, ("ES",)),
@@ -105,11 +106,11 @@ def load_model(run):
     return load(run.model, run.device or default_device(), dtype_of(run.dtype))
 
 
-def prepare_editor(run, paths, model, tok, *, contexts=(), cache=None):
+def prepare_editor(run, paths, model, tok, *, pilot=(), contexts=(), cache=None):
     """Return (settings, what the run's editor takes from the unedited model).
 
     Second moments come from the run's file of them, from its texts, or from texts that the model
-    writes itself. An editor with an anchor takes it from up to 200 facts that are never edited.
+    writes itself. pilot: facts, never edited, that set the norm of an editor with an anchor.
     """
     editor = EDITORS[run.editor]
     config = configure(run.editor, dict(run.settings), run.model)
@@ -118,7 +119,6 @@ def prepare_editor(run, paths, model, tok, *, contexts=(), cache=None):
         texts = read_lines(paths["texts"])
     elif editor.needs_moments and "stats" not in paths:
         texts = generate.own_texts(model, tok, config.n_tokens, folder=cache)
-    _, pilot = schedule(replace(run, untouched=200), paths["facts"])
     inputs = EditorInputs(tuple(texts), paths.get("stats"), tuple(contexts), run.seed,
                           cache=cache and str(cache), pilot=tuple(pilot))
     return config, editor.prepare(model, tok, config, inputs)
