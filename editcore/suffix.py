@@ -8,14 +8,16 @@ changed states. How a block is called is seen from a call of it: no architecture
 
 import contextlib
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from transformers import DynamicCache
 from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache
+from transformers.pytorch_utils import Conv1D
 
 from editcore.hooks import Stop, called, capture, first
-from editcore.model import layout, module_of, n_layers, name_of
+from editcore.model import is_input_first, layout, module_of, n_layers, name_of
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,50 @@ def fused(model):
     finally:
         for parent, name, child in places:
             setattr(parent, name, child)
+
+
+@contextlib.contextmanager
+def quick(model):
+    """In the block, float32 linear maps on a CPU are computed by oneDNN (equal to rounding).
+
+    Twice as fast as torch's choice, MKL, on processors where that leaves out the widest registers,
+    and no slower elsewhere. Maps whose weights take gradients stay as they are.
+    """
+    maps = [module for module in model.modules()
+            if type(module) in (torch.nn.Linear, Conv1D) and _suits(module)]
+    try:
+        for module in maps:
+            module.forward = partial(_mapped, module)
+        with fused(model):
+            yield
+    finally:
+        for module in maps:
+            del module.forward
+
+
+class _Product(torch.autograd.Function):
+    """x weightᵀ + bias by oneDNN, for a weight and a bias that take no gradient."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.weight = weight
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _Product.apply(gradient, ctx.weight.T, None), None, None
+
+
+def _suits(module):
+    weight = module.weight
+    return (hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
+            and weight.device.type == "cpu" and weight.dtype == torch.float32
+            and not any(parameter.requires_grad for parameter in module.parameters()))
+
+
+def _mapped(module, x):
+    weight = module.weight.T if is_input_first(module) else module.weight
+    return _Product.apply(x, weight, module.bias)
 
 
 def _blocks(model, state, hidden, count):

@@ -11,7 +11,7 @@ from editcore.editors.settings import ascending, positive, real, whole
 from editcore.editors.target_value import adam
 from editcore.editors.teacher_forcing import check_finite, encode_batch, nll
 from editcore.model import n_layers, name_of
-from editcore.suffix import fused, head, resume, start
+from editcore.suffix import head, quick, resume, start
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def edit(model, tok, facts, config, prepared=None):
     batch = encode_batch(model, tok, facts)
     generator = torch.Generator().manual_seed(config.seed)
     patch = empty_slots(model, config, generator)
-    with fused(model):
+    with quick(model):
         loss = _descend(model, batch, patch, generator, facts=facts, config=config)
     return replace(patch, info={"editor": "calinet", "nll": loss, "wordings": len(facts)})
 

@@ -10,7 +10,7 @@ from editcore.editors.target_value import adam
 from editcore.editors.teacher_forcing import check_finite, encode_batch, nll
 from editcore.hooks import capture
 from editcore.model import is_input_first, module_of, name_of
-from editcore.suffix import fused, head, resume, start
+from editcore.suffix import head, quick, resume, start
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def edit(model, tok, facts, config, prepared=None):
     shapes = [(keys.shape[-1], d)] + [(d,)] * (module.bias is not None)
     dtype = torch.promote_types(module.weight.dtype, torch.float32)
     change = [torch.zeros(shape, dtype=dtype, device=keys.device) for shape in shapes]
-    with fused(model):
+    with quick(model):
         _descend(model, state, keys.to(dtype), batch, change, facts=facts, config=config)
     if not is_input_first(module):
         change[0] = change[0].T.contiguous()

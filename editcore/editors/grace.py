@@ -18,7 +18,7 @@ from editcore.editors.target_value import adam
 from editcore.editors.teacher_forcing import check_finite, encode_batch, nll
 from editcore.hooks import capture, replaced
 from editcore.model import batch_tokens, in_out, name_of
-from editcore.suffix import fused, head, resume, start
+from editcore.suffix import head, quick, resume, start
 from editcore.tokens import batches
 
 MARGIN = 1e-5       # what a split leaves between two entries
@@ -139,7 +139,7 @@ def edit_each(model, tok, facts, config, prepared=None):
     patches = {}
     for indices in batches(batch.mask.sum(1).tolist(), 4 * batch_tokens(device)):
         rows = batch.rows(torch.tensor(indices, device=device))
-        with fused(model):
+        with quick(model):
             results = train_values(model, rows, [facts[i] for i in indices], config)
         for index, key, value, loss in zip(indices, *results):
             book = Codebook(key[None], value[None], key.new_tensor([config.radius]),

@@ -13,7 +13,7 @@ import torch
 from editcore.editors.rowwise import each_row
 from editcore.hooks import capture
 from editcore.model import batch_tokens, max_length, name_of
-from editcore.suffix import fused, head, resume, start
+from editcore.suffix import head, quick, resume, start
 from editcore.tokens import batches, check_lengths, encode_pairs, pad, with_subject
 
 
@@ -109,7 +109,7 @@ def optimise(model, facts, site, config, versions=None):
     device = next(model.parameters()).device
     lengths = [len(fact.rows) * (max(chain(*fact.offsets(len(fact.target)))) + 1) for fact in facts]
     chunks = list(batches(lengths, batch_tokens(device)))
-    with fused(model):
+    with quick(model):
         parts = [_optimise(model, [facts[i] for i in chunk], site, config, versions)
                  for chunk in chunks]
     order = torch.tensor(list(chain(*chunks))).argsort().tolist()
