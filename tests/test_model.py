@@ -45,6 +45,7 @@ def test_short_names():
     assert models.short_name(models.resolve("pocket")) == "pocket"
     model, tok = models.load("pocket")
     assert models.n_layers(model) == 5 and tok("a")["input_ids"]
+    assert not any(weight.data_ptr() % 64 for weight in model.parameters())
 
 
 def test_load_gives_the_saved_model_in_the_wanted_type(gpt2, tmp_path, capsys):

@@ -104,6 +104,25 @@ def test_the_fused_gelu_is_the_same_function_and_nothing_is_left(gpt2):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_quick_products_equal_the_modules_and_nothing_is_left(kind):
+    model = make(kind, 50)
+    model.lm_head.weight.requires_grad_()       # a map that takes gradients stays as it is
+    x = torch.randn(3, 32, requires_grad=True, generator=torch.Generator().manual_seed(0))
+    maps = [model.get_submodule(name_of(model, "mlp_in", 1)), model.lm_head]
+
+    def values():
+        y = sum(module(x).square().sum() for module in maps)
+        (slope,) = torch.autograd.grad(y, x, create_graph=True)
+        return y, slope, *torch.autograd.grad(slope.square().sum(), x)
+
+    expected = values()
+    with suffix.quick(model):
+        assert "forward" in vars(maps[0]) and "forward" not in vars(maps[1])
+        torch.testing.assert_close(values(), expected, rtol=1e-5, atol=1e-5)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
 def test_a_row_beyond_the_attention_window_is_refused():
     model = make("mistral", 50)
     model.config.sliding_window = 8

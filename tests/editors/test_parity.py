@@ -128,7 +128,7 @@ def test_ft_stops_early_and_stays_in_its_box(gpt2, facts):
     sizes = set()
     for fact, delta in zip(facts, EDITORS["ft"].edit_each(*gpt2, facts, config), strict=True):
         for name, change in oracle.ft(*gpt2, fact, config).items():
-            assert apart(delta.changes[name], change) < 2e-3
+            assert apart(delta.changes[name], change) < 4e-3
         largest = max(change.abs().max().item() for change in delta.changes.values())
         assert largest <= 0.02 * (1 + 1e-6)
         sizes.add(round(largest / 5e-3))
