@@ -1,5 +1,7 @@
 """Let a model write: greedy or sampled continuations, and texts of its own to take moments from."""
 
+import math
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -14,8 +16,8 @@ from editcore.tokens import batches, common, encode, pad_id, text_start
 def continuations(model, tok, prompts, n_new, *, top_k=0, generator=None, end=None):
     """The n_new token ids that follow each prompt: (len(prompts), n_new) int64 on the CPU.
 
-    top_k 0 is greedy; else tokens are drawn from the top_k most likely with `generator` (on the
-    CPU, so that a seed means the same on every device); a model whose logits are not numbers draws
+    top_k 0 is greedy; else tokens are drawn from the top_k most likely (math.inf: from all) with
+    `generator` (on the CPU, so that a seed means the same on every device); a model whose logits are not numbers draws
     evenly. Prompts of any lengths go together, left-padded and masked, and what they all begin with
     is run once. end: a token after which a row is done; what comes then is not to be read.
     ValueError if prompt and continuation are longer than the model.
@@ -67,7 +69,8 @@ def own_texts(model, tok, n_tokens=0, seed=0, folder=None):
     """
     inputs, _ = in_out(module_of(model, "mlp_out", 0))
     n_tokens = n_tokens or max(4 * inputs, 20_000)
-    key = sha256_text(content_hash(model), tok.backend_tokenizer.to_str(), n_tokens, seed)
+    key = sha256_text(content_hash(model), tok.backend_tokenizer.to_str(), text_start(tok),
+                      n_tokens, seed)
     path = Path(folder or cache_folder()) / f"texts-{key[:24]}.json"
     if not path.is_file():
         write_json(path, _sampled_texts(model, tok, n_tokens, seed))
@@ -75,24 +78,26 @@ def own_texts(model, tok, n_tokens=0, seed=0, folder=None):
 
 
 def _sampled_texts(model, tok, n_tokens, seed):
-    length = min(256, max_length(model) - 1)
-    number = 8192 // length
+    """Texts of n_tokens tokens and more, 8,192 at a time, split at special tokens."""
+    length = min(128, max_length(model) - 1)
+    prompts = [text_start(tok)] * (8192 // length)
     generator = torch.Generator().manual_seed(seed)
-    prompts = [text_start(tok)] * number
-    separator = tok.eos_token or tok.bos_token
+    special = set(tok.all_special_ids)
+    special |= {index for index, token in tok.added_tokens_decoder.items() if token.special}
 
     def rounds():
         written = 0
         while written < n_tokens:
-            rows = texts(model, tok, prompts, length, top_k=model.config.vocab_size,
-                         generator=generator)
-            documents = [text for text in separator.join(rows).split(separator) if text.strip()]
+            rows = continuations(model, tok, prompts, length, top_k=math.inf, generator=generator)
+            pieces = [list(piece) for row in rows.tolist()
+                      for ends, piece in groupby(row, special.__contains__) if not ends]
+            documents = [text for text in tok.batch_decode(pieces) if text.strip()]
             if not documents:
                 raise ValueError("the model writes no text to take second moments from")
             written += sum(map(len, encode(tok, documents)))
             yield documents
 
-    expected = -(-n_tokens // (number * length))
+    expected = -(-n_tokens // (len(prompts) * length))
     return [text for documents in bar(rounds(), "writing texts", expected) for text in documents]
 
 
@@ -127,7 +132,13 @@ def _choose(logits, top_k, generator):
     """(B, 1) next ids of logits (B, V)."""
     if not top_k:
         return logits.argmax(-1, keepdim=True)
-    best = logits.float().nan_to_num().topk(min(top_k, logits.shape[-1]))
+    logits = logits.float().nan_to_num()
+    if top_k >= logits.shape[-1]:       # all tokens: a number in [0, 1) falls into a token's share
+        shares = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
+        places = torch.rand(len(logits), 1, dtype=torch.float64, generator=generator)
+        places = places.to(logits.device) * shares[:, -1:]
+        return torch.searchsorted(shares, places, right=True).clamp(max=logits.shape[-1] - 1)
+    best = logits.topk(top_k)
     chances = best.values.softmax(-1).cpu()
     column = torch.multinomial(chances, 1, generator=generator).to(logits.device)
     return best.indices.gather(1, column)
