@@ -11,6 +11,9 @@ from editcore.model import content_hash
 from editcore.tokens import encode, text_start
 
 
+STARTS = ("The", "Therefore", "Because", "I", "You")     # of MEMIT's templates
+
+
 @dataclass(frozen=True)
 class TemplateGroup:
     """Texts to sample: `number` from each start."""

@@ -20,10 +20,8 @@ from editcore.editors.settings import ascending, positive, prompt, real, whole
 from editcore.editors.target_value import EditSite, encode_facts, optimise
 from editcore.hooks import capture, run
 from editcore.model import module_of, name_of
-from editcore.templates import TemplateGroup
+from editcore.templates import STARTS, TemplateGroup
 from editcore.tokens import batches, pad
-
-STARTS = ("The", "Therefore", "Because", "I", "You")
 
 
 @dataclass(frozen=True)
@@ -61,12 +59,14 @@ PAPER = {   # published settings by model
     "meta-llama-3-8b": LLAMA,
     # λ acts against kᵀC⁻¹k, about m: λ / m as for GPT-J (1,900 here) left a fifth of edits undone
     "pocket": {"layers": (0, 1), "lambda_": 300.0, "lr": 1.0, "steps": 40, "clamp": 4.0},
+    "smollm2": {"layers": (3, 4, 5), "lambda_": 3000.0},    # swept by `site`
 }
 ENCORE = {
     "gpt2-xl": PAPER["gpt2-xl"] | {"ridge": 10.0, "early_stop": 4},
     "llama-2-7b": LLAMA | {"ridge": 10.0, "early_stop": 3},
     "meta-llama-3-8b": LLAMA | {"ridge": 20.0, "early_stop": 2},
     "pocket": PAPER["pocket"] | {"ridge": 1.0, "early_stop": 4},
+    "smollm2": PAPER["smollm2"] | {"ridge": 10.0, "early_stop": 3},     # C's eigenvalues: .003 to .6
 }
 ALPHAEDIT = {model: values | {"lambda_": 10.0, "null_space": 0.02}
              for model, values in PAPER.items()}
@@ -81,6 +81,7 @@ EMMET = {   # published are α = 0.1 beside C times 1,000, 10,000 and 1: α so m
     "llama-2-7b": {"layers": (5,), "lambda_": 0.1, "steps": 25, "clamp": 4.0,
                    "weight_decay": 1e-3},
     "pocket": {"layers": (0,), "lambda_": 0.1, "lr": 1.0, "steps": 40, "clamp": 4.0},
+    "smollm2": {"layers": (4,), "lambda_": 0.1, "clamp": 2.0},
 }
 
 
