@@ -17,9 +17,10 @@ def continuations(model, tok, prompts, n_new, *, top_k=0, generator=None, end=No
     """The n_new token ids that follow each prompt: (len(prompts), n_new) int64 on the CPU.
 
     top_k 0 is greedy; else tokens are drawn from the top_k most likely (math.inf: from all) with
-    `generator` (on the CPU, so that a seed means the same on every device); a model whose logits are not numbers draws
-    evenly. Prompts of any lengths go together, left-padded and masked, and what they all begin with
-    is run once. end: a token after which a row is done; what comes then is not to be read.
+    `generator` (on the CPU, so that a seed means the same on every device); a model whose logits
+    are not numbers draws evenly. Prompts of any lengths go together, left-padded and masked, and
+    what they all begin with is run once. end: a token after which a row is done; what comes then is
+    not to be read.
     ValueError if prompt and continuation are longer than the model.
     """
     rows = encode(tok, prompts)

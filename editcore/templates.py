@@ -10,7 +10,6 @@ from editcore.files import flat, read_json, sha256_text, write_json
 from editcore.model import content_hash
 from editcore.tokens import encode, text_start
 
-
 STARTS = ("The", "Therefore", "Because", "I", "You")     # of MEMIT's templates
 
 

@@ -59,14 +59,14 @@ PAPER = {   # published settings by model
     "meta-llama-3-8b": LLAMA,
     # λ acts against kᵀC⁻¹k, about m: λ / m as for GPT-J (1,900 here) left a fifth of edits undone
     "pocket": {"layers": (0, 1), "lambda_": 300.0, "lr": 1.0, "steps": 40, "clamp": 4.0},
-    "smollm2": {"layers": (3, 4, 5), "lambda_": 3000.0},    # swept by `site`
+    "smollm2": {"layers": (3, 4, 5), "lambda_": 3000.0},    # by `site`
 }
 ENCORE = {
     "gpt2-xl": PAPER["gpt2-xl"] | {"ridge": 10.0, "early_stop": 4},
     "llama-2-7b": LLAMA | {"ridge": 10.0, "early_stop": 3},
     "meta-llama-3-8b": LLAMA | {"ridge": 20.0, "early_stop": 2},
     "pocket": PAPER["pocket"] | {"ridge": 1.0, "early_stop": 4},
-    "smollm2": PAPER["smollm2"] | {"ridge": 10.0, "early_stop": 3},     # C's eigenvalues: .003 to .6
+    "smollm2": PAPER["smollm2"] | {"ridge": 10.0, "early_stop": 3},  # eigenvalues .003 to .6
 }
 ALPHAEDIT = {model: values | {"lambda_": 10.0, "null_space": 0.02}
              for model, values in PAPER.items()}
