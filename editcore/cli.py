@@ -155,17 +155,21 @@ def evaluate(model: Model, facts: Facts, output: Output,
     from editcore.delta import Delta, load
     from editcore.facts import read_facts
     from editcore.files import atomic
-    from editcore.metrics import measure, score
+    from editcore.metrics import check_names, measure, score
     from editcore.model import resolve, short_name
     from editcore.study.results import COLUMNS
     from editcore.study.run import data_name
 
     outputs.check_file(output, resolve(model), facts, delta)
+    check_names(metrics)
     records = read_facts(facts)
     change = load(delta) if delta else Delta({})
     net, tok = commands.load_model(model, device, dtype, change, force=force)
     with change.applied(net):
         rows = pd.DataFrame(measure(net, tok, records, tuple(metrics)))
+    if rows.empty:
+        raise ValueError(f"{facts}: no record has what {', '.join(metrics)} ask for: ES and PS a "
+                         "target_true, PS, NS and PO their prompts")
     rows = rows.assign(run="", model=short_name(model), editor=change.info.get("editor", ""),
                        data=data_name(Path(facts)), seed=0, step=change.info.get("edits", 0),
                        fact=rows["fact"].astype(str))
@@ -302,7 +306,7 @@ def data(name: Annotated[str, typer.Argument(help="data set; default: list them"
         work = commands.check_data if check else commands.fetch_data
         say(work(name, sources[name], check or output))
     elif name:
-        say("\n".join(f"{key:8}{value or '?'}" for key, value in sources[name].items()))
+        say("\n".join(f"{key:8}{value or 'not known'}" for key, value in sources[name].items()))
     else:
         for key, source in sources.items():
             how = "fetch" if source["url"] else "by hand"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 # Imports that take seconds (torch) stand in the functions: --help needs none of them.
 SEVERAL = ("--set", "--metrics", "--model", "-p")   # options of many words
+LARGEST = 2 ** 30   # bytes of a data set whose size is not known
 GROUP = 16      # independent single edits that are solved together
 
 
@@ -52,11 +53,16 @@ def settings_line(editor):
 
 def load_model(name, device, dtype, change=None, *, force=False):
     """Return (model, tokenizer); ValueError if an edit was made for other weights."""
-    from editcore.model import content_hash, default_device, load
+    import torch
+
+    from editcore.model import check_device, content_hash, default_device, load
+    from editcore.processes import free_threads
     from editcore.study.run import dtype_of
 
     about = change.info if change is not None else {}
     first = about.get("dtype") or dtype or "float32"
+    check_device(device)
+    torch.set_num_threads(free_threads())
     net, tok = load(name, device or default_device(), dtype_of(first))
     if change is not None:
         change.check(net)
@@ -139,25 +145,52 @@ def run_line(run, status):
     return f"{status['run']:<32} {status['status']:<8} {' '.join(shown)}"
 
 
-def check_data(name, source, path):
-    """Return a line with what a file is; ValueError if it differs from what is known."""
+def check_data(name, source, path, shown=None):
+    """Return a line with what a file is; ValueError if it differs from what is known, or is cut.
+
+    shown: the path to name, where the file is still beside it.
+    """
     from editcore.files import read_json, sha256
 
-    here = {"sha256": sha256(path), "bytes": Path(path).stat().st_size}
-    if Path(path).suffix == ".json":
-        here["rows"] = len(read_json(path))
+    path = Path(path)
+    shown = shown or path
+    if not path.is_file():
+        raise FileNotFoundError(f"{shown}: no such file")
+    here = {"sha256": sha256(path), "bytes": path.stat().st_size}
+    kinds = {path.suffix, Path(source["url"]).suffix}
+    if ".zip" in kinds:
+        _check_zip(path, shown)
+    elif ".json" in kinds:
+        rows = read_json(path)
+        if not isinstance(rows, (list, dict)) or not rows:
+            raise ValueError(f"{shown}: holds no records")
+        here["rows"] = len(rows)
     known = {key: source[key] for key in here if source[key]}
     for key, value in known.items():
         if here[key] != value:
-            raise ValueError(f"{path}: {key} is {here[key]}, but that of {name} is {value}")
+            raise ValueError(f"{shown}: {key} is {here[key]}, but that of {name} is {value}")
     text = ", ".join(f"{key} {value}" for key, value in here.items())
-    return f"{path}: {text}; as known: {', '.join(known) or 'nothing'}"
+    unknown = [key for key in ("sha256", "bytes") if key not in known]
+    more = f"; not known, so not compared: {', '.join(unknown)}" if unknown else ""
+    return f"{shown}: {text}; as known: {', '.join(known) or 'nothing'}{more}"
+
+
+def _check_zip(path, shown):
+    """ValueError for an archive that is cut off or damaged."""
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:      # zlib and others have errors of their own
+        raise ValueError(f"{shown}: not a whole zip archive ({error})") from error
+    if damaged:
+        raise ValueError(f"{shown}: {damaged} in it is damaged")
 
 
 def fetch_data(name, source, path):
     """Download a data set, checked before it takes its place; return the line of check_data."""
-    from urllib.request import urlretrieve
-
+    from editcore import web
     from editcore.files import atomic
 
     by_hand = f"then: data {name} --check FILE"
@@ -165,8 +198,8 @@ def fetch_data(name, source, path):
         raise ValueError(f"{name} has to be chosen by hand on {source['page']}; {by_hand}")
     with atomic(path) as file:
         try:
-            urlretrieve(source["url"], file)
-        except OSError as error:        # URLError is one
+            web.fetch(source["url"], file, limit=source["bytes"] or LARGEST)
+        except ValueError as error:
             raise ValueError(f"{source['url']} cannot be fetched ({error}); fetch it where there "
                              f"is a network, {by_hand}") from error
-        return check_data(name, source, file).replace(str(file), str(path))
+        return check_data(name, source, file, path)

@@ -89,13 +89,21 @@ def measure(model, tok, facts, names=DEFAULT, *, prefixes=()):
     return rows
 
 
+def check_names(names):
+    """ValueError for a metric that is unknown, or that answers prompts of which there are none."""
+    if unknown := [name for name in names if name not in KNOWN]:
+        raise ValueError(f"metric {unknown[0]!r}: choose some of {', '.join(KNOWN)}")
+    if "greedy" in names and not set(names) & set(WRITABLE):
+        raise ValueError("metric 'greedy' writes answers to the prompts of others: give it with "
+                         f"some of {', '.join(WRITABLE)}")
+
+
 def prepare(model, tok, facts, names=DEFAULT, *, prefixes=(), max_tokens=2048):
     """Tokenise the questions about facts into Probes, valid as long as model and tokenizer are.
 
     With "greedy" in `names` there must be room for what `greedy` writes, too.
     """
-    if unknown := [name for name in names if name not in KNOWN]:
-        raise ValueError(f"metric {unknown[0]!r}: choose some of {', '.join(KNOWN)}")
+    check_names(names)
     if "XS" in names and not prefixes:
         raise ValueError("metric 'XS' needs prefixes: texts to put before the rewriting prompt, "
                          "such as `passages`")

@@ -3,6 +3,7 @@
 import contextlib
 import getpass
 import hashlib
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,10 +110,23 @@ def default_device():
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def check_device(name):
+    """ValueError unless tensors can lie on a device here; "" is the default one."""
+    try:
+        usable = torch.ones(1, device=name or default_device()).item() == 1
+    except Exception as error:      # torch raises a different kind for each of its backends
+        reason = str(error).strip().splitlines()
+        raise ValueError(f"device {name!r} cannot be used here ({reason[0] if reason else ''}); "
+                         "give another, or none") from error
+    if not usable:
+        raise ValueError(f"device {name!r} cannot be used here")
+
+
 @contextlib.contextmanager
 def free_gpu():
     """In the block "cuda" means a GPU that no other process has taken this way, if there is one."""
-    folder = Path(tempfile.gettempdir()) / f"editcore-gpus-{getpass.getuser()}"
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    folder = Path(tempfile.gettempdir()) / f"editcore-gpus-{user}"
     with contextlib.ExitStack() as stack:
         for index in range(torch.cuda.device_count()):
             folder.mkdir(exist_ok=True)

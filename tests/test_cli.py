@@ -271,7 +271,7 @@ def test_train_trains_a_list(place, monkeypatch, capsys):
 
 @pytest.fixture
 def toy(tmp_path):
-    """What the manifest would say of a data set of three records, whose url is a local file."""
+    """What the manifest would say of a data set of three records."""
     path = tmp_path / "there.json"
     path.write_text(json.dumps([{"a": 1}] * 3))
     return {"url": path.as_uri(), "page": "page", "sha256": sha256(path), "bytes": 30, "rows": 3}
@@ -291,20 +291,6 @@ def test_a_file_is_compared_with_what_is_known(tmp_path, toy):
         with pytest.raises(ValueError, match=f"{name} is .*, but that of toy is {value}"):
             known = dict.fromkeys(toy, "") | {name: value}
             commands.check_data("toy", known, tmp_path / "there.json")
-
-
-def test_a_fetched_file_takes_its_place_only_when_it_is_right(tmp_path, toy):
-    line = commands.fetch_data("toy", toy, tmp_path / "got.json")
-    assert line.startswith(str(tmp_path / "got.json"))
-    assert len(json.loads((tmp_path / "got.json").read_text())) == 3
-    with pytest.raises(ValueError, match="rows is 3, but that of toy is 4"):
-        commands.fetch_data("toy", toy | {"rows": 4}, tmp_path / "other.json")
-    with pytest.raises(ValueError, match="cannot be fetched .*data toy --check FILE"):
-        nowhere = toy | {"url": (tmp_path / "no.json").as_uri()}
-        commands.fetch_data("toy", nowhere, tmp_path / "other.json")
-    with pytest.raises(ValueError, match="has to be chosen by hand on page"):
-        commands.fetch_data("toy", toy | {"url": ""}, tmp_path / "other.json")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["got.json", "there.json"]
 
 
 # ── words and errors ────────────────────────────────────────────────────────────────────────────

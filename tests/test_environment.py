@@ -19,7 +19,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 CONDA_NAMES = {"pytorch": "torch", "huggingface_hub": "huggingface-hub"}    # on conda-forge
 # With nbconvert, jupyterlab, pytest and ipython.
-COME_WITH_OTHERS = {"bleach", "jupyter-client", "packaging", "pygments", "traitlets"}
+COME_WITH_OTHERS = {"bleach", "httpx", "jupyter_client", "packaging", "pygments", "traitlets"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 

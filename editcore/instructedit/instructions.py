@@ -1,10 +1,14 @@
 """Put an instruction before the prompts of an edit: Task, Description, Input (arXiv:2402.16123)."""
 
 import functools
+import os
 import random
+import re
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+
+from editcore import web
 
 FILE = Path(__file__).resolve().parents[2] / "data" / "instructions.toml"
 TITLES = {"recent": "Recent", "counterfact": "CounterFact", "convsent": "ConvSent", "zsre": "ZsRE"}
@@ -61,6 +65,31 @@ def check_descriptions(task, texts, count=10):
         if not 3 <= len(text.split()) <= 40:
             raise ValueError(f"{task}: {text!r} has {len(text.split())} words, not 3 to 40")
     return texts
+
+
+def ask_writer(endpoint, writer, request, *, seconds=60):
+    """Return the lines that a chat model writes; ValueError says why not, without its key.
+
+    endpoint: https address with OpenAI's interface; writer: the model's name. The key is read from
+    the environment variable WRITER_KEY, sent to the endpoint alone and shown nowhere.
+    """
+    key = os.environ.get("WRITER_KEY", "").strip()
+    if not re.fullmatch(r"[!-~]+", key):
+        raise ValueError("WRITER_KEY: " + ("is not a plain word: a blank, a line break or another "
+                                           "character stands in it" if key else "is not set"))
+    if set(endpoint) & set("?#"):
+        raise ValueError("endpoint: give the address alone; a key belongs into WRITER_KEY")
+    place = endpoint.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1")
+    chat = {"model": writer, "messages": [{"role": "user", "content": request}]}
+    answer = web.post(f"{place}/v1/chat/completions", chat, key=key, seconds=seconds)
+    try:
+        text = answer["choices"][0]["message"]["content"]
+        lines = [line.strip(" -*") for line in text.splitlines() if line.strip()]
+    except (LookupError, TypeError, AttributeError):
+        raise ValueError("the writer's answer is not that of a chat model") from None
+    if key in text:
+        raise ValueError("the writer's answer repeats its key")
+    return lines
 
 
 def _full(record, number, texts):

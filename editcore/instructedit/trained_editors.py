@@ -6,14 +6,13 @@
     train_all([config for _, config in editors])
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import random
 import resource
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,7 +29,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from editcore import progress
+from editcore import processes, progress
 from editcore.editors import EDITORS, configure, published
 from editcore.files import read_json, sha256, sha256_text, write_json
 from editcore.instructedit import instructions, mend, training
@@ -314,17 +313,27 @@ def _train(config, folder):
             "parameters": sum(weight.numel() for weight in network.parameters())}
 
 
+def _trained(config, out_dir, workers):
+    """Train a config in a process that shares the cores with others; yields its path."""
+    torch.set_num_threads(processes.free_threads(workers))
+    yield train(config, out_dir)
+
+
 def train_all(configs, out_dir="results/editors", workers=1):
     """Train configs, `workers` processes at a time with a share of the threads; return paths."""
     unique = list(dict.fromkeys(configs))
     if workers <= 1 or len(unique) <= 1:
         paths = [train(config, out_dir) for config in progress.bar(unique, "editors")]
     else:
-        threads = max(1, torch.get_num_threads() // workers)
-        with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads,
-                                 (threads,)) as pool:
-            results = pool.map(train, unique, itertools.repeat(out_dir))
-            paths = list(progress.bar(results, "editors", len(unique)))
+        jobs = {identifier(config): (config, out_dir, workers) for config in unique}
+        paths = dict.fromkeys(jobs)
+        with contextlib.closing(processes.in_processes(_trained, jobs, workers)) as ends:
+            for name, end in progress.bar(ends, "editors", len(jobs)):
+                paths[name] = end
+        if failed := {name: end for name, end in paths.items() if isinstance(end, Exception)}:
+            name, error = failed.popitem()
+            raise RuntimeError(f"{name}: {error}")
+        paths = paths.values()
     path_of = dict(zip(unique, paths))
     return [path_of[config] for config in configs]
 

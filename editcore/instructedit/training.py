@@ -333,15 +333,32 @@ def _checkpoint(folder, network, optimiser, log, identity):
 def _resume(folder, network, optimiser, identity):
     """Put the checkpoint's state back; return the log of the examples that are done."""
     path = folder / "state.pt"
+    losses_path = folder / "losses.jsonl"
     if not path.is_file():
         return []
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        _compare(state, identity, path)
+        done = state["examples"]
+        before = {"identity": state["identity"]}
+    except (LookupError, TypeError, OSError, EOFError, RuntimeError, UnpicklingError) as error:
+        raise _damaged(path, error) from error
+    _compare(before, identity, path)
+    try:
         network.load_state_dict(state["network"], strict=True)
         optimiser.load_state_dict(state["optimiser"])
-        lines = (folder / "losses.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines[:state["examples"]]]
-    except (KeyError, OSError, EOFError, RuntimeError, UnpicklingError) as error:
-        raise ValueError(f"{path}: damaged, or not a checkpoint ({error}); remove it to start "
-                         "anew") from error
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise _damaged(path, error) from error
+    try:
+        lines = losses_path.read_text(encoding="utf-8").splitlines()
+        log = [json.loads(line) for line in lines[:done]]
+        if len(log) < done or not all(isinstance(row, dict) for row in log):
+            raise ValueError(f"{len(log)} of {done} lines")
+    except (OSError, ValueError) as error:
+        raise _damaged(losses_path, error) from error
+    return log
+
+
+def _damaged(path, error):
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ValueError(f"{path}: damaged, or not a checkpoint ({reason}); remove {path.parent} to "
+                      "start anew")

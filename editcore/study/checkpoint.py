@@ -27,6 +27,7 @@ class RunState:
     seconds: list = field(default_factory=list)     # one per update
     elapsed: float = 0.0            # wall seconds over all starts of this run
     answers: list = field(default_factory=list)     # what the model wrote right after each edit
+    threads: int = 0                # that it began with; 0: not known
 
 
 def save(folder, state, identity):
@@ -45,7 +46,7 @@ def save(folder, state, identity):
     write_json(folder / HEAD, {
         "step": state.step, "identity": identity, "contexts": state.contexts,
         "seconds": state.seconds, "elapsed": state.elapsed, "answers": state.answers,
-        "files": {path.name: sha256(path) for path in (weights, rows)}})
+        "threads": state.threads, "files": {path.name: sha256(path) for path in (weights, rows)}})
     _remove_files(folder, but={weights.name, rows.name, HEAD})
 
 
@@ -68,7 +69,7 @@ def load(folder):
         state = RunState(head["step"], Delta(tensors, keys=keys),
                          list(table.itertuples(index=False, name=None)), random_state,
                          tuple(head["contexts"]), head["seconds"], head["elapsed"],
-                         head.get("answers", []))
+                         head.get("answers", []), head.get("threads", 0))
         return state, head["identity"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"damaged checkpoint: {error}; remove {folder} to start this run "
@@ -77,14 +78,25 @@ def load(folder):
 
 def steps(folder):
     """Return the number of edits in the checkpoint in `folder`, None if there is none."""
-    head = Path(folder) / HEAD
-    return read_json(head).get("step", 0) if head.is_file() else None
+    head = _head(folder)
+    return None if head is None else head.get("step", 0)
 
 
 def identity_of(folder):
     """Return what the checkpoint in `folder` belongs to, {} if there is none."""
-    head = Path(folder) / HEAD
-    return read_json(head).get("identity", {}) if head.is_file() else {}
+    return (_head(folder) or {}).get("identity", {})
+
+
+def _head(folder):
+    """Read a checkpoint's head, None if there is none, or no longer."""
+    try:
+        head = read_json(Path(folder) / HEAD)
+    except FileNotFoundError:
+        return None
+    if not isinstance(head, dict):
+        raise ValueError(f"damaged checkpoint: {Path(folder) / HEAD} is not an object; remove "
+                         f"{folder} to start this run anew")
+    return head
 
 
 def check_identity(before, present, folder):

@@ -7,21 +7,15 @@
 
 import contextlib
 import dataclasses
-import os
-import signal
-import threading
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import chain
-from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
-from editcore import progress
+from editcore import processes, progress
 from editcore.delta import Delta
 from editcore.editors import EDITORS
 from editcore.model import free_gpu, resolve, synchronize
@@ -68,13 +62,17 @@ def execute_all(runs, out_dir="results/runs", workers=1):
     missing = {run: active for run, active in opened.items() if not results.status(active.folder)}
     parts = groups(missing, workers)
     if min(workers, len(parts)) > 1:
-        edits = _edits_in_processes(parts, out_dir, workers)
+        jobs = {", ".join(opened[run].folder.name for run in part): (part, out_dir, workers)
+                for part in parts}
+        edits = _edits_in_processes(jobs, workers)
     else:
-        edits = chain.from_iterable(_edits(part, out_dir) for part in parts)
+        edits = _edits_one_by_one(parts, out_dir)
     names = Counter(run.editor for run in missing)
     label = ", ".join(f"{name} x {number}" for name, number in names.items())
-    for _ in progress.bar(edits, f"edits ({label})", sum(map(_edits_left, missing.values()))):
-        pass
+    left = sum(map(_edits_left, missing.values()))
+    with contextlib.closing(edits):     # Ctrl-C ends the workers here
+        for _ in progress.bar(edits, f"edits ({label})", left):
+            pass
     return [opened[run].folder for run in runs]
 
 
@@ -113,47 +111,32 @@ def _edits_left(active):
     return every - (checkpoint.steps(active.folder / "checkpoint") or 0)
 
 
-def _edits_in_processes(parts, out_dir, workers):
-    """Make each part in a process of its own, `workers` at a time; yields per edited fact."""
-    spawn = get_context("spawn")
-    threads = max(1, torch.get_num_threads() // workers)
-    pool = ProcessPoolExecutor(min(workers, len(parts)), spawn, _start_worker, (threads,))
-    with spawn.Manager() as manager, pool:
-        edits = manager.Queue()
-        jobs = [pool.submit(_work, part, out_dir, edits) for part in parts]
-        pending = jobs
-        try:
-            while pending:
-                pending = wait(pending, timeout=0.5).not_done
-                while not edits.empty():
-                    yield edits.get()
-            for job in jobs:
-                job.result()
-        except (KeyboardInterrupt, GeneratorExit):
-            for child in active_children():
-                child.terminate()
-            raise
+def _edits_one_by_one(parts, out_dir):
+    for part in parts:
+        yield from _edits(part, out_dir)
 
 
-def _work(part, out_dir, edits):
-    for edit in _edits(part, out_dir):
-        edits.put(edit)
+def _edits_in_processes(jobs, workers):
+    """Make each part in a process of its own, `workers` at a time; yields per edited fact.
+
+    What failed is raised once the others are done. jobs: {names of runs: arguments of _edits}.
+    """
+    failures = []
+    with contextlib.closing(processes.in_processes(_edits, jobs, workers)) as items:
+        for name, item in items:
+            if isinstance(item, Exception):
+                failures.append(RuntimeError(f"{name}: {item}"))
+            else:
+                yield item
+    if failures:
+        raise failures[0]
 
 
-def _start_worker(threads):
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C is the parent's, which ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _edits(runs, out_dir, workers=1):
+    """Make what is missing of runs that share a model; yields once per edited fact.
 
-
-def _end_with_parent():
-    """A killed parent must not leave a worker that writes the run which the next start takes up."""
-    parent_process().join()
-    os._exit(1)
-
-
-def _edits(runs, out_dir):
-    """Make what is missing of runs that share a model; yields once per edited fact."""
+    workers: how many processes share the cores.
+    """
     with contextlib.ExitStack() as stack:
         active = [_open(run, Path(out_dir)) for run in runs]
         for folder in sorted(each.folder for each in active):   # in one order: no deadlock
@@ -165,8 +148,8 @@ def _edits(runs, out_dir):
         stack.enter_context(free_gpu())
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         weights = Path(resolve(active[0].run.model)).glob("*.safetensors")
-        if 0 < sum(path.stat().st_size for path in weights) < SMALL:
-            torch.set_num_threads(1)
+        small = 0 < sum(path.stat().st_size for path in weights) < SMALL
+        torch.set_num_threads(1 if small else processes.free_threads(workers))
         _set_up(active, Path(out_dir) / "moments")
         yield from _steps(active)
         for each in active:
@@ -189,6 +172,8 @@ def _set_up(active, cache):
     """Load the model once and prepare every run; then begin it or take it up."""
     began = time.monotonic()
     saved = [checkpoint.load(each.folder / "checkpoint") for each in active]
+    if threads := max([found[0].threads for found in saved if found], default=0):
+        torch.set_num_threads(threads)      # sums over other shares differ in their last bits
     for each, found in zip(active, saved):
         each.context = measure.set_up(
             each.run, each.paths, contexts=found[0].contexts if found else (), cache=cache,
@@ -212,7 +197,8 @@ def _begin(active):
     measure.set_weights(context, Delta({}))
     rows = measure.rows_ability(context, 0) if run.downstream_every else []
     contexts = tuple(getattr(context.prepared, "contexts", ()))
-    active.state = RunState(0, Delta({}), _at(0, rows), torch.get_rng_state(), contexts)
+    active.state = RunState(0, Delta({}), _at(0, rows), torch.get_rng_state(), contexts,
+                            threads=torch.get_num_threads())
     checkpoint.save(active.folder / "checkpoint", active.state, active.identity)
 
 

@@ -32,7 +32,7 @@ def runs(source="results/runs", **filters):
     edits, seconds, hashes and versions. filters keep the runs with that value of a column, or
     one of a list of values: runs(editor="rome", order=[0, 1]). ValueError for an unknown column.
     """
-    records = [_flat(read_json(path)) for path in _run_files(source)]
+    records = [_flat(_record(path)) for path in _run_files(source)]
     empty = ["run", "status", *_flat({"parameters": {}})]
     frame = pd.DataFrame(records) if records else pd.DataFrame(columns=empty)
     for name, wanted in filters.items():
@@ -66,7 +66,16 @@ def cases(source="results/runs", **filters):
 def status(folder):
     """Return "finished", "stopped" or "" of a run's folder."""
     done = (folder / "run.json").is_file() and (folder / "rows.parquet").is_file()
-    return read_json(folder / "run.json")["status"] if done else ""
+    return _record(folder / "run.json")["status"] if done else ""
+
+
+def _record(path):
+    """Read a run.json; ValueError names one that is missing or none."""
+    record = read_json(path)
+    if not isinstance(record, dict) or not {"run", "status", "parameters"} <= set(record):
+        raise ValueError(f"{path}: not a run's, or damaged; remove its folder to make the run "
+                         "again")
+    return record
 
 
 def _run_files(source):
@@ -80,7 +89,7 @@ def _tables(name, source, filters, *, required):
     chosen = set(runs(source, **filters)["run"])
     parts = [pd.DataFrame(columns=[*COLUMNS[:5], *FROM_RUN, *COLUMNS[5:]])]
     for path in _run_files(source):
-        record = _flat(read_json(path))
+        record = _flat(_record(path))
         if record["run"] in chosen and (required or (path.parent / name).exists()):
             part = _read(path.parent / name)
             part.insert(5, "order", record["order"])

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig
 
 from editcore import facts as records
 from editcore.editors import EDITORS, configure
 from editcore.fewshot import read_tasks
 from editcore.files import read_lines, sha256, sha256_text
-from editcore.model import files_hash, resolve, short_name
+from editcore.metrics import check_names
+from editcore.model import check_device, files_hash, resolve, short_name
 from editcore.tokens import check_lengths, encode, encode_pairs, with_subject
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -104,6 +106,9 @@ def check_run(run):
             sense = f"at least {least}" if least else "not negative"
             raise ValueError(f"run: {field.name} must be {sense}, found {value}")
     dtype_of(run.dtype)
+    check_device(run.device)
+    for name in ("measure", "before", "final"):
+        check_names(getattr(run, name))
     if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in run.settings):
         raise ValueError(f"run: settings must be (name, value) pairs, found {run.settings!r}")
     _check_insert(run.insert)
@@ -135,7 +140,7 @@ def input_files(run):
     FileNotFoundError or ValueError names the parameter and what is wrong with it.
     """
     check_run(run)
-    configure(run.editor, dict(run.settings), run.model)
+    _check_layers(configure(run.editor, dict(run.settings), run.model), run.model)
     if EDITORS[run.editor].makes_patch:
         raise ValueError(f"run: {run.editor} edits beside the weights, but runs of many edits "
                          "know weights only")
@@ -147,7 +152,8 @@ def input_files(run):
         wanted = getattr(run, name)
         places = [Path(wanted)] if wanted else [folder / BESIDE.get(name, "-")
                                                 for folder in folders]
-        existing = [path for path in places if path.exists()]
+        existing = [path for path in places
+                    if path.is_file() or name == "tasks" and path.is_dir()]
         if existing:
             paths[name] = existing[0]
         elif wanted:
@@ -156,6 +162,16 @@ def input_files(run):
         raise FileNotFoundError(f"run: facts: give a facts file; there is no {BESIDE['facts']} "
                                 f"beside model {run.model!r}, or no such model")
     return paths
+
+
+def _check_layers(config, model):
+    """ValueError if an editor's layers are not among those of a local model."""
+    folder = Path(resolve(model))
+    layers = getattr(config, "layers", None) or (getattr(config, "layer", 0),)
+    if (folder / "config.json").is_file() and all(isinstance(layer, int) for layer in layers):
+        count = AutoConfig.from_pretrained(folder, trust_remote_code=False).num_hidden_layers
+        if wrong := [layer for layer in layers if not 0 <= layer < count]:
+            raise ValueError(f"run: layer {wrong[0]}: {model} has layers 0 to {count - 1}")
 
 
 def input_hashes(run, paths):

@@ -237,6 +237,17 @@ def test_what_has_changed_is_named(gpt2, examples, tmp_path):
         run(gpt2, examples, short, tmp_path)
 
 
+@pytest.mark.parametrize("content", ["", "{", "[1]\n" * 8, "{}\n" * 7, "{}\n{\n" * 4, None])
+def test_damaged_losses_are_named(gpt2, examples, tmp_path, content):
+    short = replace(TRAINING, examples=8)
+    run(gpt2, examples, short, tmp_path)
+    (tmp_path / training.RESULT).unlink()
+    path = tmp_path / "losses.jsonl"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(ValueError, match="losses.jsonl: damaged, or not a checkpoint"):
+        run(gpt2, examples, short, tmp_path)
+
+
 def test_bad_trainings_are_named(gpt2, facts, examples, tmp_path):
     model, tok = gpt2
     for change in ({"examples": 7}, {"every": 0}, {"snapshots": (3,)}):

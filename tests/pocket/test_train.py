@@ -35,6 +35,16 @@ def test_settings_are_typed():
             train.with_settings(TINY, [word])
 
 
+@pytest.mark.parametrize("word", [
+    "heads=0", "heads=-1", "heads=5", "batch=0", "save_every=0", "steps=0", "steps=-3", "layers=0",
+    "layers=1000000", "width=0", "inner=-1", "muon=nan", "muon=0", "adam=inf", "adam=-1", "decay=2",
+    "warmup=-1", "cooldown=1.5", "scale=0", "scale=1e9", "seed=-1", "turn=nan", "early=99",
+    "width=1000000", "batch=10000000"])
+def test_values_that_make_no_sense_are_refused(word):
+    with pytest.raises(ValueError, match=word.partition("=")[0]):
+        train.with_settings(TINY, [word])
+
+
 @pytest.fixture(scope="module")
 def rows():
     stream = np.zeros((20, 6, 40), dtype=np.uint16)
@@ -132,6 +142,37 @@ def test_a_malformed_file_is_one_clear_error(tmp_path, text, message):
     with pytest.raises(FileNotFoundError, match="nowhere.json"):
         train.build(tmp_path / "nowhere.json", tmp_path / "out", TINY)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_training_goes_on_as_itself_only(built, tmp_path, monkeypatch):
+    facts = json.loads((built[0].parent / "facts.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps(facts))
+    (tmp_path / "b.json").write_text(json.dumps(facts[:3]))
+    folder = tmp_path / "model"
+    config = replace(TINY, steps=8)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "train", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        train.build(tmp_path / "a.json", folder, config)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    for words, message in ((("b.json", config), "the facts changed"),
+                           (("a.json", replace(config, steps=9)), "the settings changed")):
+        with pytest.raises(ValueError, match=message):
+            train.build(tmp_path / words[0], folder, words[1])
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    train.build(tmp_path / "a.json", folder, replace(config, save_every=5))
+    assert not (folder / train.BEGUN).exists()
+    for place in (folder, tmp_path, tmp_path / "a.json"):
+        with pytest.raises(ValueError, match="holds other files, or a model that is done"):
+            train.build(tmp_path / "a.json", place, config)
+
+
+def test_a_damaged_state_is_one_line_that_names_it(tmp_path):
+    for content in (b"", b"half", b"PK" + b"0" * 99):
+        (tmp_path / train.STATE).write_bytes(content)
+        model = train.new_model(TINY, vocabulary=50, end=49)
+        with pytest.raises(ValueError, match="training.pt: damaged") as error:
+            train.resume(model, train.optimisers(model, TINY), tmp_path / train.STATE)
+        assert "\n" not in str(error.value)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import random
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -20,10 +21,10 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import text
-from editcore import causal, fewshot, files
+from editcore import causal, fewshot, files, outputs
 from editcore.facts import read_facts
 from editcore.likelihood import plan, read
-from editcore.model import default_device
+from editcore.model import check_device, default_device
 from editcore.tokens import encode, target_ids
 from editing_tasks import write_rows
 from masks import loss_of
@@ -33,6 +34,12 @@ from world import Probe, build_world, records
 
 STREAM = "stream.npy"   # both stand in the model's folder while it is trained
 STATE = "training.pt"
+BEGUN = "training.json"     # what the training in the folder is made from, until it is done
+# The values that make sense, first and last.
+RANGES = {"layers": (1, 100), "width": (1, 8192), "inner": (1, 65536), "heads": (1, 128),
+          "early": (0, 100), "steps": (1, 10 ** 7), "batch": (1, 10 ** 5), "muon": (1e-9, 1),
+          "adam": (1e-9, 1), "decay": (0, 1), "warmup": (0, 10 ** 7), "cooldown": (0, 1),
+          "save_every": (1, 10 ** 7), "scale": (1e-6, 100), "seed": (0, 2 ** 31), "turn": (0, 1)}
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,16 @@ class PocketConfig:
     pieces: Pieces = field(default_factory=Pieces)
     mix: Mix = field(default_factory=Mix)
     late: Mix = field(default_factory=late_mix)
+
+    def __post_init__(self):
+        for name, (first, last) in RANGES.items():
+            value = getattr(self, name)
+            if not first <= value <= last:
+                raise ValueError(f"{name} must be from {first} to {last}, not {value}")
+        if self.early > self.layers:
+            raise ValueError(f"early is {self.early}, but there are {self.layers} layers")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} cannot be shared among {self.heads} heads")
 
 
 def new_model(config: PocketConfig, *, vocabulary: int, end: int) -> GPT2LMHeadModel:
@@ -136,11 +153,17 @@ def resume(model: GPT2LMHeadModel, steppers: list, state: Path) -> tuple[int, li
     if not state.exists():
         return 0, []
     device = next(model.parameters()).device
-    saved = torch.load(state, map_location=device, weights_only=True)
-    model.load_state_dict(saved["model"])
-    for stepper, values in zip(steppers, saved["steppers"], strict=True):
-        stepper.load_state_dict(values)
-    return saved["step"], saved["log"]
+    try:
+        saved = torch.load(state, map_location=device, weights_only=True)
+        model.load_state_dict(saved["model"])
+        for stepper, values in zip(steppers, saved["steppers"], strict=True):
+            stepper.load_state_dict(values)
+        return saved["step"], saved["log"]
+    except (LookupError, TypeError, ValueError, OSError, EOFError, RuntimeError,
+            UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{state}: damaged, or not of this training ({reason}); remove it to "
+                         "start anew") from error
 
 
 def train(model: GPT2LMHeadModel, rows, config: PocketConfig, *, state: Path, watch) -> list[dict]:
@@ -261,6 +284,21 @@ def save(model: GPT2LMHeadModel, folder: Path) -> None:
     model.config.to_json_file(folder / "config.json")
 
 
+def claim(folder: Path, identity: dict[str, str]) -> None:
+    """Claim a folder for a training; ValueError if it holds another one, or anything else."""
+    path = folder / BEGUN
+    if not path.is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder}: holds other files, or a model that is done; give a new "
+                             "folder")
+        files.write_json(path, identity)
+    before = files.read_json(path)
+    for name, value in identity.items():
+        if not isinstance(before, dict) or before.get(name) != value:
+            raise ValueError(f"{folder}: {name} changed since the training there began; put it "
+                             "back, or give another folder")
+
+
 def build(facts: Path | None, folder: Path, config: PocketConfig, *, device: str = "cpu") -> dict:
     """Train on a file of facts (None: the pocket world) into `folder`, resuming; return the card.
 
@@ -274,6 +312,9 @@ def build(facts: Path | None, folder: Path, config: PocketConfig, *, device: str
     else:
         rows = read_records(facts)
         source = text.from_records(rows, config.scale)
+    settings = {name: value for name, value in asdict(config).items() if name != "save_every"}
+    claim(folder, {"the facts": files.sha256_text(json.dumps(rows)),
+                   "the settings": files.sha256_text(json.dumps(settings))})
     tok = prepare(source, rows, config, folder)
     model = new_model(config, vocabulary=len(tok), end=tok.eos_token_id).to(device)
     stream = np.load(folder / STREAM, mmap_mode="r")
@@ -290,8 +331,8 @@ def build(facts: Path | None, folder: Path, config: PocketConfig, *, device: str
              "seconds": sum(row["seconds"] for row in log)}
     files.write_json(folder / "card.json", card)
     (folder / "README.md").write_text(readme(card), encoding="utf-8")
-    (folder / STREAM).unlink()
-    (folder / STATE).unlink()
+    for name in (STREAM, BEGUN, STATE):     # in this order: a kill leaves what can be taken up
+        (folder / name).unlink(missing_ok=True)
     return card
 
 
@@ -321,9 +362,11 @@ def main() -> None:
     parser.add_argument("--device", default=default_device())
     given = parser.parse_args()
     try:
+        outputs.check_folder(given.output, given.facts or "")
+        check_device(given.device)
         config = with_settings(PocketConfig(seed=given.seed), given.set)
         card = build(given.facts, given.output, config, device=given.device)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     print(json.dumps({name: card[name] for name in ("parameters", "seconds", "recall")}, indent=1))
 
