@@ -79,7 +79,7 @@ def forgotten(rows, metric="ES_exact"):
 
 def few_shot(rows):
     """Return the few-shot scores at each test: RUN, step, task, f1 (weighted, 0 to 1)."""
-    tasks = rows["metric"].str.extract(r"^(.+?)(?<!_prob)_f1$", expand=False)
+    tasks = rows["metric"].str.extract(r"^(.+?)(?<!_prob)(?<!_calibrated)_f1$", expand=False)
     tests = rows.assign(task=tasks).dropna(subset="task")
     return tests.rename(columns={"value": "f1"})[[*RUN, "step", "task", "f1"]]
 

@@ -21,6 +21,7 @@ from editcore.tokens import answer_ids, encode
 SEPARATOR = "\n\n"
 NEW_TOKENS = 3      # of a greedy answer, in which the label word must appear (arXiv 2401.07453)
 INVALID = -1        # the class of an answer without a label word
+IMPOSSIBLE = -1e9   # log-probability of a label whose own is not finite
 # Weighted F1 of a model that knows nothing, on as many items of each of two labels.
 CHANCE = {"one answer to everything": 1 / 3, "no readable answer": 0.0}
 
@@ -147,15 +148,20 @@ def evaluate(model, tok, tasks):
       {task}_f1          weighted F1 of the greedy answer; an unreadable one is never right
       {task}_invalid     share of unreadable answers
       {task}_prob_f1     weighted F1 of the label word of highest probability; always readable
+      {task}_calibrated_f1   the same after each label's mean log-probability over all items is
+                         taken off (arXiv 2309.17249): what is left of a model that ranks the items
+                         right and prefers one word throughout; about 1/2 by chance
     and "invalid" over all items.
     """
     rows = []
     unread = []
     for task in tasks:
-        greedy, likely = answers(model, tok, task)
+        greedy, likely, calibrated = answers(model, tok, task)
         invalid = greedy == INVALID
         rows += [{"metric": f"{task.name}_f1", "value": weighted_f1(task.gold, greedy)},
                  {"metric": f"{task.name}_prob_f1", "value": weighted_f1(task.gold, likely)},
+                 {"metric": f"{task.name}_calibrated_f1",
+                  "value": weighted_f1(task.gold, calibrated)},
                  {"metric": f"{task.name}_invalid", "value": float(invalid.mean())}]
         unread.append(invalid)
     if unread:
@@ -164,16 +170,19 @@ def evaluate(model, tok, tasks):
 
 
 def answers(model, tok, task):
-    """Return (greedy, likely): (n,) label of each item, by greedy decoding and by probability.
+    """Return (greedy, likely, calibrated), each (n,): every item's label in three ways.
 
-    A greedy answer is the label word that decoding begins with, else the first one in NEW_TOKENS
-    new tokens, else INVALID. One pass tells both; only items whose first tokens are no label word
-    are decoded further.
+    These are greedy decoding, probability, and probability against the label's mean. A greedy
+    answer is the label word that decoding begins with, else the first one in NEW_TOKENS new tokens,
+    else INVALID. One pass tells all; only items whose first tokens are no label word are decoded
+    further.
     """
     scores = read(model, task.plan)
     shape = (len(task.prompts), len(task.words))
     logp = -(scores.nll * scores.sizes).reshape(shape)
-    likely = np.where(np.isfinite(logp), logp, -np.inf).argmax(1)
+    logp = np.where(np.isfinite(logp), logp, IMPOSSIBLE)
+    likely = logp.argmax(1)
+    calibrated = (logp - logp.mean(0)).argmax(1)
     # A label whose tokens are all the argmax is what decoding writes; of "no" and "no one" the
     # longer one.
     written = scores.exact.reshape(shape) * task.sizes
@@ -181,7 +190,7 @@ def answers(model, tok, task):
     unclear = np.flatnonzero(greedy == INVALID)
     texts = generate.texts(model, tok, [task.prompts[i] for i in unclear], NEW_TOKENS)
     greedy[unclear] = [parsed(text, task.words) for text in texts]
-    return greedy, likely
+    return greedy, likely, calibrated
 
 
 def parsed(text, words):

@@ -19,7 +19,7 @@ import torch
 from editcore import generate
 from editcore.likelihood import plan, read
 from editcore.model import max_length
-from editcore.tokens import check_lengths, encode, encode_pairs, text_start
+from editcore.tokens import check_lengths, encode, encode_pairs, separator, text_start
 
 DEFAULT = ("ES", "PS", "NS")        # rewriting, paraphrase and neighbourhood prompts
 WRITABLE = (*DEFAULT, "XS")         # kinds of prompts that `greedy` can answer
@@ -318,12 +318,13 @@ def _bits(text, k):
 def perplexity(model, tok, texts, *, length=512, max_tokens=2048):
     """exp(-1/N sum log P(token | those before it in its block)) over texts; a float >= 1.
 
-    The texts are joined (end-of-text token between them, if the tokenizer has one) and cut into
+    The texts are joined (each ended by the `separator` of documents, if there is one) and cut into
     blocks of `length` tokens or the model's limit; a block's first token is not predicted.
     ValueError if there are under two tokens.
     """
-    end = [] if tok.eos_token_id is None else [tok.eos_token_id]
-    ids = [token for row in encode(tok, texts) for token in row + end]
+    end = tok.convert_tokens_to_ids(separator(tok)) if separator(tok) else None
+    ends = [] if end is None else [end]
+    ids = [token for row in encode(tok, texts) for token in row + ends]
     length = min(length, max_length(model))
     blocks = [ids[i:i + length] for i in range(0, len(ids), length)]
     pairs = [(block[:1], block[1:]) for block in blocks if len(block) > 1]

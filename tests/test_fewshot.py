@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_answers_are_the_serial_ones(name, small):
         ],
     )
     one = fewshot.prepare(model, tok, {name: items(name)}, shots=3, seed=0)[0]
-    greedy, likely = fewshot.answers(model, tok, one)
+    greedy, likely, _ = fewshot.answers(model, tok, one)
     expected = oracle(model, tok, one.prompts, words)
     assert greedy.tolist() == expected[0].tolist() and likely.tolist() == expected[1].tolist()
     assert len(set(greedy.tolist())) > 1
@@ -103,18 +104,22 @@ def test_rows_and_their_values(small):
     assert [row["metric"] for row in rows] == [
         "sst2_f1",
         "sst2_prob_f1",
+        "sst2_calibrated_f1",
         "sst2_invalid",
         "mrpc_f1",
         "mrpc_prob_f1",
+        "mrpc_calibrated_f1",
         "mrpc_invalid",
         "invalid",
     ]
     values, unread = {row["metric"]: row["value"] for row in rows}, []
     for one in fewshot.prepare(model, tok, given, shots=2, seed=1):
-        greedy, likely = fewshot.answers(model, tok, one)
+        greedy, likely, calibrated = fewshot.answers(model, tok, one)
         how = {"labels": [0, 1], "average": "weighted", "zero_division": 0}
         assert values[f"{one.name}_f1"] == pytest.approx(f1_score(one.gold, greedy, **how))
         assert values[f"{one.name}_prob_f1"] == pytest.approx(f1_score(one.gold, likely, **how))
+        f1 = f1_score(one.gold, calibrated, **how)
+        assert values[f"{one.name}_calibrated_f1"] == pytest.approx(f1)
         assert values[f"{one.name}_invalid"] == np.mean(greedy == INVALID)
         unread += (greedy == INVALID).tolist()
     assert values["invalid"] == np.mean(unread)
@@ -217,3 +222,13 @@ def test_read_items(tmp_path):
             fewshot.read_items(path, "mrpc")
     with pytest.raises(FileNotFoundError, match="none.json"):
         fewshot.read_items(tmp_path / "none.json", "mrpc")
+
+
+def test_calibration_takes_a_word_that_is_always_preferred_off(small, monkeypatch):
+    (task,) = fewshot.prepare(*small, {"sst2": items("sst2")}, shots=2)
+    n = len(task.gold)
+    logp = np.array([[-1.0, -5.0 + 3 * label] for label in task.gold])
+    scores = SimpleNamespace(nll=-logp.ravel(), sizes=np.ones(2 * n), exact=np.ones(2 * n))
+    monkeypatch.setattr(fewshot, "read", lambda *_: scores)
+    _, likely, calibrated = fewshot.answers(*small, task)
+    assert not likely.any() and calibrated.tolist() == task.gold.tolist()

@@ -24,7 +24,7 @@ COMMON = {"n_edits": 120, "items": 40, "untouched": 200, "final": ("ES", "PS", "
 METHODS = ("rome", "r-rome", "p-rome", "nas", "emmet", "memit", "memit-past", "encore",
            "alphaedit", "rect", "prune", "ft")
 # How a run on a real language model does: facts that it knows, few items at each of many tests.
-REAL = {"known": True, "n_edits": 300, "items": 20, "passages": 20, "untouched": 60,
+REAL = {"known": True, "n_edits": 300, "items": 40, "shots": 8, "passages": 12, "untouched": 60,
         "generation": 1, "final": ("ES", "PS", "NS", "XS", "greedy")}
 REAL_EDITORS = ("rome", "r-rome", "p-rome", "memit", "alphaedit", "ft")
 LAYERS = {"rome": ({}, {"layer": 1}, {"layer": 2}),
