@@ -322,8 +322,8 @@ def perplexity(model, tok, texts, *, length=512, max_tokens=2048):
     blocks of `length` tokens or the model's limit; a block's first token is not predicted.
     ValueError if there are under two tokens.
     """
-    end = tok.convert_tokens_to_ids(separator(tok)) if separator(tok) else None
-    ends = [] if end is None else [end]
+    end = separator(tok)
+    ends = [tok.convert_tokens_to_ids(end)] if end else []
     ids = [token for row in encode(tok, texts) for token in row + ends]
     length = min(length, max_length(model))
     blocks = [ids[i:i + length] for i in range(0, len(ids), length)]
