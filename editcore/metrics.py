@@ -318,11 +318,11 @@ def _bits(text, k):
 def perplexity(model, tok, texts, *, length=512, max_tokens=2048):
     """exp(-1/N sum log P(token | those before it in its block)) over texts; a float >= 1.
 
-    The texts are joined (each ended by the `separator` of documents, if there is one) and cut into
-    blocks of `length` tokens or the model's limit; a block's first token is not predicted.
-    ValueError if there are under two tokens.
+    The texts are joined (each ended by the `separator` of documents; where a BOS begins each, by
+    the EOS) and cut into blocks of `length` tokens or the model's limit; a block's first token is
+    not predicted. ValueError if there are under two tokens.
     """
-    end = separator(tok)
+    end = separator(tok) if text_start(tok) else tok.eos_token     # "" where a BOS comes by itself
     ends = [tok.convert_tokens_to_ids(end)] if end else []
     ids = [token for row in encode(tok, texts) for token in row + ends]
     length = min(length, max_length(model))
