@@ -28,7 +28,7 @@ from editcore.study.run import (
 )
 from editcore.tokens import encode
 
-DISABLING = 3.0     # median updates from which on an edit is predicted to disable the model
+DISABLING = 10.0    # median updates from which on an edit is predicted to disable the model
 
 
 @dataclass(frozen=True)
