@@ -12,13 +12,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch.nn.functional import cosine_similarity, normalize
-from transformers import AutoTokenizer, DynamicCache, GPT2Tokenizer
+from transformers import DynamicCache, GPT2Tokenizer
 
 from editcore import facts as records
 from editcore.files import read_json, write_json
 from editcore.hooks import Stop, capture
 from editcore.likelihood import repeated, states
-from editcore.model import max_length, name_of, resolve
+from editcore.model import load_tokenizer, max_length, name_of, resolve
 from editcore.progress import bar
 from editcore.tokens import batches, check_lengths, common, pad, with_subject
 
@@ -34,9 +34,10 @@ def tokenizer(name):
     """
     folder = Path(resolve(name))
     published = (folder / "merges.txt").is_file() and not (folder / "tokenizer.json").is_file()
-    kind = GPT2Tokenizer if published else AutoTokenizer
+    if not published:
+        return load_tokenizer(str(folder))
     try:
-        return kind.from_pretrained(str(folder))
+        return GPT2Tokenizer.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"tokenizer {name}: cannot be loaded ({reason})") from error

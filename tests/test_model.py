@@ -19,13 +19,15 @@ def test_layouts_name_the_parts(kind):
     assert models.n_layers(model) == 3 and models.max_length(model) == 64
     width = model.config.hidden_size
     m, d = models.in_out(models.module_of(model, "mlp_out", 1))
-    assert d == width and models.in_out(models.module_of(model, "mlp_in", 1)) == (d, m)
+    assert d == width and models.in_out(models.module_of(model, "mlp_in", 1))[0] == d
     parts = ("mlp_in", "mlp_out", "mlp", "attn", "block")
     names = {part: models.name_of(model, part, 1) for part in parts}
     with capture(model, list(names.values()), "output", stop=False) as outputs, \
             capture(model, [names["mlp_out"]], "input", stop=False) as inputs:
         run(model, input_ids=torch.arange(5)[None])
-    assert outputs[names["mlp_in"]].shape == inputs[names["mlp_out"]].shape == (1, 5, m)
+    assert inputs[names["mlp_out"]].shape == (1, 5, m)
+    fused = kind == "phi3"      # whose one map gives the gate too
+    assert outputs[names["mlp_in"]].shape == (1, 5, m * (1 + fused))
     assert all(outputs[names[part]].shape == (1, 5, width) for part in parts[1:])
     assert torch.equal(outputs[names["mlp_out"]], outputs[names["mlp"]])
     assert bool(layout.mlp_gate) == hasattr(models.module_of(model, "mlp", 1), "gate_proj")
@@ -59,14 +61,6 @@ def test_load_gives_the_saved_model_in_the_wanted_type(gpt2, tmp_path, capsys):
     assert not any(weight.requires_grad for weight in again.parameters())
     assert models.content_hash(again.float()) == models.content_hash(model)
     assert tok2("Rome is")["input_ids"] == tok("Rome is")["input_ids"]
-
-
-def test_load_errors_name_the_folder(tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path.name}: not a model folder"):
-        models.load(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(ValueError, match=f"{tmp_path.name}.*cannot be loaded"):
-        models.load(tmp_path)
 
 
 def test_an_unknown_architecture_is_refused():

@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from editcore import templates
+from editcore import fit, templates
 from editcore.editors.prepare import EditorInputs, Prepared
 from editcore.editors.settings import read
 from editcore.files import cache_folder, read_lines
@@ -51,7 +51,11 @@ class Editor:
         return self._defined("PAPER", {})
 
     def prepare(self, model, tok, config, inputs=None):
-        """What its edits need of the unedited model, taken once; inputs: EditorInputs."""
+        """What its edits need of the unedited model, taken once; inputs: EditorInputs.
+
+        ValueError if the model does not work as editors suppose: see `fit.check`.
+        """
+        fit.check(model, tok)
         function = self._defined("prepare", lambda *_: None)
         return function(model, tok, config, inputs or EditorInputs())
 
