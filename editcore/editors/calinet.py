@@ -24,7 +24,7 @@ class Settings:
     lr: positive(1000) = 1e-3   # of Adam
     steps: whole(1, 10**6) = 500    # most steps
     rows: whole() = 32          # wordings per step, drawn evenly; 0: all of them
-    stop_loss: real() = 0.01  # done once the mean loss of the last (all / rows) steps is below
+    stop_loss: real() = 0.01    # done once the mean loss of the last (all / rows) steps is below
     seed: whole() = 0           # of the slots' keys and the draws
 
 

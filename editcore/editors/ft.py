@@ -21,7 +21,7 @@ class Settings:
     layer: whole(0, 999) = 0        # the edited layer: its MLP output projection, weight and bias
     lr: positive(1000) = 5e-4       # of Adam
     steps: whole(1, 10**5) = 25     # most steps
-    stop_loss: real() = 0.01      # done once the mean loss of the facts is below
+    stop_loss: real() = 0.01        # done once the mean loss of the facts is below
     last_position: bool = False     # read all target tokens at the prompt's end (published code)
 
 

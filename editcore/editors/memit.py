@@ -29,23 +29,23 @@ class Settings:
     """Settings of MEMIT; layers and lambda_ have no default, the rest is as published."""
 
     layers: ascending()                 # edited layers, ascending; δ enters at the last one
-    lambda_: real(0, 10**12)          # weight of what is preserved against the new keys
+    lambda_: real(0, 10**12)            # weight of what is preserved against the new keys
     steps: whole(1, 10**5) = 20         # evaluations of the loss; the last one does not step
     lr: positive(1000) = 0.5            # of Adam on δ
-    stop_loss: real() = 0.05          # a fact is done once its loss is below
+    stop_loss: real() = 0.05            # a fact is done once its loss is below
     early_stop: whole() = 0             # ... or its target was the argmax so often; 0: off
-    kl_factor: real() = 0.0625        # weight of the KL term
-    weight_decay: real() = 0.5        # weight of ‖δ‖ / ‖h0‖²
+    kl_factor: real() = 0.0625          # weight of the KL term
+    weight_decay: real() = 0.5          # weight of ‖δ‖ / ‖h0‖²
     clamp: positive() = 0.75            # ‖δ‖ is kept at or below clamp · ‖h0‖
     kl_prompt: prompt() = "{} is a"     # prompt of the KL term ...
     kl_position: Literal["subject", "last"] = "subject"     # ... and the token where it is read
     exact: bool = False                 # a fact alone is inserted exactly, without λ (EMMET)
     memory: bool = False                # keys of earlier updates are preserved: λC + Σ K_p K_pᵀ
-    ridge: real() = 0.0               # λ_n of λ_n·I beside λC (ENCORE)
-    null_space: real() = 0.0          # updates only along C's eigenvectors below this; 0: off
+    ridge: real() = 0.0                 # λ_n of λ_n·I beside λC (ENCORE)
+    null_space: real() = 0.0            # updates only along C's eigenvectors below this; 0: off
     anchor: whole() = 0                 # pilot edits whose mean ‖v*‖ every v* gets (NAS); 0: off
     keep: positive(1) = 1.0             # share of an update's entries that stay (RECT)
-    prune: real(1) = 1.0              # base of PRUNE's logarithm on the total's spectrum; 1: off
+    prune: real(1) = 1.0                # base of PRUNE's logarithm on the total's spectrum; 1: off
     context_groups: tuple[TemplateGroup, ...] = (TemplateGroup(10, 1, STARTS),)     # sampled
     n_tokens: whole(0, 10**12) = 0      # tokens of the second moments; 0: all of the texts
     length: whole(2) = 512              # their sequence length

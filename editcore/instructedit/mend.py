@@ -43,7 +43,7 @@ class Settings:
     parts: Literal["all", "mlp_in", "mlp_out"] = "all"      # which of their MLP's maps
     rank: whole(1) = 1920           # of the network's layers, at most d_in + d_out
     depth: whole(1, 99) = 2         # residual low-rank layers
-    alpha: real(-1000, 1000) = 1e-4   # step at the start of training, learned from there
+    alpha: real(-1000, 1000) = 1e-4     # step at the start of training, learned from there
     seed: whole() = 0               # of the first weights
 
 

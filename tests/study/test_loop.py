@@ -15,9 +15,11 @@ import pandas as pd
 import pytest
 import torch
 from conftest import corpus
+from editor_cases import CASES as SMALL
 from filelock import FileLock
 
 from editcore import metrics
+from editcore.commands import edit_all
 from editcore.delta import Delta
 from editcore.editors import EDITORS, Editor, EditorInputs, configure, memit
 from editcore.facts import read_facts
@@ -455,6 +457,24 @@ def test_editors_that_edit_alone(monkeypatch, place, tmp_path, editor):
     whole = execute(run, tmp_path / "whole")
     interrupt(monkeypatch, [run], tmp_path / "broken", 3)
     assert_equal(whole, execute(run, tmp_path / "broken"))
+
+
+@pytest.mark.parametrize("editor", [name for name in EDITORS if not EDITORS[name].makes_patch])
+def test_the_command_edits_one_after_another_as_a_run_does(monkeypatch, place, tmp_path, editor):
+    run = make_run(model=str(place), editor=editor, settings=SMALL[editor], n_edits=5, batch_size=2,
+                   retest_every=0, downstream_every=0, untouched=2, measure=[], before=[],
+                   answers=0)
+    ends = []
+    monkeypatch.setattr(results, "write", lambda folder, context, state, **_: ends.append(
+        measure.set_measured_weights(context, state.total)))
+    execute(run, tmp_path)
+    fresh = measure.set_up(run, input_files(run))
+    total = edit_all(fresh.model, fresh.tok, fresh.facts, editor, fresh.config,
+                     prepared=fresh.prepared, size=2, sequential=True).dense()
+    assert total.changes.keys() == ends[0].changes.keys() and total.norm() > 0
+    for name, change in total.changes.items():
+        torch.testing.assert_close(change, ends[0].changes[name], rtol=1e-3,
+                                   atol=1e-4 * ends[0].norm(name))
 
 
 @pytest.mark.parametrize("editor", ["memit-past", "rome"])
