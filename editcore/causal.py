@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from editcore.hooks import capture, replaced, run
+from editcore.hooks import capture, replaced
 from editcore.likelihood import plan, read, states
 from editcore.model import layout, max_length, n_layers, name_of
 from editcore.progress import bar
@@ -29,6 +29,7 @@ from editcore.tokens import (
 )
 
 PARTS = {"state": "block", "mlp": "mlp", "attention": "attn"}   # kind of a trace -> Layout's part
+POSITIONS = ("subject", "last", "mlp")      # where `patching` puts something in
 ROLES = ("first subject token", "middle subject tokens", "last subject token",
          "first subsequent token", "further tokens", "last token")
 
@@ -210,15 +211,17 @@ def _averaged(rows):
     return table.astype({"kind": str, "role": str})
 
 
-def patching(model, tok, facts, *, count=100, seed=0, max_tokens=8192):
-    """Find where the answer is carried; returns a DataFrame position, layer, value, n.
+def patching(model, tok, facts, *, count=100, seed=0, max_tokens=8192, window=3):
+    """Find where the answer is carried; returns a DataFrame position, layer, value, margin, n.
 
     value is the share of n prompts that give another fact's answer (the first token of its
-    target_true is the argmax) once the state after block `layer` at the last subject token
-    (position "subject") or last prompt token ("last") is that of the other fact's prompt. The
-    pairs, at most `count`, are drawn with the seed: same relation (same prompt, if there is none),
-    answers with different first tokens, prompts that go on after the subject. Give it facts that
-    the model knows (see `known`). ValueError if there is no such pair.
+    target_true is the argmax) once something is that of the other fact's prompt: the state after
+    block `layer` at the last subject token (position "subject") or last prompt token ("last"), or
+    the outputs of `window` MLPs around `layer` at the last subject token ("mlp"). margin is how
+    far logit(other's answer) - logit(own answer) moves, as a share of what separates the two
+    prompts. The pairs, at most `count`, are drawn with the seed: same relation (same prompt, if
+    there is none), answers with different first tokens, prompts that go on after the subject. Give
+    it facts that the model knows (see `known`). ValueError if there is no such pair.
     """
     pairs = _partners(tok, facts, count, seed)
     sides = [[fact for fact, _ in pairs], [other for _, other in pairs]]
@@ -228,17 +231,24 @@ def patching(model, tok, facts, *, count=100, seed=0, max_tokens=8192):
         check_lengths(ids, [f"record {fact.case_id}" for fact in side], max_length(model))
         spots.append([(with_subject(tok, fact.prompt, fact.subject)[1], len(row) - 1)
                       for fact, row in zip(side, ids)])
-    answers = [answer_ids(tok, fact.text, other.target_true)[0] for fact, other in pairs]
-    hits = np.zeros((n_layers(model), 2))
+    answers = [[answer_ids(tok, fact.text, answering.target_true)[0]
+                for fact, answering in zip(sides[0], side)] for side in sides]
+    hits = np.zeros((n_layers(model), len(POSITIONS)))
+    moved = np.zeros_like(hits)
+    apart = 0.0
     lengths = [max(len(ids), len(others)) for ids, others in zip(*rows)]
-    for group in batches(lengths, max_tokens // 2):
+    for group in bar(list(batches(lengths, max_tokens // len(POSITIONS))), "patching"):
         prompts, sources = ([ids[i] for i in group] for ids in rows)
         put, take = (torch.tensor([places[i] for i in group]) for places in spots)
-        hits += _patched(model, prompts, sources, put=put, take=take,
-                         answers=[answers[i] for i in group])
+        right, margins, whole = _patched(model, prompts, sources, put=put, take=take, window=window,
+                                         answers=[[side[i] for i in group] for side in answers])
+        hits += right
+        moved += margins
+        apart += whole
     return pd.DataFrame([{"position": position, "layer": layer, "n": len(pairs),
-                          "value": hits[layer, column] / len(pairs)}
-                         for column, position in enumerate(("subject", "last"))
+                          "value": hits[layer, column] / len(pairs),
+                          "margin": moved[layer, column] / apart}
+                         for column, position in enumerate(POSITIONS)
                          for layer in range(n_layers(model))])
 
 
@@ -262,27 +272,44 @@ def _partners(tok, facts, count, seed):
 
 
 @torch.no_grad()
-def _patched(model, prompts, sources, *, put, take, answers):
-    """(L, 2) numbers of prompts that give `answers` (n,) once a state is put in.
+def _patched(model, prompts, sources, *, put, take, answers, window):
+    """Numbers of prompts that give the other answer once something is put in, and margins.
 
-    By layer and position. prompts, sources: n id lists each; put, take (n, 2): last subject and
-    last prompt token of both.
+    prompts, sources: n id lists each; put, take (n, 2): last subject and last prompt token of both;
+    answers: n own and n other first tokens. Returns (L, 3) numbers and (L, 3) sums of moved
+    margins, by layer and POSITIONS, and the sum of margins between the two prompts.
     """
     device = next(model.parameters()).device
-    n = len(answers)
-    names = [name_of(model, "block", layer) for layer in range(n_layers(model))]
+    n = len(prompts)
+    layers = range(n_layers(model))
+    blocks = [name_of(model, "block", layer) for layer in layers]
+    mlps = [name_of(model, "mlp", layer) for layer in layers]
     ids, _ = pad(prompts, device=device)
     source, _ = pad(sources, device=device)
-    with capture(model, names) as outputs:
-        run(model, inputs_embeds=model.get_input_embeddings()(source))
-    every = torch.arange(n, device=device)
     take = take.to(device)
-    ends = (torch.arange(2 * n, device=device), put[:, 1].repeat(2).to(device))
-    wanted = torch.tensor(answers * 2, device=device)
+    every = torch.arange(n, device=device)
+    own, other = (torch.tensor(side, device=device) for side in answers)
+    with capture(model, blocks + mlps, stop=False) as outputs:
+        there = _logits(model, source, (every, take[:, 1]))
+    here = _logits(model, ids, (every, put[:, 1].to(device)))
+
+    def margin(logits):
+        return logits[every, other] - logits[every, own]
+
+    ends = (torch.arange(3 * n, device=device), put[:, 1].repeat(3).to(device))
+    at_subject = torch.arange(2 * n, 3 * n)
     hits = []
-    for name in names:
-        values = torch.cat([outputs[name][every, take[:, column]] for column in (0, 1)])
-        with _put(model, name, torch.arange(2 * n), put.T.reshape(-1), values):
-            logits = _logits(model, ids.repeat(2, 1), ends)
-        hits.append((logits.argmax(-1) == wanted).view(2, n).sum(1))
-    return torch.stack(hits).cpu().numpy()
+    moved = []
+    for layer in layers:
+        states = [outputs[blocks[layer]][every, take[:, column]] for column in (0, 1)]
+        with contextlib.ExitStack() as hooks:
+            hooks.enter_context(_put(model, blocks[layer], torch.arange(2 * n),
+                                     put.T.reshape(-1), torch.cat(states)))
+            for name in mlps[max(0, layer - window // 2):layer - window // 2 + window]:
+                values = outputs[name][every, take[:, 0]]
+                hooks.enter_context(_put(model, name, at_subject, put[:, 0], values))
+            parts = _logits(model, ids.repeat(3, 1), ends).split(n)
+        hits.append([(part.argmax(-1) == other).sum().item() for part in parts])
+        moved.append([(margin(part) - margin(here)).double().sum().item() for part in parts])
+    whole = (margin(there) - margin(here)).double().sum().item()
+    return np.array(hits), np.array(moved), whole

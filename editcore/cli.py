@@ -35,8 +35,8 @@ Texts = option("--texts", "FILE.txt", "text for the second moments of keys, one 
                "default: texts.txt in the model's folder, else what the model itself writes")
 Moments = option("--stats", "FILE", "ready second moments, tensors C/{module}")
 Contexts = option("--contexts", "FILE", "context templates; default: sampled from the model")
-Settings = option("--set", "NAME=VALUE ...", "the editor's: layer=3 layers=0,1 lambda=200",
-                  kind=list[str])
+Settings = option("--set", "NAME=VALUE ...", "the editor's: layer=3 layers=0,1 lambda=200; or "
+                  "@FILE, which `site` writes", kind=list[str])
 Words = option("-p", "NAME VALUE ...", "parameters, as in -p n_edits 300 orders 0,1",
                kind=list[str])
 Seed = option("--seed", "N", "of everything that is drawn", kind=int)
@@ -89,14 +89,15 @@ def edit(model: Model, facts: Facts, output: Output,
     if texts and stats:
         raise ValueError("give --texts or --stats, not both")
     records = read_facts(facts)
-    configure(editor, pairs(set), model)    # a wrong word is found before the model is loaded
+    chosen = commands.settings(set, editor)
+    configure(editor, chosen, model)        # a wrong word is found before the model is loaded
     size = batch_size if batch_size is not None else 1 if sequential else len(records)
     if size < 1:
         raise ValueError(f"--batch-size must be at least 1, found {size}")
     inputs = {"texts": read_lines(texts) if texts else None, "moments": stats or None,
               "contexts": templates.read(contexts) if contexts else None}
     net, tok = commands.load_model(model, device, dtype)
-    config, prepared = prepare(net, tok, editor, **inputs, seed=seed, pilot=records, **pairs(set))
+    config, prepared = prepare(net, tok, editor, **inputs, seed=seed, pilot=records, **chosen)
     began = time.monotonic()
     total = commands.edit_all(net, tok, records, editor, config, prepared=prepared, size=size,
                               sequential=sequential)
@@ -200,10 +201,45 @@ def disabling(facts: Facts,
     tok = prediction.tokenizer(tokenizer or model)
     table = None
     if model:
-        run = make_run(model=model, facts=facts, editor="rome", settings=pairs(set), texts=texts,
+        run = make_run(model=model, facts=facts, editor="rome",
+                       settings=commands.settings(set, "rome"), texts=texts,
                        stats=stats, contexts=contexts, seed=seed, dtype=dtype, device=device)
         table = denominators(run, records)
     say(prediction.listing(tok, records, table, len(unreadable)).rstrip("\n"))
+
+
+@app.command(epilog="example: python -m editcore moments gpt2-xl --layers 13,14,15,16,17 "
+             "-o gpt2-xl.safetensors")
+def moments(model: Model, output: Output, texts: Texts = "",
+            layers: option("--layers", "N,N|all", "whose keys") = "all",
+            tokens: option("--tokens", "N", "of the texts, in order; default: all", kind=int) = 0,
+            seed: Seed = 0, dtype: Dtype = "float32", device: Device = ""):
+    """Count the second moments of keys that ROME's and MEMIT's families need, into a file."""
+    from editcore.model import resolve
+
+    outputs.check_file(output, resolve(model), texts)
+    counted = commands.count_moments(model, texts, layers, tokens=tokens, seed=seed, dtype=dtype,
+                                     device=device)
+    counted.save(output)
+    say(f"{output}: {len(counted.moments)} layers, {counted.count} tokens")
+
+
+@app.command(epilog="example: python -m editcore site smollm2 -o site-smollm2")
+def site(model: Model, facts: Annotated[str, typer.Argument(metavar="[FACTS.json]", help="facts "
+                                        "that the model may know; default: beside it")] = "",
+         texts: Texts = "", stats: Moments = "",
+         held_out: option("--held-out", "FILE.txt", "passages for perplexity") = "",
+         layers: option("--layers", "N,N", "to try; default: where MLPs carry the answer") = "",
+         number: option("--facts", "N", "facts edited at every point", kind=int) = 8,
+         seed: Seed = 0, device: Device = "", output: Output = "site"):
+    """Find the layer and settings with which single edits work best: patching, then a sweep."""
+    from editcore import site as search
+    from editcore.model import resolve
+
+    outputs.check_folder(output, resolve(model), facts, texts, stats)
+    place = commands.site_inputs(model, facts, texts, stats=stats, held_out=held_out, seed=seed,
+                                 number=number, device=device)
+    say(search.search(place, output, commands.numbers(layers, "--layers")))
 
 
 # ── studies and reports ─────────────────────────────────────────────────────────────────────────

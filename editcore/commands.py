@@ -40,6 +40,22 @@ def pairs(words):
     return dict(word.split("=", 1) for word in words)
 
 
+def settings(words, editor):
+    """Return {name: text or value} of words NAME=VALUE and @FILE, which `site` wrote."""
+    from editcore.files import read_json
+
+    values = {}
+    for word in words:
+        if not word.startswith("@"):
+            values |= pairs([word])
+            continue
+        table = read_json(word[1:])
+        if not isinstance(table, dict) or not isinstance(table.get(editor), dict):
+            raise ValueError(f"{word[1:]}: no settings of {editor} in it")
+        values |= table[editor]
+    return values
+
+
 def settings_line(editor):
     """Return an editor's settings with their defaults, as one line; "?": published per model."""
     from editcore.editors import EDITORS
@@ -70,6 +86,51 @@ def load_model(name, device, dtype, change=None, *, force=False):
         raise ValueError(f"the edit was made for other weights than {name}'s; --force takes it all "
                          "the same")
     return net.to(dtype_of(dtype)) if dtype else net, tok
+
+
+def numbers(text, option):
+    """Return the whole numbers of a text like "1,2,3"; "" gives none."""
+    try:
+        return [int(word) for word in text.split(",")] if text else []
+    except ValueError:
+        raise ValueError(f"{option} is {text!r}, but must be numbers as in 0,1,2") from None
+
+
+def count_moments(name, texts, layers, *, tokens, seed, dtype, device):
+    """Return the Moments of a model's layers ("0,1" or "all") with the hashes of their model."""
+    from editcore import generate, moments
+    from editcore.files import read_lines
+    from editcore.model import n_layers, name_of
+
+    chosen = [] if layers == "all" else numbers(layers, "--layers")
+    lines = read_lines(texts) if texts else None
+    net, tok = load_model(name, device, dtype)
+    chosen = chosen or range(n_layers(net))
+    for layer in chosen:
+        name_of(net, "mlp_out", layer)
+    lines = lines or generate.default_texts(net, tok, tokens, seed)
+    counted = moments.second_moments(net, tok, lines, chosen, moments.CountSettings(tokens=tokens))
+    return dataclasses.replace(counted, source=moments.source(net, tok))
+
+
+def site_inputs(name, facts, texts, *, stats, held_out, seed, number, device):
+    """Return the Inputs of `site` from files; those not given are looked for beside the model."""
+    from editcore import site
+    from editcore.facts import read_facts
+    from editcore.files import read_lines
+    from editcore.study.run import data_files
+
+    paths = data_files(name)
+    facts = facts or paths.get("facts")
+    if not facts:
+        raise ValueError(f"site: give facts; there is no facts.json beside model {name!r}")
+    records = read_facts(facts)
+    passages = held_out or paths.get("held_out")
+    passages = read_lines(passages) if passages else ()
+    lines = read_lines(texts) if texts else ()
+    net, tok = load_model(name, device, "float32")
+    return site.inputs(net, tok, records, held_out=passages, texts=lines, stats=stats,
+                       number=number, seed=seed)
 
 
 def edit_all(net, tok, facts, editor, config, *, prepared, size, sequential):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from editcore.files import cache_folder, read_json, sha256_text, write_json
+from editcore.files import cache_folder, read_json, read_lines, sha256_text, write_json
 from editcore.likelihood import prefix_cache, repeated
-from editcore.model import content_hash, in_out, max_length, module_of
+from editcore.model import content_hash, in_out, max_length, module_of, resolve
 from editcore.progress import bar
 from editcore.tokens import batches, common, encode, pad_id, text_start
 
@@ -76,6 +76,12 @@ def own_texts(model, tok, n_tokens=0, seed=0, folder=None):
     if not path.is_file():
         write_json(path, _sampled_texts(model, tok, n_tokens, seed))
     return read_json(path)
+
+
+def default_texts(model, tok, n_tokens=0, seed=0, folder=None):
+    """The lines of texts.txt beside the model where there is one, else `own_texts`."""
+    beside = Path(resolve(model.config.name_or_path)) / "texts.txt"
+    return read_lines(beside) if beside.is_file() else own_texts(model, tok, n_tokens, seed, folder)
 
 
 def _sampled_texts(model, tok, n_tokens, seed):

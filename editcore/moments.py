@@ -19,6 +19,7 @@ class Moments:
 
     moments: dict           # module name -> C (m, m), float32 or float64
     count: int              # tokens that were counted; 0 if the file did not say
+    source: dict = field(default_factory=dict)      # `source` of what they were counted on, or {}
     factors: dict = field(default_factory=dict, repr=False, compare=False)  # cache of `factor`
 
     def factor(self, name):
@@ -47,9 +48,26 @@ class Moments:
         return torch.cholesky_solve(columns, lower).reshape(keys.shape)
 
     def save(self, path):
-        """Write a safetensors file: a tensor C/{module} each, the token count in the metadata."""
+        """Write a safetensors file: a tensor C/{module} each, count and source in the metadata."""
         tensors = {f"C/{name}": moment for name, moment in self.moments.items()}
-        save_tensors(path, tensors, {"format": "editcore-stats-1", "count": self.count})
+        about = {"format": "editcore-stats-1", "count": self.count}
+        save_tensors(path, tensors, about | self.source)
+
+    def check(self, model, tok, label):
+        """Return self; ValueError if it was counted on another model, dtype or tokenizer."""
+        here = source(model, tok) if self.source else {}
+        for key, value in self.source.items():
+            if here[key] != value:
+                raise ValueError(f"{label}: second moments of another model or tokenizer ({key} "
+                                 f"{value[:16]}, here {here[key][:16]}); count them for this "
+                                 "one: python -m editcore moments MODEL -o FILE")
+        return self
+
+
+def source(model, tok):
+    """What second moments depend on beside texts: {"model_hash", "tokenizer_hash"}."""
+    return {"model_hash": content_hash(model),
+            "tokenizer_hash": sha256_text(tok.backend_tokenizer.to_str())}
 
 
 def load(path):
@@ -61,7 +79,8 @@ def load(path):
         raise ValueError(f"{path}: not a file of second moments, or damaged (count {count!r})")
     if not moments:
         raise ValueError(f"{path}: no tensor C/… in it")
-    return Moments(moments, count)
+    known = {key: str(metadata[key]) for key in ("model_hash", "tokenizer_hash") if key in metadata}
+    return Moments(moments, count, known)
 
 
 @dataclass(frozen=True)
@@ -123,7 +142,8 @@ def cached(model, tok, texts, layers, folder, settings=None):
     """
     settings = settings or CountSettings()
     counted = "Count" + str(settings).removeprefix("CountSettings")     # as in the first files
-    base = sha256_text(content_hash(model), tok.backend_tokenizer.to_str(), sha256_text(*texts),
+    origin = source(model, tok)
+    base = sha256_text(origin["model_hash"], tok.backend_tokenizer.to_str(), sha256_text(*texts),
                        counted)
     names = {layer: name_of(model, settings.part, layer) for layer in layers}
     paths = {layer: Path(folder) / f"C-{sha256_text(base, name)[:24]}.safetensors"
@@ -132,7 +152,8 @@ def cached(model, tok, texts, layers, folder, settings=None):
     if missing:
         new = second_moments(model, tok, texts, missing, settings)
         for layer in missing:
-            Moments({names[layer]: new.moments[names[layer]]}, new.count).save(paths[layer])
+            part = {names[layer]: new.moments[names[layer]]}
+            Moments(part, new.count, origin).save(paths[layer])
     files = [load(paths[layer]) for layer in layers]
     moments = {name: moment for file in files for name, moment in file.moments.items()}
-    return Moments(moments, files[0].count)
+    return Moments(moments, files[0].count, files[0].source)

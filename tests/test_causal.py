@@ -211,10 +211,11 @@ def test_patching_is_the_written_out_version():
                 logits, _ = forward(model, ids, put={("state", layer): (put, states[layer][take])})
                 hit = logits[-1].argmax().item() == target_ids(tok, other.target_true)[0]
                 hits[position, layer] = hits.get((position, layer), 0) + hit
-    assert {(row.position, row.layer): row.value for row in table.itertuples()} == {
+    states = table[table["position"] != "mlp"]
+    assert {(row.position, row.layer): row.value for row in states.itertuples()} == {
         key: value / 5 for key, value in hits.items()
     }
-    assert 0 < table["value"].mean() < 1 and set(table["n"]) == {5}
+    assert 0 < states["value"].mean() < 1 and set(table["n"]) == {5}
 
 
 def test_the_last_state_carries_the_answer_and_the_subject_no_more(llama):
@@ -260,3 +261,32 @@ def test_one_error_names_the_record(gpt2):
     )
     with pytest.raises(ValueError, match="none of 2 facts has a partner"):
         causal.patching(model, tok, [ends, some(1)[0]])
+
+
+def test_margins_and_windows_of_mlps_are_the_written_out_version():
+    tok = byte_tokenizer()
+    facts = some()
+    model = taught(make("gpt2", len(tok), layers=4, dtype=torch.float64), tok, facts)
+    table = causal.patching(model, tok, facts, count=5, seed=2, max_tokens=60)
+    table = table.set_index(["position", "layer"])["margin"]
+    moved = {}
+    apart = 0.0
+    for one, other in causal._partners(tok, facts, 5, 2):
+        own, wanted = (target_ids(tok, fact.target_true)[0] for fact in (one, other))
+        ids, source = (tok(fact.text)["input_ids"] for fact in (one, other))
+        put, take = (with_subject(tok, fact.prompt, fact.subject)[1] for fact in (one, other))
+        outputs = forward(model, source)[1]
+        here, there = (forward(model, row)[0][-1] for row in (ids, source))
+        begin = here[wanted] - here[own]
+        apart += there[wanted] - there[own] - begin
+        for layer in range(4):
+            window = range(max(0, layer - 1), min(4, layer + 2))
+            changes = {"subject": {("state", layer): (put, outputs["state"][layer][take])},
+                       "mlp": {("mlp", i): (put, outputs["mlp"][i][take]) for i in window}}
+            for position, change in changes.items():
+                logits = forward(model, ids, put=change)[0][-1]
+                margin = logits[wanted] - logits[own] - begin
+                moved[position, layer] = moved.get((position, layer), 0) + margin
+    for key, value in moved.items():
+        assert table[key] == pytest.approx((value / apart).item(), abs=1e-9)
+    assert table["mlp", 0] != table["mlp", 3]

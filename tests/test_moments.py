@@ -1,10 +1,14 @@
 """editcore.moments: a plain sum, an inverse, files that are met by content only."""
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
-from conftest import make
+from conftest import byte_tokenizer, make
 from safetensors.torch import save_file
 
+from editcore import cli, editors
 from editcore import moments as module
 from editcore.hooks import capture, run
 from editcore.model import name_of
@@ -92,6 +96,62 @@ def test_damaged_files_are_named(tensors, metadata, words, tmp_path):
     save_file(tensors, tmp_path / "c.safetensors", metadata)
     with pytest.raises(ValueError, match=f"c.safetensors: {words}"):
         load(tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize("other, words", [
+    (lambda gpt2: gpt2, None),
+    (lambda gpt2: (make("gpt2", 400, seed=1), gpt2[1]), "c.safetensors: .* another .*model_hash"),
+    (lambda gpt2: (copy.deepcopy(gpt2[0]).bfloat16(), gpt2[1]), "another .*model_hash"),
+    (lambda gpt2: (gpt2[0], byte_tokenizer(399)), "another .*tokenizer_hash"),
+])
+def test_moments_of_another_model_are_refused(gpt2, texts, tmp_path, other, words):
+    path = tmp_path / "c.safetensors"
+    counted = cached(*gpt2, texts, [0], tmp_path)
+    counted.save(path)
+    unnamed = Moments(counted.moments, counted.count)
+    model, tok = other(gpt2)
+    settings = {"layer": 0, "contexts": ("{}",), "cache": tmp_path}
+    if words is None:
+        _, prepared = editors.prepare(model, tok, moments=path, **settings)
+        assert prepared.moments.count == counted.count
+    else:
+        for moments in (path, counted):
+            with pytest.raises(ValueError, match=words.removeprefix("c.safetensors: .* ")):
+                editors.prepare(model, tok, moments=moments, **settings)
+    unnamed.save(path)      # as older files are
+    editors.prepare(model, tok, moments=path, **settings)
+
+
+def test_the_command_writes_a_file_that_edit_takes(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "cache"))
+    words = ["moments", str(place), "--layers", "1,2", "-o", "c.safetensors"]
+    assert cli.main(words) == 0
+    assert "2 layers" in capsys.readouterr().out
+    assert len(load("c.safetensors").moments) == 2
+    assert set(load("c.safetensors").source) == {"model_hash", "tokenizer_hash"}
+    Path("settings.json").write_text('{"rome": {"layer": 1, "steps": 2}}')
+    monkeypatch.setattr(module, "second_moments", None)     # nothing is counted any more
+    edit = ["edit", str(place), str(place / "facts.json"), "--editor", "rome", "--set",
+            "@settings.json", "--stats", "c.safetensors", "-o", "d.safetensors"]
+    assert cli.main(edit) == 0
+    for bad, words in (("memit", "no settings of memit"), ("rome", "no such file")):
+        edit[4] = bad
+        edit[6] = "@settings.json" if bad == "memit" else "@none.json"
+        assert cli.main(edit) == 2
+        assert words in capsys.readouterr().err
+    assert cli.main(["moments", str(place), "--layers", "9", "-o", "e"]) == 2
+    assert "layer 9: the model has layers 0 to 3" in capsys.readouterr().err
+
+
+def test_edits_count_once(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    edit = ["edit", str(place), str(place / "facts.json"), "--editor", "rome", "--set", "layer=1",
+            "steps=1", "-o", "d.safetensors"]
+    assert cli.main(edit) == 0
+    monkeypatch.setattr(module, "second_moments", None)
+    assert cli.main(edit) == 0
 
 
 def test_the_cache_is_met_by_content(gpt2, texts, tmp_path, monkeypatch):

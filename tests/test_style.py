@@ -25,8 +25,8 @@ LAYERS = {
     "measuring": {"metrics", "fewshot", "causal", "disabling", "knowledge"},
     "study": {"study"},
     "instructedit": {"instructedit"},
-    "front": {"analysis", "figures", "safety", "planning", "pages", "report", "commands", "cli",
-              "__main__"},
+    "front": {"analysis", "figures", "site", "safety", "planning", "pages", "report", "commands",
+              "cli", "__main__"},
 }
 RANKS = {module: rank for rank, layer in enumerate(LAYERS.values()) for module in layer}
 

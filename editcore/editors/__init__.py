@@ -9,9 +9,8 @@ from pathlib import Path
 from editcore import fit, templates
 from editcore.editors.prepare import EditorInputs, Prepared
 from editcore.editors.settings import read
-from editcore.files import cache_folder, read_lines
-from editcore.generate import own_texts
-from editcore.model import resolve
+from editcore.files import cache_folder
+from editcore.generate import default_texts
 
 __all__ = ["EDITORS", "Editor", "EditorInputs", "Prepared", "configure", "edit", "prepare"]
 
@@ -158,9 +157,7 @@ def prepare(model, tok, editor="rome", *, texts=None, moments=None, contexts=Non
     if EDITORS[editor].needs_moments:
         contexts = contexts or templates.cached(model, tok, config.context_groups, seed, cache)
         if moments is None and texts is None:
-            beside = Path(resolve(name)) / "texts.txt"
-            texts = read_lines(beside) if beside.is_file() else \
-                own_texts(model, tok, config.n_tokens, seed, cache)
+            texts = default_texts(model, tok, config.n_tokens, seed, cache)
     inputs = EditorInputs(tuple(texts or ()), moments, tuple(contexts or ()), seed, cache,
                           tuple(pilot))
     return config, EDITORS[editor].prepare(model, tok, config, inputs)
@@ -187,8 +184,12 @@ def configure(editor, settings=None, model=""):
     missing = [key for key, field in fields.items()
                if field.default is dataclasses.MISSING and key not in values]
     if missing:
-        raise ValueError(f"{editor}: nothing is published for model {str(model)!r} (only for "
-                         f"{', '.join(paper)}); give {', '.join(missing)}")
+        known = []
+        for name, values in paper.items():
+            known.append(" ".join([name, *(f"{key}={values.get(key)}" for key in missing)]))
+        raise ValueError(f"{editor}: nothing is published for model {str(model)!r}; give "
+                         f"{', '.join(missing)}, or let `python -m editcore site MODEL` sweep it "
+                         f"(published: {', '.join(known).replace(' (', '(')})")
     return config(**values)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from editcore import moments, templates
 from editcore.editors.target_value import encode_facts, optimise
-from editcore.model import name_of
+from editcore.model import in_out, module_of, name_of
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,14 @@ def prepare_layers(model, tok, layers, inputs, config, site=None):
 
 def _second_moments(model, tok, layers, inputs, config):
     if isinstance(inputs.moments, moments.Moments):
-        return inputs.moments
+        return inputs.moments.check(model, tok, "moments")
     if inputs.moments is not None:
-        return moments.load(inputs.moments)
+        return moments.load(inputs.moments).check(model, tok, inputs.moments)
     if not inputs.texts:
-        raise ValueError("second moments: give texts to count them on, or a file of them")
+        wide, _ = in_out(module_of(model, "mlp_out", layers[0]))
+        raise ValueError(f"second moments: give texts, or a file that `moments` writes; {wide} "
+                         f"dimensions take some {max(20_000, 4 * wide):,} tokens of running text "
+                         "like the model's own, as generate.own_texts writes")
     settings = moments.CountSettings(tokens=config.n_tokens, length=config.length)
     if inputs.cache is None:
         return moments.second_moments(model, tok, inputs.texts, layers, settings)

@@ -134,6 +134,22 @@ def dtype_of(name):
     return getattr(torch, name)
 
 
+def data_files(model):
+    """Return {"facts", "texts", ...: Path} of what lies beside a model, or in data/ for it."""
+    folders = [Path(resolve(model))]
+    if short_name(model) in DATA:
+        folders.insert(0, DATA[short_name(model)])      # what lies beside the model comes first
+    paths = {}
+    for folder in folders:
+        paths |= {name: folder / file for name, file in BESIDE.items()
+                  if _there(name, folder / file)}
+    return paths
+
+
+def _there(name, path):
+    return path.is_file() or name == "tasks" and path.is_dir()
+
+
 def input_files(run):
     """Check a run and return {"facts", "texts", ...: Path} of its files, without those it lacks.
 
@@ -144,20 +160,12 @@ def input_files(run):
     if EDITORS[run.editor].makes_patch:
         raise ValueError(f"run: {run.editor} edits beside the weights, but runs of many edits "
                          "know weights only")
-    paths = {}
-    folders = [Path(resolve(run.model))]
-    if short_name(run.model) in DATA:
-        folders.append(DATA[short_name(run.model)])
+    paths = data_files(run.model)
     for name in ("facts", "texts", "stats", "contexts", "held_out", "tasks"):
         wanted = getattr(run, name)
-        places = [Path(wanted)] if wanted else [folder / BESIDE.get(name, "-")
-                                                for folder in folders]
-        existing = [path for path in places
-                    if path.is_file() or name == "tasks" and path.is_dir()]
-        if existing:
-            paths[name] = existing[0]
-        elif wanted:
+        if wanted and not _there(name, Path(wanted)):
             raise FileNotFoundError(f"run: {name}: {wanted}: no such file")
+        paths |= {name: Path(wanted)} if wanted else {}
     if "facts" not in paths:
         raise FileNotFoundError(f"run: facts: give a facts file; there is no {BESIDE['facts']} "
                                 f"beside model {run.model!r}, or no such model")

@@ -228,7 +228,7 @@ def test_published_settings_and_defaults_are_within_their_ranges(name):
 
 
 @pytest.mark.parametrize("inputs, error, words", [
-    ({}, ValueError, "give texts to count them on, or a file of them"),
+    ({}, ValueError, "give texts, or a file .*128 dimensions take some 20,000 tokens"),
     ({"moments": "nothing.safetensors"}, FileNotFoundError, "nothing.safetensors"),
     ({"contexts": ("A. {}",), "texts": ("Rome",)}, ValueError, "must be the plain prompt"),
     ({"texts": ("Rome is old.",)}, ValueError, "not positive definite: .* take more texts"),

@@ -1,0 +1,288 @@
+"""Find where and with which settings to edit a model: patching names layers, a sweep the rest.
+
+    inputs = site.inputs(model, tok, facts, held_out=passages)
+    where = site.patching(inputs)                       # DataFrame position, layer, margin
+    points = site.sweep(inputs, site.candidates(where)) # DataFrame of ES, PS, NS ... by setting
+    site.choose(points)                                 # {editor: {field: value}}
+
+At every point each of a few facts that the model knows is edited alone into the unedited model.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from editcore import causal, generate, knowledge, metrics, moments, templates
+from editcore.editors import EDITORS, prepare
+from editcore.facts import order
+from editcore.files import atomic, cache_folder, sha256_text, write_json
+from editcore.model import content_hash, in_out, module_of, n_layers, name_of
+from editcore.progress import bar
+from editcore.tokens import encode
+
+ASKED = 400             # facts of which it is asked whether the model knows them
+PATCHED = 24            # pairs of facts in the patching
+LAYERS = 6              # layers that are tried
+READ = 3                # edits after which perplexity is taken ...
+TOKENS = 400            # ... of so many tokens
+LEAST = 0.05            # share of the margin that MLPs at the last layer worth trying carry
+TIE = 0.01              # scores S as close as this are equal: the smaller update is taken
+CONTEXTS = (templates.TemplateGroup(10, 1, templates.STARTS),)      # MEMIT's, for all editors
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A model, what it is asked and where its moments come from."""
+
+    model: object
+    tok: object
+    known: list             # facts that the model knows, for the patching
+    facts: list             # those of them that are edited
+    held_out: str           # text for perplexity
+    texts: tuple            # texts for second moments ...
+    stats: str              # ... or the file of them; "": counted
+    contexts: tuple         # context templates
+    seed: int
+    cache: str              # folder of what is kept by content
+
+    @property
+    def key(self):
+        """A hash of all that the results depend on."""
+        parts = [self.known, self.facts, self.held_out, self.texts, self.contexts, self.seed]
+        return sha256_text(content_hash(self.model), *parts)[:16]
+
+
+def inputs(model, tok, facts, *, held_out=(), texts=(), stats="", number=8, seed=0, cache=None):
+    """Choose `number` facts that the model knows, of as many relations, and take its templates.
+
+    Facts that open their prompt are left out: some of them are disabling edits. texts: default as
+    `generate.default_texts`; held_out: default is the model's own text. ValueError if the model
+    knows too few.
+    """
+    cache = str(cache or cache_folder())
+    asked = order(facts, seed)[:ASKED]
+    hits = knowledge.known(model, tok, asked, cache)
+    known = [fact for fact, hit in zip(asked, hits) if hit]
+    usable = [fact for fact in known if fact.paraphrases and fact.neighbours
+              and not fact.prompt.startswith("{}")]
+    first = {}
+    for fact in usable:
+        first.setdefault(fact.relation or fact.prompt, fact)
+    others = [fact for fact in usable if fact not in first.values()]
+    chosen = [*first.values(), *others][:number]
+    if len(chosen) < number:
+        raise ValueError(f"site: {number} facts wanted that the model knows, with paraphrases and "
+                         f"neighbours, but of {len(asked)} there are {len(chosen)}")
+    texts = tuple(texts) or () if stats else tuple(
+        texts or generate.default_texts(model, tok, seed=seed, folder=cache))
+    passages = list(held_out) or generate.own_texts(model, tok, 2 * TOKENS, seed + 1, cache)
+    (ids,) = encode(tok, [" ".join(passages[:100])])
+    contexts = templates.cached(model, tok, CONTEXTS, seed, cache)
+    text = tok.decode(ids[:TOKENS], skip_special_tokens=True)
+    return Inputs(model, tok, known, chosen, text, texts, str(stats), contexts, seed, cache)
+
+
+def patching(inputs):
+    """The DataFrame of `causal.patching` over the known facts."""
+    return causal.patching(inputs.model, inputs.tok, inputs.known, count=PATCHED, seed=inputs.seed)
+
+
+def candidates(where, number=LAYERS):
+    """Up to `number` layers from 0 to the last at which MLPs carry LEAST of the answer's margin."""
+    mlp = where[where["position"] == "mlp"]
+    last = mlp.loc[mlp["margin"] >= LEAST, "layer"].max()
+    last = 0 if np.isnan(last) else int(last)
+    return sorted(set(np.linspace(0, last, number).round().astype(int).tolist()))
+
+
+def count(inputs, layers):
+    """The second moments of all layers that a sweep over `layers` may edit."""
+    if inputs.stats:
+        return moments.load(inputs.stats).check(inputs.model, inputs.tok, inputs.stats)
+    last = min(max(layers) + 1, n_layers(inputs.model) - 1)
+    return moments.cached(inputs.model, inputs.tok, inputs.texts, range(last + 1), inputs.cache)
+
+
+def sweep(inputs, layers, measure=None):
+    """A DataFrame editor, settings, S, ES, ... of ROME by layer, then its clamp and lr; MEMIT
+    around ROME's best layer, then its λ and clamp; FT-L's ε.
+
+    measure(editor, settings) -> row; default: `point`, which edits.
+    """
+    if measure is None:
+        counted = count(inputs, layers)
+        unedited = _perplexity(inputs)
+
+        def measure(editor, settings):
+            return point(inputs, editor, settings, counted=counted, unedited=unedited)
+
+    rows = [measure("rome", {"layer": layer, "lr": 0.5, "clamp": 4.0}) for layer in layers]
+    best = sorted(rows, key=lambda row: -row["S"])[:2]
+    rows += [measure("rome", row["settings"] | {"clamp": clamp})
+             for row in best for clamp in (1.0, 2.0)]
+    best = choose(pd.DataFrame(rows))["rome"]
+    rows += [measure("rome", best | {"lr": lr}) for lr in (0.1, 1.0)]
+    layer = best["layer"]
+    wide, _ = in_out(module_of(inputs.model, "mlp_out", 0))
+    last = min(layer + 1, n_layers(inputs.model) - 1)
+    windows = [tuple(range(max(0, last - size), last + 1)) for size in (1, 2, 3)]
+    memit = [measure("memit", {"layers": window, "lambda_": _round(2 * wide), "clamp": 0.75})
+             for window in dict.fromkeys(windows)]
+    for changes in ([{"lambda_": _round(wide / 5)}, {"lambda_": _round(10 * wide)}],
+                    [{"clamp": 0.5}, {"clamp": 1.5}]):
+        best = choose(pd.DataFrame(memit))["memit"]
+        memit += [measure("memit", best | change) for change in changes]
+    rows += memit
+    rows += [measure("ft", {"epsilon": epsilon}) for epsilon in (1e-3, 2e-3, 5e-3, 1e-2)]
+    return pd.DataFrame(rows)
+
+
+def point(inputs, editor, settings, *, counted, unedited):
+    """One row of `sweep`: scores of each fact edited alone, means over the facts.
+
+    relative: ‖ΔW‖ / ‖W‖, mean over edited matrices; perplexity: times that of the unedited model;
+    seconds per edit.
+    """
+    model, tok, facts = inputs.model, inputs.tok, inputs.facts
+    began = time.monotonic()
+    config, prepared = prepare(model, tok, editor, moments=counted, contexts=inputs.contexts,
+                               seed=inputs.seed, cache=inputs.cache, **settings)
+    deltas = EDITORS[editor].edit_each(model, tok, facts, config, prepared)
+    seconds = (time.monotonic() - began) / len(facts)
+    rows = []
+    relative = []
+    perplexity = []
+    for number, (fact, delta) in enumerate(zip(facts, deltas)):
+        relative += [delta.norm(name) / model.get_parameter(name).double().norm().item()
+                     for name in delta.changes if name.endswith(".weight")]
+        with delta.applied(model):
+            rows += metrics.measure(model, tok, [fact])
+            perplexity += [_perplexity(inputs) / unedited] if number < READ else []
+    mean = metrics.means(rows)
+    return {"editor": editor, "settings": settings, "S": metrics.score(rows),
+            "ES": mean["ES"], "PS": mean["PS"], "NS": mean["NS"], "relative": np.mean(relative),
+            "perplexity": np.mean(perplexity), "seconds": seconds}
+
+
+def choose(points):
+    """{editor: settings} of the highest S; of those within TIE the smallest ‖ΔW‖ / ‖W‖."""
+    chosen = {}
+    for editor, rows in points.groupby("editor", sort=False):
+        best = rows[rows["S"] >= rows["S"].max() - TIE]
+        chosen[editor] = best.loc[best["relative"].idxmin(), "settings"]
+    return chosen
+
+
+def everywhere(chosen):
+    """`choose`'s settings also for the editors that share the published ones of a chosen editor."""
+    return {name: chosen[base] for base in chosen for name, editor in EDITORS.items()
+            if editor.config is EDITORS[base].config and editor.paper is EDITORS[base].paper}
+
+
+def search(inputs, folder, layers=()):
+    """Patching and sweep, kept in `folder` point by point; returns a text with the tables.
+
+    Writes patching.csv, sweep.csv, site.png and settings.json. What the folder holds of the same
+    model and facts is not done again.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    key = inputs.key
+    where = read(folder / "patching.csv", key)
+    if where.empty:
+        where = patching(inputs)
+        _write(where.assign(key=key), folder / "patching.csv")
+    layers = list(layers) or candidates(where)
+    for layer in layers:
+        name_of(inputs.model, "mlp_out", layer)
+    points = sweep(inputs, layers, _remembering(inputs, layers, folder / "sweep.csv", key))
+    chosen = choose(points)
+    write_json(folder / "settings.json", everywhere(chosen))
+    fig = draw(where, points)
+    with atomic(folder / "site.png") as file:
+        fig.savefig(file, dpi=144)
+    plt.close(fig)
+    shown = where.pivot(index="layer", columns="position", values="margin")
+    lines = [f"{editor}: {settings}" for editor, settings in chosen.items()]
+    return "\n".join(["share of the answer's margin that is carried", shown.round(2).to_string(),
+                      "", points.round(3).to_string(index=False), "", *lines,
+                      f"{folder / 'settings.json'}: for `edit --set @FILE`"])
+
+
+def read(path, key=""):
+    """The DataFrame of a file that `search` wrote, of one key if there is one; empty without it."""
+    if not Path(path).is_file():
+        return pd.DataFrame()
+    table = pd.read_csv(path)
+    table = table[table["key"] == key] if key else table
+    if "settings" in table:
+        table["settings"] = [json.loads(text) for text in table["settings"]]
+    return table.drop(columns="key")
+
+
+def draw(where, points):
+    """A figure of three panels: patching by layer, ROME by layer, all points."""
+    fig, axes = plt.subplots(1, 3, figsize=(9.0, 2.8), layout="constrained")
+    names = {"subject": "state, last subject token", "last": "state, last prompt token",
+             "mlp": "3 MLPs, last subject token"}
+    table = where.assign(what=where["position"].map(names))
+    sns.lineplot(table, x="layer", y="margin", hue="what", style="what", ax=axes[0])
+    axes[0].set(title="Answer carried", ylabel="share of the margin")
+    axes[0].legend(title="", fontsize=6)
+    rome = points[points["editor"] == "rome"]
+    settings = pd.DataFrame(list(rome["settings"]), index=rome.index)
+    rome = rome.join(settings)[settings["lr"] == 0.5]
+    rome = rome.melt(["layer", "clamp"], ["ES", "PS", "NS"], "score")
+    sns.lineplot(rome, x="layer", y="value", hue="score", style="clamp", markers=True,
+                 errorbar=None, ax=axes[1])
+    axes[1].set(title="ROME", ylabel="", ylim=(-0.04, 1.04))
+    axes[1].legend(title="", fontsize=6)
+    sns.scatterplot(points, x="relative", y="S", hue="editor", style="editor", ax=axes[2])
+    chosen = choose(points)
+    best = points[[row["settings"] == chosen[row["editor"]] for _, row in points.iterrows()]]
+    axes[2].scatter(best["relative"], best["S"], s=90, facecolors="none", edgecolors="black")
+    axes[2].set(title="Every point; chosen ones ringed", xlabel="‖ΔW‖ / ‖W‖", xscale="log")
+    axes[2].legend(title="", fontsize=6)
+    return fig
+
+
+def _remembering(inputs, layers, path, key):
+    """`measure` for `sweep` that keeps every row in a file."""
+    table = read(path, key)
+    known = {(row["editor"], json.dumps(row["settings"])): row for row in table.to_dict("records")}
+    once = []       # moments and the unedited perplexity, taken when the first row is missing
+
+    def measure(editor, settings):
+        word = (editor, json.dumps(settings))
+        if word not in known:
+            if not once:
+                once.extend([count(inputs, layers), _perplexity(inputs)])
+            for _ in bar([0], f"{editor} {settings}"):
+                row = point(inputs, editor, settings, counted=once[0], unedited=once[1])
+            known[word] = row
+            line = row | {"settings": json.dumps(settings), "key": key}
+            old = pd.read_csv(path) if path.is_file() else pd.DataFrame()
+            _write(pd.concat([old, pd.DataFrame([line])]), path)
+        return known[word] | {"settings": settings}
+
+    return measure
+
+
+def _write(table, path):
+    with atomic(path) as file:
+        table.to_csv(file, index=False)
+
+
+def _perplexity(inputs):
+    return metrics.perplexity(inputs.model, inputs.tok, [inputs.held_out])
+
+
+def _round(value):
+    """A number to one leading digit."""
+    return float(f"{value:.0e}")
