@@ -9,7 +9,7 @@ import torch
 from filelock import FileLock
 
 from editcore.files import cache_folder, read_json, sha256_text, write_json
-from editcore.likelihood import states
+from editcore.likelihood import head, states
 from editcore.model import content_hash, max_length
 from editcore.progress import bar
 from editcore.tokens import batches, encode_pairs, pad
@@ -22,18 +22,22 @@ def known(model, tok, facts, cache=None):
 
     It must begin with target_true, case as it is, and a word must end there: "Swedish" is not
     "Swede". A fact without target_true, one that is too long for the model, and one whose answer
-    the tokenizer cannot write are not known. Kept in `cache` (default: `files.cache_folder()`) by
-    weights, tokenizer, prompts and answers.
+    the tokenizer cannot write are not known. Every prompt is asked once: the answers are kept in
+    `cache` (default: `files.cache_folder()`) by weights and tokenizer, prompt and answer.
     """
-    asked = [(fact.text, fact.target_true) for fact in facts]
-    texts = [part for pair in asked for part in pair]
-    key = sha256_text(content_hash(model), tok.backend_tokenizer.to_str(), *texts)
+    asked = {sha256_text(fact.text, fact.target_true): (fact.text, fact.target_true)
+             for fact in facts}
+    key = sha256_text(content_hash(model), tok.backend_tokenizer.to_str())
     path = Path(cache or cache_folder()) / f"known-{key[:24]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):       # several processes ask once
-        if not path.is_file():
-            write_json(path, _written(model, tok, asked))
-    return read_json(path)
+    with FileLock(path.with_suffix(".lock")):       # another process may be asking
+        hits = read_json(path) if path.is_file() else {}
+        missing = [name for name in asked if name not in hits]
+        if missing:
+            answers = _written(model, tok, [asked[name] for name in missing])
+            hits |= dict(zip(missing, answers))
+            write_json(path, hits)
+    return [hits[sha256_text(fact.text, fact.target_true)] for fact in facts]
 
 
 def _written(model, tok, asked):
@@ -70,7 +74,7 @@ def _best(model, rows, sizes):
     places = [(b, t) for b, (row, size) in enumerate(zip(rows, sizes))
               for t in range(len(row) - size - 1, len(row))]
     picked = hidden[tuple(torch.tensor(places).T)]
-    best = model.get_output_embeddings()(picked).argmax(-1).cpu()
+    best = head(model, picked).argmax(-1).cpu()
     return [part.tolist() for part in best.split([size + 1 for size in sizes])]
 
 

@@ -136,12 +136,11 @@ def read(model, scoring):
 
     Log-probabilities are float32 or better; the whole measurement is copied to the host at once.
     """
-    head = model.get_output_embeddings()
-    values = [torch.empty(2, 0, device=head.weight.device)]
+    values = [torch.empty(2, 0, device=model.get_output_embeddings().weight.device)]
     cache = prefix_cache(model, scoring.prefix)
     for batch in scoring.batches:
         hidden = states(model, batch.ids, repeated(cache, len(batch.ids))).flatten(0, 1)
-        values += [_read(head(hidden[chunk.place]), chunk) for chunk in batch.chunks]
+        values += [_read(head(model, hidden[chunk.place]), chunk) for chunk in batch.chunks]
     values = torch.cat(values, 1).double().cpu().numpy()[:, scoring.back]
     return Scores(values[0], values[1] > 0, scoring.starts, scoring.sizes)
 
@@ -197,9 +196,24 @@ def above(model, inputs):
     return model.get_submodule(layout(model).norm)(hidden)
 
 
+def head(model, hidden):
+    """(..., V) logits of states (..., d) after the final norm, in float32 or better.
+
+    A head in half precision is widened for the product: logits that are rounded to eight bits tie,
+    and a tie fails every comparison.
+    """
+    layer = model.get_output_embeddings()
+    wide = torch.promote_types(layer.weight.dtype, torch.float32)
+    if layer.weight.dtype == wide:
+        return layer(hidden)
+    bias = getattr(layer, "bias", None)
+    bias = bias if bias is None else bias.to(wide)
+    return torch.nn.functional.linear(hidden.to(wide), layer.weight.to(wide), bias)
+
+
 def _read(logits, chunk):
     """(2, E): log P of the wanted tokens and whether each is the most likely, of logits (P, V)."""
-    logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    logp = logits.log_softmax(-1)
     hits = logits.argmax(-1)[chunk.entry] == chunk.token
     return torch.stack([logp[chunk.entry, chunk.token], hits.to(logp.dtype)])
 

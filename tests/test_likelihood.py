@@ -123,3 +123,14 @@ def test_the_blocks_above_go_on_from_what_enters_one(kind, layer):
     inputs = enter(model, ids, layer)
     assert torch.equal(above(model, inputs), states(model, ids))
     assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gptj"])
+def test_half_precision_logits_are_not_rounded(kind):
+    model = make(kind, VOCABULARY, layers=1, dtype=torch.bfloat16)
+    hidden = torch.randn(5, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    layer = model.get_output_embeddings()
+    exact = hidden.double() @ layer.weight.double().T
+    exact = exact if layer.bias is None else exact + layer.bias.double()
+    torch.testing.assert_close(likelihood.head(model, hidden).double(), exact, rtol=0, atol=1e-5)
+    assert len(likelihood.head(model, hidden).unique()) > len(layer(hidden).unique())
