@@ -17,8 +17,10 @@ PLANS = shlex.split(str(config.get("plans", "")))   # with full notebooks; all o
 MODELS = shlex.split(str(config.get("models", "")))
 WORDS = shlex.split(str(config.get("words", "")))   # parameters of all runs, NAME VALUE ...
 NOTEBOOKS = ["--notebooks", config.get("notebooks", "notebooks")]
-OUT = config.get("out", "results/runs")
-REPORTS = config.get("reports", "results/study/reports" if FULL else "results/reports")
+OUT = str(config.get("out", "results/runs"))
+REPORTS = str(config.get("reports", "results/study/reports" if FULL else "results/reports"))
+if set("{}") & {*OUT, *REPORTS}:
+    raise ValueError("--config out and reports: braces cannot stand in a place")
 
 MODEL_WORDS = ["--model", *MODELS] if MODELS else []
 PARAMETERS = ["-p", *WORDS] if WORDS else []
@@ -40,7 +42,7 @@ rule report:
     input: finished
     output: f"{REPORTS}/index.html"
     threads: 2
-    shell: REPORT
+    shell: "{REPORT}"
 
 
 rule runs:
@@ -52,6 +54,6 @@ rule run:
     output: update(f"{OUT}/{{id}}/run.json"), update(f"{OUT}/{{id}}/rows.parquet")
     log: f"{OUT}/{{id}}/log.txt"
     wildcard_constraints: id=r"[\w.+-]+"
-    threads: config.get("threads", 1)
-    resources: gpu=config.get("gpu", 0)
+    threads: int(config.get("threads", 1))
+    resources: gpu=int(config.get("gpu", 0))
     shell: "OMP_NUM_THREADS={threads} {STUDY} --only {wildcards.id:q} > {log:q} 2>&1"

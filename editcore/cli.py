@@ -2,6 +2,7 @@
 
 import dataclasses
 import multiprocessing
+import os
 import shutil
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from editcore import commands, outputs
 from editcore.commands import pairs, spread
 
 # Commands import what they need themselves: torch takes seconds, and --help needs none of it.
+RESUMED = ("study", "report", "run", "train")     # they go on where they were stopped
 MANIFEST = Path(__file__).parents[1] / "data/manifest.toml"
 
 
@@ -24,9 +26,9 @@ def argument(metavar, help, kind=str):
     return Annotated[kind, typer.Argument(metavar=metavar, help=help)]
 
 
-def option(name, metavar, help, *more, kind=str):
-    """Return the type of an option; more: its other names."""
-    return Annotated[kind, typer.Option(name, *more, metavar=metavar, help=help)]
+def option(name, metavar, help, *more, kind=str, **limits):
+    """Return the type of an option; more: its other names; limits: min, max of a number."""
+    return Annotated[kind, typer.Option(name, *more, metavar=metavar, help=help, **limits)]
 
 
 Model = argument("MODEL", '"pocket", a model folder, or a Hugging Face name')
@@ -39,11 +41,12 @@ Settings = option("--set", "NAME=VALUE ...", "the editor's: layer=3 layers=0,1 l
                   "@FILE, which `site` writes", kind=list[str])
 Words = option("-p", "NAME VALUE ...", "parameters, as in -p n_edits 300 orders 0,1",
                kind=list[str])
-Seed = option("--seed", "N", "of everything that is drawn", kind=int)
+Seed = option("--seed", "N", "of everything that is drawn", kind=int, min=0,
+              max=2 ** 32 - 1)
 Dtype = option("--dtype", "NAME", "of the weights: float32, float16, bfloat16; default: float32, "
-               "or the edit's")
+               "or the edit's; of `apply`: that of the model's files")
 Device = option("--device", "NAME", "default: a GPU where there is one")
-Workers = option("--workers", "N", "processes", kind=int)
+Workers = option("--workers", "N", "processes", kind=int, min=1)
 Force = option("--force", None, "even if it is done, or was made for other weights", kind=bool)
 Full = option("--full", None, "with the parameters of the full study", kind=bool)
 Notebooks = option("--notebooks", "DIR", "folder of the notebooks")
@@ -76,7 +79,7 @@ def edit(model: Model, facts: Facts, output: Output,
          sequential: option("--sequential", None, "every update edits the model as those before "
                             "left it; default: the unedited model", kind=bool) = False,
          batch_size: option("--batch-size", "N", "facts per update; default: all, or 1 with "
-                            "--sequential", kind=int) = None,
+                            "--sequential", kind=int, min=1) = None,
          seed: Seed = 0, dtype: Dtype = "float32", device: Device = ""):
     """Edit facts into a model and write the change of its weights."""
     from editcore import model as models
@@ -84,6 +87,7 @@ def edit(model: Model, facts: Facts, output: Output,
     from editcore.editors import configure, prepare
     from editcore.facts import read_facts
     from editcore.files import read_lines, sha256
+    from editcore.study.run import check_prompts
 
     outputs.check_file(output, models.resolve(model), facts, texts, stats, contexts)
     if texts and stats:
@@ -92,26 +96,29 @@ def edit(model: Model, facts: Facts, output: Output,
     chosen = commands.settings(set, editor)
     configure(editor, chosen, model)        # a wrong word is found before the model is loaded
     size = batch_size if batch_size is not None else 1 if sequential else len(records)
-    if size < 1:
-        raise ValueError(f"--batch-size must be at least 1, found {size}")
     inputs = {"texts": read_lines(texts) if texts else None, "moments": stats or None,
               "contexts": templates.read(contexts) if contexts else None}
     net, tok = commands.load_model(model, device, dtype)
+    check_prompts(tok, records, models.max_length(net))
     config, prepared = prepare(net, tok, editor, **inputs, seed=seed, pilot=records, **chosen)
+    templates_used = tuple(getattr(prepared, "contexts", ()) or ("{}",))
+    check_prompts(tok, records, models.max_length(net), templates=templates_used)
     began = time.monotonic()
-    total = commands.edit_all(net, tok, records, editor, config, prepared=prepared, size=size,
-                              sequential=sequential)
+    total, reported = commands.edit_all(net, tok, records, editor, config, prepared=prepared,
+                                        size=size, sequential=sequential)
     models.synchronize(next(net.parameters()).device)
     seconds = time.monotonic() - began
+    likely = commands.most_likely(net, tok, records, total)
     total = dataclasses.replace(total, info={
         "editor": editor, "settings": dataclasses.asdict(config), "model": model,
         "model_hash": models.content_hash(net), "dtype": dtype, "facts": Path(facts).name,
         "facts_hash": sha256(facts), "edits": len(records), "batch_size": size,
         "sequential": sequential, "seed": seed,
         "contexts": list(getattr(prepared, "contexts", ())), "seconds": seconds,
-        "seconds_per_edit": seconds / len(records)})
+        "seconds_per_edit": seconds / len(records), "most_likely": likely, **reported})
     total.save(output)
     say(f"{output}: {len(records)} facts, {seconds / len(records):.3f} s per edit")
+    say(f"  {sum(likely)} of {len(records)} new answers are now the most likely ones")
     for name in sorted(getattr(total, "changes", None) or total.parts):
         say(f"  {name}  norm {total.norm(name):.4f}")
 
@@ -124,11 +131,12 @@ def apply(model: Model, delta: argument("DELTA.safetensors", "what `edit` wrote"
     from editcore.model import resolve
 
     outputs.check_folder(output, resolve(model), delta, new=True)
-    folder = Path(output)
+    folder = Path(output).resolve()
     change = load(delta)
     if not hasattr(change, "changes"):
         raise ValueError(f"{delta}: works beside the weights and cannot be written into them")
-    net, tok = commands.load_model(model, device, dtype, change, force=force)
+    net, tok = commands.load_model(model, device, dtype or commands.stored_dtype(model), change,
+                                   force=force)
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -140,7 +148,7 @@ def apply(model: Model, delta: argument("DELTA.safetensors", "what `edit` wrote"
         beside.replace(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    say(folder)
+    say(output)
 
 
 @app.command(epilog="example: python -m editcore evaluate pocket facts.json --delta "
@@ -370,11 +378,17 @@ def main(words=None):
     except typer.TyperException as error:
         message = f"{error.format_message()} (python -m editcore COMMAND --help)"
     except KeyboardInterrupt:
-        sys.stderr.write("editcore: interrupted; the same command goes on from here\n")
+        resumes = words[:1] and words[0] in RESUMED
+        end = "the same command goes on from here" if resumes else "nothing was written"
+        sys.stderr.write(f"editcore: interrupted; {end}\n")
         return 130
     except (ValueError, OSError, RuntimeError) as error:
         message = str(error)
-    sys.stderr.write(f"editcore: {' '.join(message.split())}\n")
+    except Exception as error:      # of a library: a reader is not helped by pages of its lines
+        if os.environ.get("EDITCORE_TRACEBACK"):
+            raise
+        message = f"{type(error).__name__}: {error} (EDITCORE_TRACEBACK=1 shows where)"
+    sys.stderr.write(f"editcore: {' '.join(message.split()) or 'failed'}\n")
     return 2
 
 

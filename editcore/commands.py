@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import inspect
+import math
 from pathlib import Path
 
 # Imports that take seconds (torch) stand in the functions: --help needs none of them.
 SEVERAL = ("--set", "--metrics", "--model", "-p")   # options of many words
 LARGEST = 2 ** 30   # bytes of a data set whose size is not known
+STORED = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 GROUP = 16      # independent single edits that are solved together
 
 
@@ -133,13 +135,39 @@ def site_inputs(name, facts, texts, *, stats, held_out, seed, number, device):
                        number=number, seed=seed)
 
 
+def stored_dtype(name):
+    """Return the dtype that most weights have in a model's files, such as "float16"."""
+    from collections import Counter
+
+    from safetensors import safe_open
+    from transformers import AutoConfig
+
+    from editcore.model import resolve
+    from editcore.study.run import DTYPES
+
+    sizes = Counter()
+    for path in Path(resolve(name)).glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            for key in file.keys():     # noqa: SIM118
+                tensor = file.get_slice(key)
+                sizes[STORED.get(tensor.get_dtype())] += math.prod(tensor.get_shape())
+    if sizes:
+        return sizes.most_common(1)[0][0] or "float32"
+    dtype = str(AutoConfig.from_pretrained(name, trust_remote_code=False).dtype)
+    return dtype.removeprefix("torch.") if dtype.removeprefix("torch.") in DTYPES else "float32"
+
+
 def edit_all(net, tok, facts, editor, config, *, prepared, size, sequential):
-    """Return the sum of all updates of `size` facts, on the unedited model or one after another."""
+    """Return the sum of all updates of `size` facts, on the unedited model or one after another.
+
+    Also what the editor reports of each fact: {"losses": [...], ...}.
+    """
     from editcore.editors import EDITORS
     from editcore.progress import bar
 
     method = EDITORS[editor]
     total = None
+    reported = {}
     alone = size == 1 and not sequential
     step = GROUP if alone else size
     for start in bar(range(0, len(facts), step), f"{editor} edits"):
@@ -151,11 +179,24 @@ def edit_all(net, tok, facts, editor, config, *, prepared, size, sequential):
             if not update.is_finite():
                 raise ValueError(f"the update for record {group[0].case_id} and those with it is "
                                  "not finite")
+            for name, values in update.info.items():
+                if isinstance(values, list):
+                    reported.setdefault(name, []).extend(values)
             total = update if total is None else total + update
             if sequential:
                 prepared = method.remember(prepared, getattr(update, "keys", {}), config)
     weights = {name: net.get_parameter(name) for name in getattr(total, "changes", ())}
-    return method.finish(total, weights, config)
+    return method.finish(total, weights, config), reported
+
+
+def most_likely(net, tok, facts, change):
+    """Return for each fact whether its new answer is what the edited model finds most likely."""
+    from editcore.metrics import measure
+
+    with change.applied(net):
+        rows = measure(net, tok, facts, ("ES",))
+    exact = {row["fact"]: row["value"] == 1 for row in rows if row["metric"] == "ES_exact"}
+    return [exact.get(fact.case_id, False) for fact in facts]
 
 
 def planned(names, words, models, *, full, notebooks):

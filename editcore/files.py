@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -74,13 +75,17 @@ def read_lines(path, limit=0):
 
 def save_tensors(path, tensors, metadata):
     """Write a safetensors file; metadata values that are no strings are written as JSON."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file  # torch takes seconds to import
 
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     texts = {name: value if isinstance(value, str) else json.dumps(value)
              for name, value in metadata.items()}
     with atomic(path) as tmp:
-        save_file(tensors, tmp, metadata=texts)
+        try:
+            save_file(tensors, tmp, metadata=texts)
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written ({error})") from error
 
 
 def load_tensors(path, device="cpu"):
@@ -114,7 +119,9 @@ def sha256_text(*parts):
 
 def cache_folder():
     """Where caches lie: $EDITCORE_CACHE, else editcore in $XDG_CACHE_HOME or ~/.cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if home.startswith("~"):    # a user without a home
+        home = f"{tempfile.gettempdir()}/cache-{os.getuid()}"
     return Path(os.environ.get("EDITCORE_CACHE") or Path(home) / "editcore")
 
 

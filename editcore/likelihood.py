@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from editcore.hooks import called, first
 from editcore.model import layout, module_of, n_layers, name_of
+from editcore.progress import bar
 from editcore.tokens import batches, common, pad
 
 LOGITS = 2 ** 25    # entries of logits that the head computes at a time (128 MB in float32)
@@ -138,7 +139,7 @@ def read(model, scoring):
     """
     values = [torch.empty(2, 0, device=model.get_output_embeddings().weight.device)]
     cache = prefix_cache(model, scoring.prefix)
-    for batch in scoring.batches:
+    for batch in bar(scoring.batches, "answers", delay=10):
         hidden = states(model, batch.ids, repeated(cache, len(batch.ids))).flatten(0, 1)
         values += [_read(head(model, hidden[chunk.place]), chunk) for chunk in batch.chunks]
     values = torch.cat(values, 1).double().cpu().numpy()[:, scoring.back]

@@ -276,7 +276,7 @@ def check_publish(out_dir, target):
     """Return the folder to publish into; ValueError if it holds, or is, anything but a report."""
     check_folder(target)
     path = Path(target).resolve()
-    for place in (ROOT, Path.cwd(), Path("~").expanduser()):
+    for place in (ROOT, Path.cwd(), Path(os.path.expanduser("~"))):
         if path in (place, *place.parents):
             raise ValueError(f"{target}: holds {place}; give a folder that is the report's alone")
     source = Path(out_dir).resolve()

@@ -2,8 +2,12 @@
 
 import contextlib
 import html
+import json
 import os
 import re
+import shutil
+import sys
+import tempfile
 
 import nbformat
 import pandas as pd
@@ -126,6 +130,86 @@ def test_a_notebook_is_run_again_only_if_something_changed(built):
 def test_a_failed_cell_is_named(built, tmp_path):
     with pytest.raises(RuntimeError, match="10_bad.ipynb: cell 2 failed with KeyError: 'no <fac"):
         report.run_notebook(built[0] / "10_bad.ipynb", {}, tmp_path)
+
+
+@pytest.fixture
+def findings(monkeypatch, tmp_path):
+    """An index page that lists the reports alone."""
+    (tmp_path / "findings.md").write_text("# What?\n\n<!-- reports -->\n")
+    monkeypatch.setattr(pages, "FINDINGS", tmp_path / "findings.md")
+
+
+KILL = "import os, signal, sys\nprint(sys.executable)\nos.kill(os.getpid(), signal.SIGKILL)"
+
+
+def test_a_killed_kernel_fails_its_page_and_the_index_and_no_other(findings, tmp_path):
+    notebook(tmp_path / "nb/10_dead.ipynb", "# Dead?", "1 + 1", KILL)
+    notebook(tmp_path / "nb/20_live.ipynb", "# Alive?", "2 + 2")
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError, match="10_dead failed"):
+        report.build(tmp_path / "nb", out)
+    assert "This notebook failed: " in (out / "10_dead.html").read_text()
+    assert ">2</pre>" in (out / "10_dead.html").read_text(), "what ran before is kept"
+    assert "This notebook failed: " not in (out / "20_live.html").read_text()
+    index = (out / "index.html").read_text()
+    assert index.count('class="failed"') == index.count("<td>done</td>") == 1
+    with pytest.raises(RuntimeError, match="10_dead.ipynb: Kernel died"):
+        report.run_notebook(tmp_path / "nb/10_dead.ipynb", {}, out)
+
+
+def test_a_start_that_fails_keeps_the_copy_before(findings, tmp_path, monkeypatch):
+    path = notebook(tmp_path / "nb/10_a.ipynb", "# Well?", "1 + 1")
+    report.build(path.parent, tmp_path / "out")
+    before = (tmp_path / "out/10_a.ipynb").read_text()
+
+    def fails(*_, **__):
+        raise OSError("no socket")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report.papermill, "execute_notebook", fails)
+        patch.setattr(report.processes, "in_processes", lambda work, jobs, workers: (
+            (stem, pytest.raises(RuntimeError, list, work(*job)).value)
+            for stem, job in jobs.items()))
+        with pytest.raises(RuntimeError, match="10_a failed .it could not be executed again: 10_a"):
+            report.build(path.parent, tmp_path / "out", force=True)
+        with pytest.raises(RuntimeError, match="10_a.ipynb: no socket"):
+            report.run_notebook(path, {}, tmp_path / "out", force=True)
+    assert (tmp_path / "out/10_a.ipynb").read_text() == before
+
+
+def test_a_page_that_cannot_be_rendered_costs_no_other(built, tmp_path, monkeypatch, findings):
+    for name in ("00_first", "20_last"):
+        shutil.copy(built[1] / f"{name}.ipynb", tmp_path)
+    page = pages.write_page
+
+    def failing(notebook, path, **more):
+        if path.stem == "00_first" and "failure" not in notebook.metadata:
+            raise KeyError("broken")
+        return page(notebook, path, **more)
+
+    monkeypatch.setattr(pages, "write_page", failing)
+    monkeypatch.setattr(pages, "write_cases", None)
+    with pytest.raises(RuntimeError, match="00_first failed .it cannot be rendered: 'broken'.; c"):
+        pages.write_report([tmp_path / "00_first.ipynb", tmp_path / "20_last.ipynb"], tmp_path)
+    index = (tmp_path / "index.html").read_text()
+    assert "failed: it cannot be rendered" in index and index.count("<td>done</td>") == 1
+
+
+@pytest.mark.parametrize("place", ["kernels", "long"])
+def test_surroundings_do_not_matter(tmp_path, monkeypatch, place):
+    if place == "kernels":
+        spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "x",
+                "language": "python"}
+        (tmp_path / "kernels/python3").mkdir(parents=True)
+        (tmp_path / "kernels/python3/kernel.json").write_text(json.dumps(spec))
+        monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    else:
+        folder = tmp_path / ("t" * 120)
+        folder.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    path = notebook(tmp_path / "nb/10_a.ipynb", "# Well?", "import sys\nsys.executable")
+    page = report.run_notebook(path, {}, tmp_path / "out")
+    assert sys.executable in page.read_text()
 
 
 @pytest.mark.parametrize("values, message", [

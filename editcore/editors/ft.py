@@ -10,6 +10,7 @@ from editcore.editors.target_value import adam
 from editcore.editors.teacher_forcing import check_finite, encode_batch, nll
 from editcore.hooks import capture
 from editcore.model import is_input_first, module_of, name_of
+from editcore.progress import bar
 from editcore.suffix import head, quick, resume, start
 
 
@@ -81,7 +82,7 @@ def _batch(model, tok, facts, last_position):
 def _descend(model, state, keys, batch, change, *, facts, config):
     """Run Adam on `change` ([D (m, d), e (d,) if there is a bias]) in place."""
     moments = [(torch.zeros_like(part), torch.zeros_like(part)) for part in change]
-    for step in range(config.steps):
+    for step in bar(range(config.steps), "steps of fine-tuning", delay=10):
         live = [part.clone().requires_grad_() for part in change]
         moved = keys @ live[0]
         for bias in live[1:]:

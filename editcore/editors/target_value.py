@@ -13,6 +13,7 @@ import torch
 from editcore.editors.rowwise import each_row
 from editcore.hooks import capture
 from editcore.model import batch_tokens, max_length, name_of
+from editcore.progress import bar
 from editcore.suffix import head, quick, resume, start
 from editcore.tokens import batches, check_lengths, encode_pairs, pad, with_subject
 
@@ -111,7 +112,7 @@ def optimise(model, facts, site, config, versions=None):
     chunks = list(batches(lengths, batch_tokens(device)))
     with quick(model):
         parts = [_optimise(model, [facts[i] for i in chunk], site, config, versions)
-                 for chunk in chunks]
+                 for chunk in bar(chunks, "target values", delay=10)]
     order = torch.tensor(list(chain(*chunks))).argsort().tolist()
     losses = list(chain(*(part.losses for part in parts)))
     tensors = {name: torch.cat([getattr(part, name) for part in parts])[order]
@@ -132,7 +133,7 @@ def _optimise(model, facts, site, config, versions):
     counts = torch.zeros(len(facts), dtype=torch.long)      # evaluations that were hits
     active = torch.arange(len(facts))
     reference = None
-    for step in range(config.steps):
+    for step in bar(range(config.steps), "steps of target values", delay=10):
         last = step == config.steps - 1     # it evaluates and does not step
         live = delta[active].requires_grad_(not last)
         with torch.set_grad_enabled(not last):

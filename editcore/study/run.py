@@ -102,9 +102,11 @@ def check_run(run):
     for field in dataclasses.fields(Run):
         value = getattr(run, field.name)
         least = {"batch_size": 1, "checkpoint_every": 1, "order": -1}.get(field.name, 0)
-        if isinstance(field.default, int) and field.name != "seed" and value < least:
+        if isinstance(field.default, int) and value < least:
             sense = f"at least {least}" if least else "not negative"
             raise ValueError(f"run: {field.name} must be {sense}, found {value}")
+    if run.seed >= 2 ** 32:
+        raise ValueError(f"run: seed must be less than 2 ** 32, found {run.seed}")
     dtype_of(run.dtype)
     check_device(run.device)
     for name in ("measure", "before", "final"):
