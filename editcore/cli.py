@@ -109,13 +109,13 @@ def edit(model: Model, facts: Facts, output: Output,
     models.synchronize(next(net.parameters()).device)
     seconds = time.monotonic() - began
     likely = commands.most_likely(net, tok, records, total)
-    total = dataclasses.replace(total, info={
+    total = dataclasses.replace(total, info=reported | {
         "editor": editor, "settings": dataclasses.asdict(config), "model": model,
         "model_hash": models.content_hash(net), "dtype": dtype, "facts": Path(facts).name,
         "facts_hash": sha256(facts), "edits": len(records), "batch_size": size,
         "sequential": sequential, "seed": seed,
         "contexts": list(getattr(prepared, "contexts", ())), "seconds": seconds,
-        "seconds_per_edit": seconds / len(records), "most_likely": likely, **reported})
+        "seconds_per_edit": seconds / len(records), "most_likely": likely})
     total.save(output)
     say(f"{output}: {len(records)} facts, {seconds / len(records):.3f} s per edit")
     say(f"  {sum(likely)} of {len(records)} new answers are now the most likely ones")
