@@ -41,8 +41,7 @@ Settings = option("--set", "NAME=VALUE ...", "the editor's: layer=3 layers=0,1 l
                   "@FILE, which `site` writes", kind=list[str])
 Words = option("-p", "NAME VALUE ...", "parameters, as in -p n_edits 300 orders 0,1",
                kind=list[str])
-Seed = option("--seed", "N", "of everything that is drawn", kind=int, min=0,
-              max=2 ** 32 - 1)
+Seed = option("--seed", "N", "of everything that is drawn", kind=int, min=0, max=2 ** 32 - 1)
 Dtype = option("--dtype", "NAME", "of the weights: float32, float16, bfloat16; default: float32, "
                "or the edit's; of `apply`: that of the model's files")
 Device = option("--device", "NAME", "default: a GPU where there is one")
@@ -220,7 +219,8 @@ def disabling(facts: Facts,
              "-o gpt2-xl.safetensors")
 def moments(model: Model, output: Output, texts: Texts = "",
             layers: option("--layers", "N,N|all", "whose keys") = "all",
-            tokens: option("--tokens", "N", "of the texts, in order; default: all", kind=int) = 0,
+            tokens: option("--tokens", "N", "of the texts, in order; default: all", kind=int,
+                           min=0) = 0,
             seed: Seed = 0, dtype: Dtype = "float32", device: Device = ""):
     """Count the second moments of keys that ROME's and MEMIT's families need, into a file."""
     from editcore.model import resolve
@@ -238,7 +238,8 @@ def site(model: Model, facts: Annotated[str, typer.Argument(metavar="[FACTS.json
          texts: Texts = "", stats: Moments = "",
          held_out: option("--held-out", "FILE.txt", "passages for perplexity") = "",
          layers: option("--layers", "N,N", "to try; default: where MLPs carry the answer") = "",
-         number: option("--facts", "N", "facts edited at every point", kind=int) = 8,
+         number: option("--facts", "N", "facts edited at every point", kind=int,
+                       min=1) = 8,
          seed: Seed = 0, device: Device = "", output: Output = "site"):
     """Find the layer and settings with which single edits work best: patching, then a sweep."""
     from editcore import site as search
