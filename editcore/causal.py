@@ -17,6 +17,7 @@ from editcore.hooks import capture, replaced
 from editcore.likelihood import plan, read, states
 from editcore.model import layout, max_length, n_layers, name_of
 from editcore.progress import bar
+from editcore.suffix import head
 from editcore.tokens import (
     answer_ids,
     batches,
@@ -193,8 +194,7 @@ def _logits(model, ids, places):
     """Logits in float32 or better at some places [:, places] of ids (B, T), right-padded."""
     hidden = states(model, ids)
     hidden = hidden[:, places] if isinstance(places, slice) else hidden[places]
-    logits = model.get_output_embeddings()(hidden)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return head(model, hidden)
 
 
 def _averaged(rows):

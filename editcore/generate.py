@@ -10,6 +10,7 @@ from editcore.files import cache_folder, read_json, read_lines, sha256_text, wri
 from editcore.likelihood import prefix_cache, repeated
 from editcore.model import content_hash, in_out, max_length, module_of, resolve
 from editcore.progress import bar
+from editcore.suffix import quick
 from editcore.tokens import batches, common, encode, pad_id, text_start
 
 
@@ -32,11 +33,12 @@ def continuations(model, tok, prompts, n_new, *, top_k=0, generator=None, end=No
     ids = torch.empty(len(rows), n_new, dtype=torch.long)
     skip = common(rows, min((len(row) - 1 for row in rows), default=0))
     prefix = torch.tensor([rows[0][:skip] if skip else []], dtype=torch.long, device=model.device)
-    cache = prefix_cache(model, prefix)
-    for batch in batches([len(row) - skip + n_new for row in rows]):
-        ids[batch] = _continue(model, [rows[i][skip:] for i in batch], n_new, skip=skip,
-                               cache=cache, fill=pad_id(tok), top_k=top_k, generator=generator,
-                               end=end)
+    with quick(model):
+        cache = prefix_cache(model, prefix)
+        for batch in batches([len(row) - skip + n_new for row in rows]):
+            ids[batch] = _continue(model, [rows[i][skip:] for i in batch], n_new, skip=skip,
+                                   cache=cache, fill=pad_id(tok), top_k=top_k,
+                                   generator=generator, end=end)
     return ids
 
 

@@ -9,9 +9,10 @@ import torch
 from filelock import FileLock
 
 from editcore.files import cache_folder, read_json, sha256_text, write_json
-from editcore.likelihood import head, states
+from editcore.likelihood import states
 from editcore.model import content_hash, max_length
 from editcore.progress import bar
+from editcore.suffix import head
 from editcore.tokens import batches, encode_pairs, pad
 
 MAX_TOKENS = 2048       # of prompts and answers in one pass

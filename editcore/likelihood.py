@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from editcore.hooks import called, first
 from editcore.model import layout, module_of, n_layers, name_of
 from editcore.progress import bar
+from editcore.suffix import head, quick
 from editcore.tokens import batches, common, pad
 
 LOGITS = 2 ** 25    # entries of logits that the head computes at a time (128 MB in float32)
@@ -135,13 +136,14 @@ def shared(inputs):
 def read(model, scoring):
     """Score the continuations of a ScoringPlan: one pass of the base model per batch.
 
-    Log-probabilities are float32 or better; the whole measurement is copied to the host at once.
+    Logits are float32 or better; the whole measurement is copied to the host at once.
     """
     values = [torch.empty(2, 0, device=model.get_output_embeddings().weight.device)]
-    cache = prefix_cache(model, scoring.prefix)
-    for batch in bar(scoring.batches, "answers", delay=10):
-        hidden = states(model, batch.ids, repeated(cache, len(batch.ids))).flatten(0, 1)
-        values += [_read(head(model, hidden[chunk.place]), chunk) for chunk in batch.chunks]
+    with quick(model):
+        cache = prefix_cache(model, scoring.prefix)
+        for batch in bar(scoring.batches, "answers", delay=10):
+            hidden = states(model, batch.ids, repeated(cache, len(batch.ids))).flatten(0, 1)
+            values += [_read(head(model, hidden[chunk.place]), chunk) for chunk in batch.chunks]
     values = torch.cat(values, 1).double().cpu().numpy()[:, scoring.back]
     return Scores(values[0], values[1] > 0, scoring.starts, scoring.sizes)
 
@@ -195,21 +197,6 @@ def above(model, inputs):
     for layer, words in enumerate(inputs.calls, inputs.layer):
         hidden = first(module_of(model, "block", layer)(hidden, **words))
     return model.get_submodule(layout(model).norm)(hidden)
-
-
-def head(model, hidden):
-    """(..., V) logits of states (..., d) after the final norm, in float32 or better.
-
-    A head in half precision is widened for the product: logits that are rounded to eight bits tie,
-    and a tie fails every comparison.
-    """
-    layer = model.get_output_embeddings()
-    wide = torch.promote_types(layer.weight.dtype, torch.float32)
-    if layer.weight.dtype == wide:
-        return layer(hidden)
-    bias = getattr(layer, "bias", None)
-    bias = bias if bias is None else bias.to(wide)
-    return torch.nn.functional.linear(hidden.to(wide), layer.weight.to(wide), bias)
 
 
 def _read(logits, chunk):

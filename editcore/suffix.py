@@ -19,6 +19,8 @@ from transformers.pytorch_utils import Conv1D
 from editcore.hooks import Stop, called, capture, first
 from editcore.model import is_input_first, layout, module_of, n_layers, name_of
 
+HEAD_ROWS = 8192    # rows of a half-precision head that are cast to float32 at a time
+
 
 @dataclass(frozen=True)
 class Past:
@@ -120,9 +122,19 @@ def resume(model, state, hidden):
 
 
 def head(model, hidden):
-    """(..., V) logits of states (..., d) after the final norm, in float32 or better."""
-    logits = model.get_output_embeddings()(hidden)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    """(..., V) logits of states (..., d) after the final norm, in float32 or better.
+
+    Half precision would tie tokens: its steps are .5 at logits of 80. Only a part of the vocabulary
+    is cast at a time.
+    """
+    module = model.get_output_embeddings()
+    weight = module.weight
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    if weight.dtype == wide:
+        return module(hidden)
+    parts = [hidden.to(wide) @ part.to(wide).T for part in weight.split(HEAD_ROWS)]
+    bias = getattr(module, "bias", None)
+    return torch.cat(parts, -1) if bias is None else torch.cat(parts, -1) + bias.to(wide)
 
 
 @contextlib.contextmanager
@@ -144,10 +156,11 @@ def quick(model):
     """In the block, float32 linear maps on a CPU are computed by oneDNN (equal to rounding).
 
     Twice as fast as torch's choice, MKL, on processors where that leaves out the widest registers,
-    and no slower elsewhere. Maps whose weights take gradients stay as they are.
+    and no slower elsewhere. Maps whose weights take gradients stay as they are. Blocks may nest.
     """
     maps = [module for module in model.modules()
-            if type(module) in (torch.nn.Linear, Conv1D) and _suits(module)]
+            if type(module) in (torch.nn.Linear, Conv1D) and _suits(module)
+            and "forward" not in vars(module)]
     try:
         for module in maps:
             module.forward = partial(_mapped, module)

@@ -123,6 +123,20 @@ def test_quick_products_equal_the_modules_and_nothing_is_left(kind):
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+def test_the_head_of_a_half_precision_model_ties_no_tokens(monkeypatch):
+    monkeypatch.setattr(suffix, "HEAD_ROWS", 300)
+    model = make("gpt2", 1000, dtype=torch.bfloat16)
+    hidden = torch.randn(20, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    hidden[:, 0] = 8.0
+    with torch.no_grad():
+        model.lm_head.weight[:, 0] = -10.0      # logits near -80, as GPT-2's are
+        logits = suffix.head(model, hidden)
+        exact = hidden.double() @ model.lm_head.weight.double().T
+    assert logits.dtype == torch.float32
+    assert (logits - exact).abs().max() < 1e-4 < (model.lm_head(hidden) - exact).abs().max()
+    assert min(len(row.unique()) for row in logits) > 990
+
+
 def test_a_row_beyond_the_attention_window_is_refused():
     model = make("mistral", 50)
     model.config.sliding_window = 8

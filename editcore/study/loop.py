@@ -22,6 +22,7 @@ from editcore.model import free_gpu, resolve, synchronize
 from editcore.study import checkpoint, measure, results
 from editcore.study.checkpoint import RunState
 from editcore.study.run import Run, data_name, input_files, input_hashes, run_id, schedule
+from editcore.suffix import quick
 
 # What an edit may fail with although its facts were checked before.
 FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError)
@@ -151,6 +152,7 @@ def _edits(runs, out_dir, workers=1):
         small = 0 < sum(path.stat().st_size for path in weights) < SMALL
         torch.set_num_threads(1 if small else processes.free_threads(workers))
         _set_up(active, Path(out_dir) / "moments")
+        stack.enter_context(quick(active[0].context.model))
         yield from _steps(active)
         for each in active:
             _finish(each, together=len(active))
