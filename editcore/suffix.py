@@ -3,7 +3,8 @@
 A change at the output of block l, at one position of a row, leaves everything below l and before
 that position as it was (attention is causal). `start` runs the model once and keeps what later
 tokens read from earlier ones: keys and values of every block. `resume` then runs only the rest, for
-changed states. How a block is called is seen from a call of it: no architecture is named here.
+changed states; the tokens of many rows lie side by side in a few lanes, without padding. How a
+block is called is seen from a call of it: no architecture is named here.
 """
 
 import contextlib
@@ -18,8 +19,10 @@ from transformers.pytorch_utils import Conv1D
 
 from editcore.hooks import Stop, called, capture, first
 from editcore.model import is_input_first, layout, module_of, n_layers, name_of
+from editcore.tokens import pad
 
 HEAD_ROWS = 8192    # rows of a half-precision head that are cast to float32 at a time
+LANE = 64           # tokens of a lane: attention over it stays a small part of the work
 
 
 @dataclass(frozen=True)
@@ -54,27 +57,38 @@ class State:
     past: tuple             # (keys, values) of each block above, before that position
     calls: tuple            # per block above: (constant keyword arguments, name of its cache)
     shared: dict            # keyword arguments with an entry per row: mask, positions, embeddings
+    begin: torch.Tensor     # (B,) how many of the tokens in `past` a row has
     wanted: torch.Tensor    # (B, s) offsets in the suffix whose final states `resume` gives
-    top: dict               # `shared` of a last block that runs at wanted offsets only, or empty
+    apart: bool             # each row is a lane of its own, in order
+    lanes: object = None    # the same tokens as `resume` runs them: Lanes
 
     def rows(self, index):
         """The same State for some of the rows (index: int64 or bool tensor)."""
-        def pick(value):
-            return tuple(map(pick, value)) if isinstance(value, tuple) else value[index]
-
-        return replace(self, hidden=self.hidden[index], past=pick(self.past),
-                       shared={name: pick(value) for name, value in self.shared.items()},
-                       top={name: pick(value) for name, value in self.top.items()},
-                       wanted=self.wanted[index])
+        state = replace(self, **{name: _pick(getattr(self, name), index) for name in
+                                 ("hidden", "past", "shared", "begin", "wanted")})
+        return replace(state, lanes=_lanes(state))
 
 
-def start(model, ids, mask, *, begin, layer, wanted):
+@dataclass(frozen=True)
+class Lanes:
+    """Suffixes of rows side by side: G lanes of W tokens; a token sees its own row's only."""
+
+    tokens: torch.Tensor    # (G, W) places in the B S suffix tokens; padding repeats some token
+    past: tuple             # (keys, values) of each block above, (G, heads, P', head width)
+    shared: dict            # keyword arguments with an entry per lane
+    last: torch.Tensor      # (G, w) places in a lane at which the last block runs, if `top`
+    top: dict               # `shared` of a last block that runs at wanted offsets only, or empty
+    places: torch.Tensor    # (B, s) of the wanted tokens in what the last block gives, G w or G W
+
+
+def start(model, ids, mask, *, begin, layer, wanted, apart=False):
     """State at the output of block `layer` for the tokens of each row from position begin[row] on.
 
     ids, mask (B, T), right-padded; begin (B,) int64; wanted (B, s) offsets from there whose final
     states are wanted: the suffix ends with the largest. Runs all blocks on what stands before and
     the blocks up to `layer` on the suffix, without gradients: modules that a `capture` watches are
-    seen twice, last with the suffix. ValueError if a row exceeds the model's attention window.
+    seen twice, last with the suffix. apart: `resume` keeps the rows as they are, for hooks that
+    look at them. ValueError if a row exceeds the model's attention window.
     """
     window = getattr(model.config, "sliding_window", None)
     if window and ids.shape[1] > window:
@@ -92,12 +106,13 @@ def start(model, ids, mask, *, begin, layer, wanted):
     if call.get("position_embeddings") is not None:
         shared["position_embeddings"] = _at(call["position_embeddings"], positions)
     past = tuple((level.keys, level.values) for level in cache.layers)
-    below = State(-1, hidden, past, tuple(map(_call, calls)), shared, wanted, {})
+    calls = tuple(map(_call, calls))
     with torch.no_grad():
-        hidden = _blocks(model, below, hidden, layer + 1)
-    state = replace(below, layer=layer, hidden=hidden, past=past[layer + 1:],
-                    calls=below.calls[layer + 1:])
-    return replace(state, top=_top(state))
+        for number in range(layer + 1):
+            hidden = _block(model, number, calls[number], hidden, past=Past(*past[number]),
+                            shared=shared)
+    state = State(layer, hidden, past[layer + 1:], calls[layer + 1:], shared, begin, wanted, apart)
+    return replace(state, lanes=_lanes(state))
 
 
 def resume(model, state, hidden):
@@ -107,18 +122,24 @@ def resume(model, state, hidden):
     the last block reads keys and values of the whole suffix, and does the rest of its work at those
     offsets only.
     """
-    count = len(state.calls) - bool(state.top)
-    hidden = _blocks(model, state, hidden, count)
-    if state.top:
+    lanes = state.lanes
+    block = partial(_block, model)
+    hidden = hidden.flatten(0, 1).index_select(0, lanes.tokens.flatten())
+    hidden = hidden.unflatten(0, lanes.tokens.shape)                    # (G, W, d)
+    layers = range(state.layer + 1, n_layers(model))
+    *steps, last = zip(layers, state.calls, strict=True) if state.calls else [None]
+    for (layer, call), past in zip(steps, lanes.past):
+        hidden = block(layer, call, hidden, past=Past(*past), shared=lanes.shared)
+    if lanes.top:
         seen = []
         with contextlib.suppress(Stop):
-            _block(model, state, hidden, count, Tap(seen))
-        keys, values = (torch.cat(pair, -2) for pair in zip(state.past[-1], seen))
-        last = replace(state, shared=state.top)
-        hidden = _block(model, last, _at(hidden, state.wanted), count, Past(keys, values))
-    else:
-        hidden = _at(hidden, state.wanted)
-    return model.get_submodule(layout(model).norm)(hidden)
+            block(*last, hidden, past=Tap(seen), shared=lanes.shared)
+        past = [torch.cat(pair, -2) for pair in zip(lanes.past[-1], seen)]
+        hidden = block(*last, _at(hidden, lanes.last), past=Past(*past), shared=lanes.top)
+    elif last:
+        hidden = block(*last, hidden, past=Past(*lanes.past[-1]), shared=lanes.shared)
+    hidden = hidden.flatten(0, 1).index_select(0, lanes.places.flatten())
+    return model.get_submodule(layout(model).norm)(hidden.unflatten(0, lanes.places.shape))
 
 
 def head(model, hidden):
@@ -196,18 +217,11 @@ def _mapped(module, x):
     return _Product.apply(x, weight, module.bias)
 
 
-def _blocks(model, state, hidden, count):
-    """hidden after the first `count` blocks above `state.layer`."""
-    for number in range(count):
-        hidden = _block(model, state, hidden, number, Past(*state.past[number]))
-    return hidden
-
-
-def _block(model, state, hidden, number, past):
-    """hidden after block number `number` above `state.layer`."""
-    constant, slot = state.calls[number]
-    varying = {name: value for name, value in state.shared.items() if name in constant}
-    block = module_of(model, "block", state.layer + 1 + number)
+def _block(model, layer, call, hidden, *, past, shared):
+    """hidden after a block, called as `call` says with what the rows share and a cache."""
+    constant, slot = call
+    varying = {name: value for name, value in shared.items() if name in constant}
+    block = module_of(model, "block", layer)
     return first(block(hidden, **constant | varying | {slot: past}))
 
 
@@ -229,16 +243,79 @@ def _call(bound):
     return constant, slot
 
 
-def _top(state):
-    """`State.top`; empty where three quarters of the suffix or more are wanted: no work saved."""
-    if not state.calls or 4 * state.wanted.shape[1] >= 3 * state.hidden.shape[1]:
-        return {}
-    rows = state.shared | {"attention_mask": state.shared["attention_mask"][:, 0]}
-    top = {name: _at(value, state.wanted) for name, value in rows.items()}
+def _lanes(state):
+    """The Lanes of a State."""
+    size, width = state.hidden.shape[:2]
+    device = state.hidden.device
+    needed = [width] * size if state.apart else (state.wanted.amax(1) + 1).tolist()
+    before = state.begin.tolist()
+    groups = [[row] for row in range(size)] if state.apart else _grouped(needed)
+    owner, real = pad([[row for row in group for _ in range(needed[row])] for group in groups], -1,
+                      device)                                           # (G, W)
+    offset, _ = pad([[step for row in group for step in range(needed[row])] for group in groups],
+                    0, device)
+    source, _ = pad([[row for row in group for _ in range(before[row])] for group in groups], -2,
+                    device)                                             # (G, P')
+    place, _ = pad([[step for row in group for step in range(before[row])] for group in groups],
+                   0, device)
+    rows = owner.clamp(min=0)
+
+    def earlier(values):
+        return values.transpose(1, 2)[source.clamp(min=0), place].transpose(1, 2).contiguous()
+
+    past = tuple((earlier(keys), earlier(values)) for keys, values in state.past)
+    shared = {name: _pick(value, (rows, offset)) for name, value in state.shared.items()
+              if name != "attention_mask"}
+    seen = owner[:, :, None] == torch.cat([source, owner], 1)[:, None]
+    seen[..., source.shape[1]:] &= offset[:, :, None] >= offset[:, None]
+    shared["attention_mask"] = _additive(seen, state.hidden.dtype)
+    where = torch.zeros(size, width, dtype=torch.long, device=device)
+    where[owner[real > 0], offset[real > 0]] = real.flatten().nonzero()[:, 0]
+    places = where.gather(1, state.wanted)
+    tokens = rows * width + offset
+    lanes = Lanes(tokens, past, shared, last=tokens[:, :0], top={}, places=places)
+    return _topped(lanes) if state.calls else lanes
+
+
+def _grouped(sizes):
+    """Groups of rows of similar total size, about LANE."""
+    groups = [[] for _ in range(-(-sum(sizes) // LANE))]
+    totals = [0] * len(groups)
+    for row in sorted(range(len(sizes)), key=lambda row: -sizes[row]):
+        lane = totals.index(min(totals))
+        groups[lane].append(row)
+        totals[lane] += sizes[row]
+    return groups
+
+
+def _topped(lanes):
+    """Lanes whose last block runs at wanted places only; the same where these are most of all."""
+    size, width = lanes.tokens.shape
+    used = torch.zeros(size * width, dtype=torch.bool, device=lanes.tokens.device)
+    used[lanes.places.flatten()] = True
+    used = used.view(size, width)
+    count = int(used.sum(1).max())
+    if 4 * count >= 3 * width:
+        return lanes
+    last = used.long().argsort(dim=1, descending=True, stable=True)[:, :count]      # (G, w)
+    rows = lanes.shared | {"attention_mask": lanes.shared["attention_mask"][:, 0]}
+    top = {name: _at(value, last) for name, value in rows.items()}
     # The wanted tokens stand among the suffix's keys already: their second copies stay hidden.
     seen = top["attention_mask"]
-    again = seen.new_full((*seen.shape[:2], seen.shape[1]), torch.finfo(seen.dtype).min)
-    return top | {"attention_mask": torch.cat([seen, again], -1)[:, None]}
+    again = seen.new_full((*seen.shape[:2], count), torch.finfo(seen.dtype).min)
+    top["attention_mask"] = torch.cat([seen, again], -1)[:, None]
+    lane = lanes.places // width
+    place = (used.long().cumsum(1) - 1).flatten()[lanes.places]
+    return replace(lanes, last=last, top=top, places=lane * count + place)
+
+
+def _pick(values, index):
+    """values[index], or of each in a tuple or dict."""
+    if isinstance(values, dict):
+        return {name: _pick(value, index) for name, value in values.items()}
+    if isinstance(values, tuple):
+        return tuple(_pick(value, index) for value in values)
+    return values[index]
 
 
 def _at(values, positions):
@@ -255,6 +332,10 @@ def _visible(begin, prefix, width, dtype):
     before = torch.arange(prefix, device=begin.device) < begin[:, None, None]
     after = torch.ones(width, width, dtype=torch.bool, device=begin.device).tril()
     size = (len(begin), width, -1)
-    seen = torch.cat([before.expand(size), after.expand(size)], -1)[:, None]
-    mask = torch.zeros(seen.shape, dtype=dtype, device=begin.device)
-    return mask.masked_fill(~seen, torch.finfo(dtype).min)
+    return _additive(torch.cat([before.expand(size), after.expand(size)], -1), dtype)
+
+
+def _additive(seen, dtype):
+    """(B, 1, S, T) mask to add to attention's scores, of bools (B, S, T)."""
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]

@@ -54,7 +54,7 @@ def test_equals_the_whole_model(kind, attention, layer):
     tolerance = 3e-6 if (kind, attention) in LOOSE else 1e-12
     for wanted in (FEW, ALL):
         state = suffix.start(model, IDS, MASK, begin=BEGIN, layer=layer, wanted=wanted)
-        assert bool(state.top) == (wanted is FEW and layer < 3)
+        assert bool(state.lanes.top) == (wanted is FEW and layer < 3)
         for part, rows in ((state, torch.arange(5)), (state.rows(some), some)):
             logits = resumed(model, part, drawn())
             places = BEGIN[rows, None] + wanted[rows]

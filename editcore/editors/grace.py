@@ -157,7 +157,7 @@ def train_values(model, batch, facts, config):
     """
     name = name_of(model, config.part, config.layer)
     state = start(model, batch.ids, batch.mask, begin=batch.begin, layer=config.layer - 1,
-                  wanted=batch.offsets)
+                  wanted=batch.offsets, apart=True)
     with (torch.no_grad(), capture(model, [name], "input", stop=False) as inputs,
           capture(model, [name], stop=False) as outputs):
         resume(model, state, state.hidden)
