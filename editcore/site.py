@@ -17,8 +17,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.ticker import MaxNLocator
 
-from editcore import causal, generate, knowledge, metrics, moments, templates
+from editcore import causal, figures, generate, knowledge, metrics, moments, templates
 from editcore.editors import EDITORS, prepare
 from editcore.facts import order
 from editcore.files import atomic, cache_folder, sha256_text, write_json
@@ -31,7 +32,7 @@ PATCHED = 24            # pairs of facts in the patching
 LAYERS = 6              # layers that are tried
 READ = 3                # edits after which perplexity is taken ...
 TOKENS = 400            # ... of so many tokens
-LEAST = 0.05            # share of the margin that MLPs at the last layer worth trying carry
+LEAST = 0.1             # share of the margin that MLPs carry at layers worth trying
 TIE = 0.01              # scores S as close as this are equal: the smaller update is taken
 CONTEXTS = (templates.TemplateGroup(10, 1, templates.STARTS),)      # MEMIT's, for all editors
 
@@ -94,10 +95,10 @@ def patching(inputs):
 
 
 def candidates(where, number=LAYERS):
-    """Up to `number` layers from 0 to the last at which MLPs carry LEAST of the answer's margin."""
-    mlp = where[where["position"] == "mlp"]
-    last = mlp.loc[mlp["margin"] >= LEAST, "layer"].max()
-    last = 0 if np.isnan(last) else int(last)
+    """Up to `number` layers from 0 on, before the MLPs first carry less than LEAST of the margin."""
+    margins = where[where["position"] == "mlp"].sort_values("layer")["margin"].to_numpy()
+    small = np.flatnonzero(margins < LEAST)
+    last = max(0, small[0] - 1) if len(small) else len(margins) - 1
     return sorted(set(np.linspace(0, last, number).round().astype(int).tolist()))
 
 
@@ -228,27 +229,32 @@ def read(path, key=""):
 
 def draw(where, points):
     """A figure of three panels: patching by layer, ROME by layer, all points."""
-    fig, axes = plt.subplots(1, 3, figsize=(9.0, 2.8), layout="constrained")
+    fig, axes = plt.subplots(1, 3, figsize=(figures.WIDTH, 3.4), layout="constrained")
     names = {"subject": "state, last subject token", "last": "state, last prompt token",
              "mlp": "3 MLPs, last subject token"}
-    table = where.assign(what=where["position"].map(names))
-    sns.lineplot(table, x="layer", y="margin", hue="what", style="what", ax=axes[0])
-    axes[0].set(title="Answer carried", ylabel="share of the margin")
-    axes[0].legend(title="", fontsize=6)
+    carried = where.assign(what=where["position"].map(names))
+    sns.lineplot(carried, x="layer", y="margin", hue="what", style="what", ax=axes[0])
+    axes[0].set(title="What carries the answer", ylabel="share of the margin")
     rome = points[points["editor"] == "rome"]
-    settings = pd.DataFrame(list(rome["settings"]), index=rome.index)
-    rome = rome.join(settings)[settings["lr"] == 0.5]
-    rome = rome.melt(["layer", "clamp"], ["ES", "PS", "NS"], "score")
-    sns.lineplot(rome, x="layer", y="value", hue="score", style="clamp", markers=True,
-                 errorbar=None, ax=axes[1])
-    axes[1].set(title="ROME", ylabel="", ylim=(-0.04, 1.04))
-    axes[1].legend(title="", fontsize=6)
-    sns.scatterplot(points, x="relative", y="S", hue="editor", style="editor", ax=axes[2])
+    rome = rome.join(pd.DataFrame(list(rome["settings"]), index=rome.index))
+    first = rome[(rome["lr"] == rome["lr"].iloc[0]) & (rome["clamp"] == rome["clamp"].iloc[0])]
+    scores = first.melt("layer", ["ES", "PS", "NS"], "score")
+    sns.lineplot(scores, x="layer", y="value", hue="score", style="score", markers=True,
+                 ax=axes[1])
+    axes[1].set(title=f"ROME, clamp {first['clamp'].iloc[0]:g}", ylabel="", ylim=(-0.04, 1.04))
+    labelled = points.assign(editor=points["editor"].map(figures.label))
+    sns.scatterplot(labelled, x="relative", y="S", hue="editor", style="editor", s=40, ax=axes[2],
+                    palette=figures.PALETTE, markers=figures.MARKERS)
     chosen = choose(points)
     best = points[[row["settings"] == chosen[row["editor"]] for _, row in points.iterrows()]]
-    axes[2].scatter(best["relative"], best["S"], s=90, facecolors="none", edgecolors="black")
-    axes[2].set(title="Every point; chosen ones ringed", xlabel="‖ΔW‖ / ‖W‖", xscale="log")
-    axes[2].legend(title="", fontsize=6)
+    axes[2].scatter(best["relative"], best["S"], s=140, facecolors="none", edgecolors="black")
+    axes[2].set(title="All settings, best ringed", xlabel="‖ΔW‖ / ‖W‖", xscale="log",
+                ylim=(-0.04, 1.04))
+    for ax in axes:
+        sns.move_legend(ax, "upper center", bbox_to_anchor=(0.5, -0.22), title="", frameon=False,
+                        fontsize="small", ncols=1 if ax is axes[0] else 3, columnspacing=1)
+    for ax in axes[:2]:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return fig
 
 

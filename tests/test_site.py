@@ -18,7 +18,7 @@ def table(rows):
     ([0.3, 0.2, 0.1, 0.01], [0, 1, 2]),
     ([0.0, 0.0, 0.0, 0.0], [0]),
     ([0.1] * 30, [0, 6, 12, 17, 23, 29]),
-    ([0.3, -0.1, 0.06, 0.04], [0, 1, 2]),
+    ([0.3, 0.1, 0.06, 0.4], [0, 1]),
 ])
 def test_layers_up_to_the_last_whose_mlps_carry_the_answer(margins, layers):
     mlp = pd.DataFrame({"position": "mlp", "layer": range(len(margins)), "margin": margins})
