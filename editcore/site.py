@@ -95,7 +95,7 @@ def patching(inputs):
 
 
 def candidates(where, number=LAYERS):
-    """Up to `number` layers from 0 on, before the MLPs first carry less than LEAST of the margin."""
+    """Up to `number` layers from 0 on, before MLPs first carry less than LEAST of the margin."""
     margins = where[where["position"] == "mlp"].sort_values("layer")["margin"].to_numpy()
     small = np.flatnonzero(margins < LEAST)
     last = max(0, small[0] - 1) if len(small) else len(margins) - 1
