@@ -8,8 +8,12 @@ from data.world.make import tables
 
 ARTICLE = re.compile(r"^(the|an|a) (.+)$")
 VOWEL = re.compile(r"(?!uni|use|uku|eu|ut|one)[aeiou]|hour|heir|x-", re.I)
-MOST_NEIGHBOURS = 5
-MOST_ATTRIBUTES = 1
+PLURAL = {"is": "are", "was": "were", "has": "have", "does": "do"}
+VERB = re.compile(r"((?:^|, |\b(?:which|where|that|when|before) )\{\}) (?!its\b|always\b)(\w+s)\b",
+                  re.I)
+MOST_NEIGHBOURS = 10
+MOST_ATTRIBUTES = 2
+MOST_UNKNOWN = 20       # of a relation: facts that SmolLM2-135M does not know
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class World:
     relations: dict
     alike: dict
     one_token: frozenset
+    plural: frozenset
     measured: dict
     sharers: dict = field(default_factory=dict)     # (relation, object) -> its subjects
     objects: dict = field(default_factory=dict)     # (relation, subject) -> its object
@@ -28,7 +33,8 @@ class World:
 def build():
     """Read all tables."""
     relations = tables.relations()
-    world = World(relations, tables.alike(), tables.one_token(), tables.measured())
+    world = World(relations, tables.alike(), tables.names("one_token"), tables.names("plural"),
+                  tables.measured())
     for relation in relations.values():
         for subject, target in relation.pairs:
             world.sharers.setdefault((relation.name, target), []).append(subject)
@@ -49,6 +55,11 @@ def bare(subject):
     return match.group(2) if match else subject
 
 
+def agreeing(prompt):
+    """The prompt with the verb of which {} is the grammatical subject in the plural."""
+    return VERB.sub(lambda match: f"{match[1]} {PLURAL.get(match[2], match[2][:-1])}", prompt)
+
+
 def with_article(prompt, subject):
     """The prompt with the article that a subject needs there, and a or an as it sounds."""
     match = ARTICLE.match(subject)
@@ -61,18 +72,18 @@ def with_article(prompt, subject):
     return prompt
 
 
-def named(prompt, subject):
+def named(world, prompt, subject):
     """(prompt, subject without article as it is written there): upper case where it opens."""
-    prompt = with_article(prompt, subject)
     name = bare(subject)
+    prompt = with_article(agreeing(prompt) if name in world.plural else prompt, subject)
     if prompt.startswith("{}"):
         name = name[0].upper() + name[1:]
     return prompt, name
 
 
-def filled(prompt, subject):
+def filled(world, prompt, subject):
     """The prompt with its subject in it."""
-    prompt, name = named(prompt, subject)
+    prompt, name = named(world, prompt, subject)
     return prompt.replace("{}", name)
 
 
@@ -95,10 +106,11 @@ def new_object(world, relation, subject, target):
     It begins with another letter, so that the first tokens differ in every tokenizer.
     """
     true = world.true[bare(subject).lower()] | world.alike.get(target, set()) | {target}
-    choices = [other for other in dict.fromkeys(other for _, other in relation.pairs)
+    objects = [*(other for _, other in relation.pairs), *relation.instead]
+    choices = [other for other in dict.fromkeys(objects)
                if other not in true and other[0].lower() != target[0].lower()
                and is_usable(subject, other)]
-    common = [other for other in choices if len(world.sharers[relation.name, other]) > 1]
+    common = [other for other in choices if len(world.sharers.get((relation.name, other), ())) > 1]
     return min(common or choices, key=lambda other: draw(relation.name, subject, other), default="")
 
 
@@ -108,7 +120,7 @@ def forms(world, relation, subject):
     known = (*known, *[0] * (len(relation.edit) - len(known)))
 
     def rank(index):
-        prompt, name = named(relation.edit[index], subject)
+        prompt, name = named(world, relation.edit[index], subject)
         wanted = opens(world, prompt, name) == "one token"
         return -known[index], -wanted, draw(relation.name, subject, relation.edit[index])
 
@@ -127,7 +139,7 @@ def others(world, relation, subject, target, count):
               if bare(other).lower() != bare(subject).lower() and is_usable(other, target)]
     places.sort(key=lambda place: (not is_known(world, *place),
                                    draw(relation.name, subject, place[1])))
-    prompts = [filled(forms(world, *place)[0], place[1]) for place in places]
+    prompts = [filled(world, forms(world, *place)[0], place[1]) for place in places]
     return list(dict.fromkeys(prompts))[:count]
 
 
@@ -138,7 +150,7 @@ def portability(world, relation, subject, target, new):
         before, after = ([world.objects[name, key] for name in names
                           if (name, key) in world.objects] for key in (target, new))
         if after and before != after and is_usable(subject, after[0]):
-            questions.append({"prompt": filled(prompt, subject), "ground_truth": [[after[0]]]})
+            questions.append({"prompt": filled(world, prompt, subject), "ground_truth": [[after[0]]]})
     return {"Reasoning": questions} if questions else {}
 
 
@@ -149,17 +161,17 @@ def record(world, relation, subject):
     if not new or not is_usable(subject, target):
         return None
     best, *left = forms(world, relation, subject)
-    prompt, name = named(best, subject)
+    prompt, name = named(world, best, subject)
     also = min(relation.also, key=lambda text: draw("also", relation.name, subject, text))
     stubs = sorted(relation.generation, key=lambda text: draw(relation.name, subject, text))
     row = {
         "requested_rewrite": {
             "prompt": prompt, "relation_id": relation.id, "target_new": {"str": new},
             "target_true": {"str": target}, "subject": name},
-        "paraphrase_prompts": [filled(text, subject) for text in (left[0], also)],
+        "paraphrase_prompts": [filled(world, text, subject) for text in (left[0], also)],
         "neighborhood_prompts": others(world, relation, subject, target, MOST_NEIGHBOURS),
         "attribute_prompts": others(world, relation, subject, new, MOST_ATTRIBUTES),
-        "generation_prompts": [filled(text, subject) for text in stubs[:2]],
+        "generation_prompts": [filled(world, text, subject) for text in stubs[:2]],
         "relation": relation.name,
         "opens": opens(world, prompt, name)}
     follows = portability(world, relation, subject, target, new)
@@ -176,10 +188,9 @@ def records(world):
     """All records, numbered: the first of every subject, shuffled by a hash, then the others."""
     by_subject = {}
     for relation in world.relations.values():
-        for subject, _ in relation.pairs:
-            if row := record(world, relation, subject):
-                key = rank(world, relation, subject, row)
-                by_subject.setdefault(bare(subject).lower(), []).append((key, row))
+        for subject, row in chosen(world, relation):
+            key = rank(world, relation, subject, row)
+            by_subject.setdefault(bare(subject).lower(), []).append((key, row))
     first = {}
     later = {}
     for name, ranked in by_subject.items():
@@ -189,3 +200,16 @@ def records(world):
     ordered = [first[name] for name in sorted(first, key=draw)]
     ordered += [later[pair] for pair in sorted(later, key=lambda pair: draw(*pair))]
     return [{"case_id": number} | row for number, row in enumerate(ordered)]
+
+
+def chosen(world, relation):
+    """(subject, record) pairs of a relation: facts that are known or can open a prompt in one token,
+    and MOST_UNKNOWN others.
+    """
+    rows = [(subject, record(world, relation, subject)) for subject, _ in relation.pairs]
+    rows = [(subject, row) for subject, row in rows if row]
+    sure = [pair for pair in rows
+            if is_known(world, relation, pair[0]) or pair[1]["opens"] == "one token"]
+    unsure = [pair for pair in rows if pair not in sure]
+    unsure.sort(key=lambda pair: draw("unknown", relation.name, pair[0]))
+    return sure + unsure[:MOST_UNKNOWN]

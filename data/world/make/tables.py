@@ -21,6 +21,7 @@ class Relation:
     neighbours: tuple   # names of the relations whose subjects may be neighbours
     hop: tuple          # (prompt, relations that answer it for this relation's object) pairs
     pairs: tuple        # (subject, object), both with the article that they need in a sentence
+    instead: tuple = () # further objects, of no subject, for relations with few
 
     @property
     def prompts(self):
@@ -52,7 +53,7 @@ def relation(name, row, folder):
     hops = [(prompt, tuple(names.split("|"))) for prompt, names in row.get("hop", ())]
     return Relation(name, row["id"], tuple(row["edit"]), tuple(row["also"]),
                     tuple(row["generation"]), tuple(row.get("neighbours", (name,))), tuple(hops),
-                    pairs)
+                    pairs, tuple(row.get("instead", ())))
 
 
 def pairs_of(row, folder):
@@ -90,9 +91,12 @@ def alike(folder=TABLES):
     return near
 
 
-def one_token(folder=TABLES):
-    """Subjects that SmolLM2's tokenizer keeps whole at the start of a text."""
-    return frozenset((Path(folder) / "one_token.txt").read_text("utf-8").split())
+def names(name, folder=TABLES):
+    """The names in a list: `one_token`, subjects that SmolLM2's tokenizer keeps whole at the start
+    of a text, or `plural`, subjects whose verb is in the plural.
+    """
+    lines = (Path(folder) / f"{name}.txt").read_text("utf-8").splitlines()
+    return frozenset(part.strip() for line in lines for part in line.split(";"))
 
 
 def measured(folder=TABLES):
