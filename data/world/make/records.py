@@ -150,7 +150,8 @@ def portability(world, relation, subject, target, new):
         before, after = ([world.objects[name, key] for name in names
                           if (name, key) in world.objects] for key in (target, new))
         if after and before != after and is_usable(subject, after[0]):
-            questions.append({"prompt": filled(world, prompt, subject), "ground_truth": [[after[0]]]})
+            text = filled(world, prompt, subject)
+            questions.append({"prompt": text, "ground_truth": [[after[0]]]})
     return {"Reasoning": questions} if questions else {}
 
 
@@ -203,9 +204,7 @@ def records(world):
 
 
 def chosen(world, relation):
-    """(subject, record) pairs of a relation: facts that are known or can open a prompt in one token,
-    and MOST_UNKNOWN others.
-    """
+    """(subject, record) pairs: facts that are known or open with one token, some of the others."""
     rows = [(subject, record(world, relation, subject)) for subject, _ in relation.pairs]
     rows = [(subject, row) for subject, row in rows if row]
     sure = [pair for pair in rows
