@@ -25,6 +25,9 @@ PARTS = {
     "slots": "editcore.editors.calinet:Slots",
     "beside": "editcore.editors.calinet:Slots",     # the older name of slots
 }
+FORMATS = ("editcore-delta-1", "editcore-patch-1")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INFO = {"model_hash": str, "dtype": str, "editor": str, "edits": int}   # what is read of `info`
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Delta:
     changes: dict                               # parameter name -> tensor or LowRank
     info: dict = field(default_factory=dict)    # settings, timings: strings, numbers, lists
     keys: dict = field(default_factory=dict)    # module name -> (n, m) keys to remember
+    label: str = field(default="delta", compare=False)      # its file, for errors
 
     def __add__(self, other):
         changes = _joined(self.changes, other.changes, _sum)
@@ -111,10 +115,11 @@ class Delta:
         weights = dict(model.named_parameters())
         for name, change in self.changes.items():
             if name not in weights:
-                raise ValueError(f"delta: the model has no parameter {name}")
+                raise ValueError(f"{self.label}: the model has no parameter {name}")
             shapes = (tuple(change.shape), tuple(weights[name].shape))
             if shapes[0] != shapes[1]:
-                raise ValueError(f"delta: {name} is {shapes[0]}, the model's is {shapes[1]}")
+                raise ValueError(f"{self.label}: {name} is {shapes[0]}, the model's is "
+                                 f"{shapes[1]}")
 
     def save(self, path):
         """Write a safetensors file: dense changes by parameter, info as JSON in the metadata."""
@@ -128,6 +133,7 @@ class Patch:
 
     parts: dict                                 # module name -> a part (see PARTS)
     info: dict = field(default_factory=dict)    # settings, timings: strings, numbers, lists
+    label: str = field(default="patch", compare=False)      # its file, for errors
 
     def __add__(self, other):
         """Both, module by module. ValueError if a module has parts of two kinds."""
@@ -162,10 +168,11 @@ class Patch:
         modules = dict(model.named_modules())
         for name, part in self.parts.items():
             if name not in modules:
-                raise ValueError(f"patch: the model has no module {name}")
+                raise ValueError(f"{self.label}: the model has no module {name}")
             if not part.fits(modules[name], model.config.hidden_size):
-                raise ValueError(f"patch: {name} has other widths than {tuple(part.keys.shape)} "
-                                 f"keys and {tuple(part.values.shape)} values fit")
+                shapes = (tuple(part.keys.shape), tuple(part.values.shape))
+                raise ValueError(f"{self.label}: {name} has other widths than {shapes[0]} keys and "
+                                 f"{shapes[1]} values fit")
 
     def save(self, path):
         """Write a safetensors file: tensors by module/field, everything else in the metadata."""
@@ -181,19 +188,47 @@ class Patch:
 
 
 def load(path, device="cpu"):
-    """Read the Delta or Patch of a file; FileNotFoundError or ValueError names the file."""
+    """Read the Delta or Patch of a file; FileNotFoundError or ValueError names the file.
+
+    Refused are files of another format, without tensors, or with tensors that are not of finite
+    floating-point numbers.
+    """
     tensors, metadata = load_tensors(path, device)
+    label = str(path)
+    _check_file(label, tensors, metadata)
+    info = metadata.get("info", {})
+    if metadata["format"] == FORMATS[0]:
+        return Delta(tensors, info, label=label)
     try:
-        info = dict(metadata.get("info", {}))
-        kind = metadata.get("format", "editcore-delta-1")
-        if kind == "editcore-delta-1":
-            return Delta(tensors, info)
-        if kind != "editcore-patch-1":
-            raise ValueError(f"its format is {kind}")
         parts = {name: _part(name, others, tensors) for name, others in metadata["parts"].items()}
-        return Patch(parts, info)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: not a file of an edit, or damaged ({error})") from error
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{label}: damaged, its parts cannot be read ({error})") from error
+    if other := len(tensors) - sum(len(_tensors(part)) for part in parts.values()):
+        raise ValueError(f"{label}: damaged, {other} of its tensors belong to no part")
+    return Patch(parts, info, label)
+
+
+def _check_file(label, tensors, metadata):
+    """ValueError if what was read of a file is no edit."""
+    kind = metadata.get("format")
+    if kind not in FORMATS:
+        found = f"its format is {kind!r:.60}" if kind else "its metadata names no format"
+        raise ValueError(f"{label}: not a file of an edit ({found}, not {' or '.join(FORMATS)})")
+    info = metadata.get("info", {})
+    if not isinstance(info, dict):
+        raise ValueError(f"{label}: its info is not a JSON object, but {info!r:.60}")
+    for name, wanted in INFO.items():
+        if not isinstance(info.get(name, wanted()), wanted):
+            raise ValueError(f"{label}: its {name} is {info[name]!r:.60}, but must be "
+                             f"{wanted.__name__}")
+    if not tensors:
+        raise ValueError(f"{label}: no tensors in it")
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(f"{label}: {name} is of {dtype}, not of floating-point numbers")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{label}: {name} has entries that are NaN or infinite")
 
 
 def added(weight, change):

@@ -228,6 +228,8 @@ def _filled(text, label):
 
 
 def _case_id(value, index):
+    if value is None:
+        return 0
     label = f"record {index}: case_id"
     if isinstance(value, str) and value.strip():
         return clean(value, label)

@@ -150,5 +150,5 @@ def _once(pairs):
 def _decoded(text):
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text

@@ -23,7 +23,7 @@ def encode(tok, texts):
 def appended(tok):
     """Number of special tokens that the tokenizer puts behind every text."""
     mask = tok("a", return_special_tokens_mask=True)["special_tokens_mask"]
-    return mask[::-1].index(0)
+    return mask[::-1].index(0) if 0 in mask else 0
 
 
 def encode_pairs(tok, pairs, labels=None):

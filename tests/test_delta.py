@@ -173,7 +173,7 @@ def test_files(low, full, patch, tmp_path):
     assert again.info == patch.info and again.parts[MLP].labels == ("a",)
     assert torch.equal(again.parts[MLP].keys, patch.parts[MLP].keys)
     assert torch.equal(again.parts[MLP].values, patch.parts[MLP].values)
-    save_file({W1: torch.ones(2)}, path)
+    save_file({W1: torch.ones(2)}, path, {"format": "editcore-delta-1"})
     assert load(path).changes[W1].tolist() == [1, 1] and load(path).info == {}
 
 
@@ -186,11 +186,11 @@ def test_slots_of_older_files_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("metadata, words", [
-    ({"format": "another-1"}, "its format is another-1"),
-    ({"format": "editcore-delta-1", "info": "{"}, "not a file of an edit"),
-    ({"format": "editcore-patch-1", "info": "{}"}, "not a file of an edit"),
-    ({"format": "editcore-patch-1", "parts": '{"m": {"kind": "beside"}}'}, "not a file of an edit"),
-    ({"format": "editcore-patch-1", "parts": '{"m": {"kind": "no"}}'}, "not a file of an edit"),
+    ({"format": "another-1"}, "its format is 'another-1'"),
+    ({"format": "editcore-delta-1", "info": "{"}, "its info is not a JSON object"),
+    ({"format": "editcore-patch-1", "info": "{}"}, "its parts cannot be read"),
+    ({"format": "editcore-patch-1", "parts": '{"m": {"kind": "beside"}}'}, "cannot be read"),
+    ({"format": "editcore-patch-1", "parts": '{"m": {"kind": "no"}}'}, "cannot be read"),
 ])
 def test_damaged_files_are_named(metadata, words, tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "edit.safetensors", metadata)

@@ -56,7 +56,7 @@ class Slots:
 
     def fits(self, module, width):
         """True if keys and values have the model's width."""
-        return self.keys.shape[1] == self.values.shape[1] == width
+        return self.keys.shape == self.values.shape == (len(self.keys), width)
 
 
 def prepare(model, tok, config, inputs):

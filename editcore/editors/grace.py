@@ -112,9 +112,11 @@ class Codebook:
         return total
 
     def fits(self, module, width):
-        """True if keys and values have the widths of the module's weight."""
-        widths = (self.keys.shape[1], self.values.shape[1])
-        return hasattr(module, "weight") and in_out(module) == widths
+        """True if there are as many of all, and they have the widths of the module's weight."""
+        n = len(self.labels)
+        widths = in_out(module) if hasattr(module, "weight") else (0, 0)
+        shapes = [tuple(part.shape) for part in (self.keys, self.values, self.radii)]
+        return shapes == [(n, widths[0]), (n, widths[1]), (n,)]
 
 
 def prepare(model, tok, config, inputs):
