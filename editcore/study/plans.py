@@ -24,7 +24,8 @@ COMMON = {"n_edits": 120, "items": 40, "untouched": 200, "final": ("ES", "PS", "
 METHODS = ("rome", "r-rome", "p-rome", "nas", "emmet", "memit", "memit-past", "encore",
            "alphaedit", "rect", "prune", "ft")
 # How a run on a real language model does: facts that it knows, few items at each of many tests.
-REAL = {"known": True, "n_edits": 300, "items": 40, "shots": 8, "passages": 12, "untouched": 60,
+REAL = {"known": True, "n_edits": 200, "items": 40, "shots": 8, "passages": 12, "untouched": 60,
+        "downstream_every": 40,
         "generation": 1, "final": ("ES", "PS", "NS", "XS", "greedy")}
 REAL_EDITORS = ("rome", "r-rome", "p-rome", "memit", "alphaedit", "ft")
 LAYERS = {"rome": ({}, {"layer": 1}, {"layer": 2}),
@@ -75,7 +76,7 @@ def tokens(model="pocket", editors=("rome", "memit"), *, counts=(0, 2500, 10000)
     return _variants(model, dict.fromkeys(editors, choices), orders=orders, **options)
 
 
-def real(model="smollm2", editors=REAL_EDITORS, *, orders=(0, 1, 2), disabling=None, every=50,
+def real(model="smollm2", editors=REAL_EDITORS, *, orders=(0, 1, 2), disabling=None, every=40,
          placed=("rome", "r-rome", "p-rome", "memit"), long=("rome", "memit"), n_long=1000,
          **options):
     """Edit facts that a real model knows, without and with edits that are predicted to disable it.
