@@ -88,7 +88,7 @@ def edit(model: Model, facts: Facts, output: Output,
     from editcore.files import read_lines, sha256
     from editcore.study.run import check_prompts
 
-    outputs.check_file(output, models.resolve(model), facts, texts, stats, contexts)
+    path = outputs.check_file(output, models.resolve(model), facts, texts, stats, contexts)
     if texts and stats:
         raise ValueError("give --texts or --stats, not both")
     records = read_facts(facts)
@@ -115,7 +115,7 @@ def edit(model: Model, facts: Facts, output: Output,
         "sequential": sequential, "seed": seed,
         "contexts": list(getattr(prepared, "contexts", ())), "seconds": seconds,
         "seconds_per_edit": seconds / len(records), "most_likely": likely})
-    total.save(output)
+    total.save(path)
     say(f"{output}: {len(records)} facts, {seconds / len(records):.3f} s per edit")
     say(f"  {sum(likely)} of {len(records)} new answers are now the most likely ones")
     for name in sorted(getattr(total, "changes", None) or total.parts):
@@ -129,8 +129,7 @@ def apply(model: Model, delta: argument("DELTA.safetensors", "what `edit` wrote"
     from editcore.delta import load
     from editcore.model import resolve
 
-    outputs.check_folder(output, resolve(model), delta, new=True)
-    folder = Path(output).resolve()
+    folder = outputs.check_folder(output, resolve(model), delta, new=True)
     change = load(delta)
     if not hasattr(change, "changes"):
         raise ValueError(f"{delta}: works beside the weights and cannot be written into them")
@@ -168,7 +167,7 @@ def evaluate(model: Model, facts: Facts, output: Output,
     from editcore.study.results import COLUMNS
     from editcore.study.run import data_name
 
-    outputs.check_file(output, resolve(model), facts, delta)
+    path = outputs.check_file(output, resolve(model), facts, delta)
     check_names(metrics)
     records = read_facts(facts)
     change = load(delta) if delta else Delta({})
@@ -181,7 +180,7 @@ def evaluate(model: Model, facts: Facts, output: Output,
     rows = rows.assign(run="", model=short_name(model), editor=change.info.get("editor", ""),
                        data=data_name(Path(facts)), seed=0, step=change.info.get("edits", 0),
                        fact=rows["fact"].astype(str))
-    with atomic(output) as file:
+    with atomic(path) as file:
         rows[COLUMNS].to_parquet(file, index=False)
     table = rows.groupby("metric", sort=False)["value"].agg(mean="mean", facts="size")
     if {"ES", "PS", "NS"} <= set(table.index):
@@ -225,10 +224,10 @@ def moments(model: Model, output: Output, texts: Texts = "",
     """Count the second moments of keys that ROME's and MEMIT's families need, into a file."""
     from editcore.model import resolve
 
-    outputs.check_file(output, resolve(model), texts)
+    path = outputs.check_file(output, resolve(model), texts)
     counted = commands.count_moments(model, texts, layers, tokens=tokens, seed=seed, dtype=dtype,
                                      device=device)
-    counted.save(output)
+    counted.save(path)
     say(f"{output}: {len(counted.moments)} layers, {counted.count} tokens")
 
 
@@ -269,6 +268,7 @@ def study(names: argument("[PLAN ...]", "orders methods conventions batches lamb
     if not list_:
         outputs.check_folder(output, *map(resolve, model), notebooks)
     runs = commands.planned(names, pairs(p), model or ["pocket"], full=full, notebooks=notebooks)
+    commands.check_facts(runs)
     status = plans.status(runs, output)
     if only:
         chosen = status["run"] == only
@@ -346,7 +346,7 @@ def data(name: Annotated[str, typer.Argument(help="data set; default: list them"
     if name not in sources and (name or output or check):
         raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(sources)}")
     if output:
-        outputs.check_file(output, check)
+        output = outputs.check_file(output, check)
     if check or output:
         work = commands.check_data if check else commands.fetch_data
         say(work(name, sources[name], check or output))

@@ -221,6 +221,17 @@ def planned(names, words, models, *, full, notebooks):
     return list(dict.fromkeys(runs))
 
 
+def check_facts(runs):
+    """ValueError if the facts of a run are not those that it is to edit."""
+    from editcore.study.run import input_files, schedule
+
+    names = ("model", "facts", "n_edits", "leave_out", "insert", "known")
+    alike = {tuple(getattr(run, name) for name in names): run for run in runs}
+    for run in alike.values():
+        if not run.known:       # else the model has to be asked first
+            schedule(run, input_files(run)["facts"])
+
+
 def plan_words(plan, words):
     """Return {name: text} as values for a plan; those with a tuple as default get one."""
     import yaml
@@ -232,7 +243,14 @@ def plan_words(plan, words):
     values = {}
     for word, text in words.items():
         name = {"order": "orders", "editor": "editors"}.get(word, word)
-        items = yaml.safe_load(f"[{text}]")
+        try:
+            items = yaml.safe_load(f"[{text}]") or [""]
+        except yaml.YAMLError:
+            raise ValueError(f"-p {word}: {text!r} cannot be read") from None
+        if name == "settings" and not (isinstance(items[0], dict)
+                                       and all(isinstance(part, dict)
+                                               for part in items[0].values())):
+            raise ValueError(f"-p settings: give {{EDITOR: {{NAME: VALUE}}}}, not {text!r}")
         several = isinstance(known.get(name), tuple) and not isinstance(items[0], dict)
         values[name] = tuple(items) if several else items[0]
     return values

@@ -7,10 +7,14 @@ from pathlib import Path
 from editcore.files import read_json, write_json
 
 MANIFEST = ".editcore.json"     # in a folder of results: the names of the files that we wrote
+DEEPEST = 100   # folders that are made for an output
 
 
 def check_file(output, *inputs):
-    """ValueError if a file cannot be written, or is, or lies in, one of the inputs ("": none)."""
+    """Return where a file really lies: links stay, what they lead to is written.
+
+    ValueError if it cannot be written, or is, or lies in, one of the inputs ("": none).
+    """
     path = _resolved(output)
     if path.is_dir() or str(output).endswith(("/", os.sep)):
         raise ValueError(f"-o {output}: is a folder; give a file")
@@ -18,20 +22,23 @@ def check_file(output, *inputs):
         raise ValueError(f"-o {output}: is no ordinary file")
     _refuse_inputs(output, path, inputs)
     _try_to_write(output, path.parent, path.name)
+    return path
 
 
 def check_folder(output, *inputs, new=False):
-    """ValueError if a folder cannot be written into, or is, or lies in, one of the inputs.
+    """Return where a folder really lies.
 
-    new: it must not be there yet, or be empty.
+    ValueError if it cannot be written into, or is, or lies in, one of the inputs. new: it must not
+    be there yet, or be empty.
     """
     path = _resolved(output)
-    if os.path.lexists(output) and not path.is_dir():
+    if path.exists() and not path.is_dir():
         raise ValueError(f"-o {output}: is a file; give a folder")
     if new and path.is_dir() and any(path.iterdir()):
         raise ValueError(f"-o {output}: already there; give a new folder")
     _refuse_inputs(output, path, inputs)
     _try_to_write(output, path, "x")
+    return path
 
 
 def claim(folder, names):
@@ -55,7 +62,9 @@ def claimed(folder):
     if not path.is_file():
         return set()
     try:
-        return set(map(str, read_json(path)["files"]))
+        names = set(map(str, read_json(path)["files"]))
+        return {name for name in names
+                if not Path(name).is_absolute() and ".." not in Path(name).parts}
     except (TypeError, KeyError) as error:
         raise ValueError(f"{path}: damaged; remove it if all in its folder may go") from error
 
@@ -71,7 +80,8 @@ def _refuse_inputs(output, path, inputs):
     for name in filter(None, map(str, inputs)):
         if not os.path.exists(name):
             continue
-        same = path.exists() and path.samefile(name)
+        parts = Path(name).iterdir() if os.path.isdir(name) else ()
+        same = path.exists() and any(map(path.samefile, (name, *filter(Path.is_file, parts))))
         if same or os.path.isdir(name) and Path(name).resolve() in path.parents:
             raise ValueError(f"-o {output}: {name} is read as an input; give another place")
 
@@ -79,9 +89,13 @@ def _refuse_inputs(output, path, inputs):
 def _try_to_write(output, folder, name):
     """Write an empty file as `files.atomic` would, and remove it; folders are made later."""
     try:
+        missing = 0
         while not os.path.lexists(folder):
             name = max(name, folder.name, key=len)
             folder = folder.parent
+            missing += 1
+        if missing > DEEPEST:
+            raise OSError(0, f"{missing} folders of it are not there")
         probe = folder / f".{name}-{uuid.uuid4().hex}"
         probe.touch(exist_ok=False)
         probe.unlink()

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import nbformat
@@ -98,8 +99,9 @@ def read_notebook(path):
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such notebook")
     try:
-        notebook = nbformat.read(path, as_version=4)
-        nbformat.validate(notebook)
+        with warnings.catch_warnings(action="ignore"):      # of cells without ids
+            notebook = nbformat.read(path, as_version=4)
+            nbformat.validate(notebook)
     except Exception as error:      # nbformat raises whatever a damaged file makes it stumble on
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: not a notebook, or damaged ({reason[:200]})") from error
@@ -274,8 +276,7 @@ def publish(out_dir, target):
 
 def check_publish(out_dir, target):
     """Return the folder to publish into; ValueError if it holds, or is, anything but a report."""
-    check_folder(target)
-    path = Path(target).resolve()
+    path = check_folder(target)
     for place in (ROOT, Path.cwd(), Path(os.path.expanduser("~"))):
         if path in (place, *place.parents):
             raise ValueError(f"{target}: holds {place}; give a folder that is the report's alone")

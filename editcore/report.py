@@ -95,7 +95,7 @@ def check(path, values):
     checked = {}
     for name, value in values.items():
         if name not in types:
-            known = ", ".join(f"{key}: {kind}" for key, kind in types.items())
+            known = ", ".join(f"{key}: {kind}" for key, kind in types.items()) or "none"
             raise ValueError(f"{Path(path).name}: unknown parameter {name!r}; known are {known}")
         kind = types[name]
         try:
@@ -219,7 +219,7 @@ def planned_runs(path, values):
     cells = read_notebook(path).cells
     try:
         names = planning.literals(_tagged(cells, "parameters")) | values
-        functions = plans.PLANS | {"plan_run": plans.plan_run}
+        functions = plans.BY_NAME | {"plan_run": plans.plan_run}
         names |= planning.planned(_tagged(cells, "plan"), names, functions)
     except ValueError as error:
         raise ValueError(f"{Path(path).name}: plan of its runs: {error}") from error

@@ -330,6 +330,12 @@ def test_a_file_is_compared_with_what_is_known(tmp_path, toy):
     ("study layers --list --model model -p n_edits 1", "layer"),
     ("study orders --list -p facts pipe", "facts: pipe: no such file"),
     ("study orders --list -p texts .", "texts: .: no such file"),
+    ("study orders --list -p tasks facts.json", "tasks: facts.json: no such folder"),
+    ("study orders --list -p n_edits 99999", "n_edits is 99999, but"),
+    ("study orders --list -p leave_out zzz", "leave_out names 'zzz'"),
+    ("study orders --list -p settings 3", "settings: give {EDITOR: {NAME: VALUE}}, not '3'"),
+    ("study orders --list -p settings [", "settings: '\\[' cannot be read"),
+    ("study orders --list -p orders 999999999", "order must be at most 10000"),
     ("data counterfact --check pipe", "pipe: no such file"),
     ("edit model pipe --editor ft --set epsilon=0.1 -o d", "pipe: not a file"),
     ("edit model facts.json --editor ft --batch-size two -o d", "--batch-size.*valid integer"),
@@ -364,7 +370,8 @@ OUTPUTS = {     # where a file cannot go, and why
     "model/d": "model is read as an input", "model/config.json": "model is read as an input",
     "out": "is a folder", "out/": "is a folder", "new/": "is a folder", ".": "is a folder",
     "": "is a folder", "pipe": "is no ordinary file", "/dev/null": "is no ordinary file",
-    "loop": "cannot be followed", "loop/d": "cannot be followed",
+    "loop": "cannot be followed", "loop/d": "cannot be followed", "a/" * 999 + "d": "999 folders",
+    "weights": "model is read as an input",
     "contexts.json/d": "cannot be written (Not a directory", "/proc/d": "cannot be written",
     "/proc/x/d": "cannot be written", "n" * 250: "File name too long",
     "n" * 250 + "/d": "File name too long"}
@@ -381,6 +388,7 @@ def obstacles(here, monkeypatch):
     (here / "link.json").symlink_to("facts.json")
     (here / "hard.json").hardlink_to("facts.json")
     (here / "loop").symlink_to("loop")
+    (here / "weights").hardlink_to(here / "model/model.safetensors")
     os.mkfifo(here / "pipe")
     monkeypatch.setattr(commands, "load_model", None)
     return here
@@ -394,6 +402,41 @@ def test_a_file_that_cannot_be_written_is_said_before_any_work(obstacles, capsys
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and OUTPUTS[output] in error
     assert sorted(obstacles.rglob("*")) == before
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(here):
+    (here / "there").mkdir()
+    (here / "link").symlink_to("there/d.safetensors")
+    (here / "edited").symlink_to("there/edited")
+    for _ in range(2):
+        assert does(EDIT.replace("d.safetensors", "link")) == 0
+        assert (here / "link").is_symlink() and delta.load(here / "there/d.safetensors").info
+    assert does("apply model link -o edited") == 0
+    assert (here / "edited").is_symlink() and (here / "there/edited/config.json").is_file()
+
+
+@pytest.mark.parametrize("text", [
+    "[]", "3", "null", "{", "", "{}", '{"run": "a", "status": "odd", "parameters": {}}',
+    '{"run": "a", "status": "finished", "parameters": 3}', "folder", "pipe"])
+def test_a_file_of_a_run_that_is_none_is_one_line(here, capsys, text):
+    words = ["study", "orders", "--model", "model", "-o", "runs", "-p", "n_edits", "1", "editors",
+             "ft", "orders", "0", "settings", "{ft: {epsilon: 0.1, layer: 1, steps: 1}}"]
+    assert cli.main([*words, "--list"]) == 0
+    folder = here / "runs" / capsys.readouterr().out.split()[0]
+    for name in ("run.json", "checkpoint/checkpoint.json"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (folder / "rows.parquet").write_bytes(b"half")
+        if text == "folder":
+            path.mkdir()
+        elif text == "pipe":
+            os.mkfifo(path)
+        else:
+            path.write_text(text)
+        assert cli.main(words) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and Path(name).name in error, error
+        path.rmdir() if text == "folder" else path.unlink()
 
 
 @pytest.mark.parametrize("words", [

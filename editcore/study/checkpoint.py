@@ -72,7 +72,8 @@ def load(folder):
                          head.get("answers", []), head.get("threads", 0))
         return state, head["identity"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"damaged checkpoint: {error}; remove {folder} to start this run "
+        reason = error if isinstance(error, ValueError) else f"{folder / HEAD}: {error!r}"
+        raise ValueError(f"damaged checkpoint: {reason}; remove {folder} to start this run "
                          "anew") from error
 
 
@@ -89,13 +90,16 @@ def identity_of(folder):
 
 def _head(folder):
     """Read a checkpoint's head, None if there is none, or no longer."""
+    path = Path(folder) / HEAD
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: is no ordinary file; move it away")
     try:
-        head = read_json(Path(folder) / HEAD)
+        head = read_json(path)
     except FileNotFoundError:
         return None
     if not isinstance(head, dict):
-        raise ValueError(f"damaged checkpoint: {Path(folder) / HEAD} is not an object; remove "
-                         f"{folder} to start this run anew")
+        raise ValueError(f"damaged checkpoint: {path} is not an object; remove {folder} "
+                         "to start this run anew")
     return head
 
 

@@ -65,6 +65,9 @@ def cases(source="results/runs", **filters):
 
 def status(folder):
     """Return "finished", "stopped" or "" of a run's folder."""
+    for name in ("run.json", "rows.parquet", "cases.parquet"):
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise ValueError(f"{folder / name}: is no ordinary file; move it away")
     done = (folder / "run.json").is_file() and (folder / "rows.parquet").is_file()
     return _record(folder / "run.json")["status"] if done else ""
 
@@ -72,7 +75,9 @@ def status(folder):
 def _record(path):
     """Read a run.json; ValueError names one that is missing or none."""
     record = read_json(path)
-    if not isinstance(record, dict) or not {"run", "status", "parameters"} <= set(record):
+    entries = record if isinstance(record, dict) else {}
+    if (entries.get("status") not in ("finished", "stopped")
+            or not isinstance(entries.get("parameters"), dict) or "run" not in entries):
         raise ValueError(f"{path}: not a run's, or damaged; remove its folder to make the run "
                          "again")
     return record

@@ -105,8 +105,9 @@ def check_run(run):
         if isinstance(field.default, int) and value < least:
             sense = f"at least {least}" if least else "not negative"
             raise ValueError(f"run: {field.name} must be {sense}, found {value}")
-    if run.seed >= 2 ** 32:
-        raise ValueError(f"run: seed must be less than 2 ** 32, found {run.seed}")
+    for name, most in (("seed", 2 ** 32 - 1), ("order", 10_000)):
+        if getattr(run, name) > most:
+            raise ValueError(f"run: {name} must be at most {most}, found {getattr(run, name)}")
     dtype_of(run.dtype)
     check_device(run.device)
     for name in ("measure", "before", "final"):
@@ -149,7 +150,7 @@ def data_files(model):
 
 
 def _there(name, path):
-    return path.is_file() or name == "tasks" and path.is_dir()
+    return path.is_dir() if name == "tasks" else path.is_file()
 
 
 def input_files(run):
@@ -166,7 +167,8 @@ def input_files(run):
     for name in ("facts", "texts", "stats", "contexts", "held_out", "tasks"):
         wanted = getattr(run, name)
         if wanted and not _there(name, Path(wanted)):
-            raise FileNotFoundError(f"run: {name}: {wanted}: no such file")
+            kind = "folder" if name == "tasks" else "file"
+            raise FileNotFoundError(f"run: {name}: {wanted}: no such {kind}")
         paths |= {name: Path(wanted)} if wanted else {}
     if "facts" not in paths:
         raise FileNotFoundError(f"run: facts: give a facts file; there is no {BESIDE['facts']} "
