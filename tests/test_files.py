@@ -1,6 +1,7 @@
 """editcore.files: whole files or none, hashes, errors that name the file."""
 
 import hashlib
+import tempfile
 
 import pytest
 import torch
@@ -66,3 +67,10 @@ def test_cache_folder(variables, folder, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert str(files.cache_folder()) == folder
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch):
+    for name in ("EDITCORE_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)    # what it does without a home
+    assert str(files.cache_folder()).startswith(f"{tempfile.gettempdir()}/cache-")

@@ -83,3 +83,18 @@ def test_devices():
     assert models.default_device() in ("cpu", "cuda")
     models.synchronize("cpu")
     assert models.peak_memory("cpu") == 0 and models.batch_tokens("cpu") > 0
+
+
+def test_a_user_without_a_name_may_take_a_gpu(monkeypatch):
+    monkeypatch.setattr("getpass.getuser", lambda: {}["uid not found"])
+    with models.free_gpu():
+        assert models.default_device() in ("cpu", "cuda")
+
+
+@pytest.mark.parametrize("name", ["hpu", "meta", "cpu:x", "gpu", "cuda:99", " cpu"])
+def test_devices_that_are_not_here_are_one_line(name):
+    with pytest.raises(ValueError, match="cannot be used here") as error:
+        models.check_device(name)
+    assert "\n" not in str(error.value)
+    models.check_device("cpu")
+    models.check_device("")
