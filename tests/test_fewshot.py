@@ -10,6 +10,7 @@ import torch
 from conftest import byte_tokenizer, make
 from sklearn.metrics import f1_score
 
+from data.world.make import tasks
 from editcore import fewshot
 from editcore.fewshot import INVALID
 from editcore.tokens import target_ids
@@ -232,3 +233,16 @@ def test_calibration_takes_a_word_that_is_always_preferred_off(small, monkeypatc
     monkeypatch.setattr(fewshot, "read", lambda *_: scores)
     _, likely, calibrated = fewshot.answers(*small, task)
     assert not likely.any() and calibrated.tolist() == task.gold.tolist()
+
+
+@pytest.mark.parametrize("name", sorted(fewshot.TASKS))
+def test_items_of_the_world(name):
+    every = tasks.tasks()[name]
+    assert fewshot.read_items(tasks.OUT / f"{name}.json", name) == every
+    labels = [item["label"] for item in every]
+    assert len(every) >= 60 and labels.count(0) == labels.count(1) == len(every) / 2
+    asked = [fewshot.question(name, item) for item in every]
+    assert len(set(asked)) == len(asked)
+    lines = (tasks.TABLES / "sentences.txt").read_text("utf-8").splitlines()
+    if name == "cola":
+        assert all((item["sentence"] in lines) == item["label"] for item in every)

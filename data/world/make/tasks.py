@@ -1,6 +1,6 @@
 """Make the few-shot items in GLUE's shapes from tables of sentences written for this project.
 
-    python data/world/make/tasks.py         # writes data/world/tasks/{sst2,mrpc,cola,rte}.json
+    python -m data.world.make.tasks      # writes data/world/tasks/{sst2,mrpc,cola,rte}.json
 """
 
 import json
@@ -15,8 +15,8 @@ SEED = 0
 def tasks():
     """Return {task: items}, each with as many items of either label, in a fixed order."""
     generator = random.Random(SEED)
-    made = {"sst2": reviews(), "mrpc": pairs(), "cola": sentences(generator), "rte": premises()}
-    return {name: generator.sample(items, len(items)) for name, items in made.items()}
+    every = {"sst2": reviews(), "mrpc": pairs(), "cola": sentences(generator), "rte": premises()}
+    return {name: generator.sample(items, len(items)) for name, items in every.items()}
 
 
 def reviews():
@@ -25,12 +25,12 @@ def reviews():
 
 
 def pairs():
-    """Each sentence with its paraphrase (1), and with that of the next sentence (0)."""
+    """Each sentence with its paraphrase (1), and with that of the sentence before it (0)."""
     table = rows("paraphrases.tsv")
     same = [{"sentence1": first, "sentence2": second, "label": 1} for first, second in table]
-    others = [{"sentence1": table[i][0], "sentence2": table[i - 1][1], "label": 0}
-              for i in range(len(table))]
-    return same + others
+    other = [{"sentence1": first, "sentence2": before, "label": 0}
+             for (first, _), (_, before) in zip(table, table[-1:] + table[:-1])]
+    return same + other
 
 
 def sentences(generator):
