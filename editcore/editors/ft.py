@@ -61,11 +61,13 @@ def edit(model, tok, facts, config, prepared=None):
     dtype = torch.promote_types(module.weight.dtype, torch.float32)
     change = [torch.zeros(shape, dtype=dtype, device=keys.device) for shape in shapes]
     with quick(model):
-        _descend(model, state, keys.to(dtype), batch, change, facts=facts, config=config)
+        losses, hits = _descend(model, state, keys.to(dtype), batch, change, facts=facts,
+                                config=config)
     if not is_input_first(module):
         change[0] = change[0].T.contiguous()
     names = [name + ".weight", name + ".bias"]
-    return Delta(dict(zip(names, change)), {"editor": "ft"})
+    info = {"editor": "ft", "losses": (losses * len(facts)).tolist(), "hits": hits.tolist()}
+    return Delta(dict(zip(names, change)), info)
 
 
 def _batch(model, tok, facts, last_position):
@@ -80,7 +82,10 @@ def _batch(model, tok, facts, last_position):
 
 
 def _descend(model, state, keys, batch, change, *, facts, config):
-    """Run Adam on `change` ([D (m, d), e (d,) if there is a bias]) in place."""
+    """Run Adam on `change` ([D (m, d), e (d,) if there is a bias]) in place.
+
+    Returns (losses (n,), hits (n,): all target tokens are the argmax) of the last evaluation.
+    """
     moments = [(torch.zeros_like(part), torch.zeros_like(part)) for part in change]
     for step in bar(range(config.steps), "steps of fine-tuning", delay=10):
         live = [part.clone().requires_grad_() for part in change]
@@ -92,8 +97,10 @@ def _descend(model, state, keys, batch, change, *, facts, config):
         losses = nll(logits, batch)
         check_finite(losses, facts, step + 1)
         loss = losses.sum()
+        hits = (logits.argmax(-1) == batch.targets).all(1)
         if loss < config.stop_loss:
-            return
+            break
         for part, pair, gradient in zip(change, moments, torch.autograd.grad(loss, live)):
             adam(part, pair, gradient, step=step + 1, lr=config.lr)
             part.clamp_(-config.epsilon, config.epsilon)
+    return losses.detach(), hits
