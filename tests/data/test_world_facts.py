@@ -6,10 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from data.world.make import __main__ as maker
 from data.world.make import records, tables
-from editcore import facts
+from editcore import facts, files
 
 WORLD = Path(__file__).parents[2] / "data" / "world"
 
@@ -148,6 +149,26 @@ def test_marks_say_what_opens_the_prompt(rows):
         subject, prompt, _, _ = core(row)
         opening = "one token" if subject in whole else "several tokens"
         assert row["opens"] == (opening if prompt.startswith("{}") else "no"), row
+
+
+def test_marks_are_those_of_smollm2s_tokenizer(rows):
+    paths = sorted(files.cache_folder().glob("gguf/*/smollm2/tokenizer.json"))
+    if not paths:
+        pytest.skip("no smollm2 in the cache")
+    tokenizer = Tokenizer.from_file(str(paths[0]))
+    for row in rows:
+        subject, prompt, _, _ = core(row)
+        if prompt.startswith("{}"):
+            size = len(tokenizer.encode(subject, add_special_tokens=False).ids)
+            assert row["opens"] == ("one token" if size == 1 else "several tokens"), subject
+
+
+def test_the_datasheet_counts_what_is_there(rows):
+    text = (WORLD / "README.md").read_text("utf-8")
+    counted = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| *(\d+) \|", text, re.M))
+    assert {name: int(count) for name, count in counted.items()} \
+        == Counter(row["relation"] for row in rows)
+    assert f"{len(rows):,} records of {len(one_each(rows)):,} subjects" in text
 
 
 @pytest.mark.parametrize("prompt, subject, wanted", [

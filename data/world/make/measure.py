@@ -14,7 +14,7 @@ from editcore.knowledge import known
 MEASURED = tables.TABLES / "measured.csv"
 
 
-def asked(world, relation, subject, target):
+def in_every_prompt(world, relation, subject, target):
     """The fact in every editing prompt of its relation."""
     return [ec.Fact(subject=records.bare(subject), prompt=text, target_new="-", target_true=target)
             for text in (records.filled(world, prompt, subject) for prompt in relation.edit)]
@@ -22,7 +22,7 @@ def asked(world, relation, subject, target):
 
 def measure(model, tok, *, world, relation):
     """[(subject, a digit for each editing prompt: 1 if the model completes it rightly)]."""
-    questions = [asked(world, relation, *pair) for pair in relation.pairs]
+    questions = [in_every_prompt(world, relation, *pair) for pair in relation.pairs]
     hits = iter(known(model, tok, [fact for group in questions for fact in group]))
     return [(subject, "".join(str(int(next(hits))) for _ in group))
             for (subject, _), group in zip(relation.pairs, questions)]
