@@ -20,7 +20,7 @@ import seaborn as sns
 from matplotlib.ticker import MaxNLocator
 
 from editcore import causal, figures, generate, knowledge, metrics, moments, templates
-from editcore.editors import EDITORS, prepare
+from editcore.editors import EDITORS, configure, prepare, published
 from editcore.facts import order
 from editcore.files import atomic, cache_folder, sha256_text, write_json
 from editcore.model import content_hash, in_out, module_of, n_layers, name_of
@@ -34,6 +34,7 @@ READ = 3                # edits after which perplexity is taken ...
 TOKENS = 400            # ... of so many tokens
 LEAST = 0.1             # share of the margin that MLPs carry at layers worth trying
 TIE = 0.01              # scores S as close as this are equal: the smaller update is taken
+SWEPT = {"rome": ("layer", "lr", "clamp"), "memit": ("layers", "lambda_", "clamp")}
 CONTEXTS = (templates.TemplateGroup(10, 1, templates.STARTS),)      # MEMIT's, for all editors
 
 
@@ -106,13 +107,15 @@ def count(inputs, layers):
     """The second moments of all layers that a sweep over `layers` may edit."""
     if inputs.stats:
         return moments.load(inputs.stats).check(inputs.model, inputs.tok, inputs.stats)
-    last = min(max(layers) + 1, n_layers(inputs.model) - 1)
+    wanted = [*layers, *_published(inputs, "memit").get("layers", ()), max(layers) + 1]
+    wanted.append(_published(inputs, "rome").get("layer", 0))
+    last = min(max(wanted), n_layers(inputs.model) - 1)
     return moments.cached(inputs.model, inputs.tok, inputs.texts, range(last + 1), inputs.cache)
 
 
 def sweep(inputs, layers, measure=None):
     """A DataFrame editor, settings, S, ES, ... of ROME by layer, then its clamp and lr; MEMIT
-    around ROME's best layer, then its λ and clamp; FT-L's ε.
+    around ROME's best layer, then its λ and clamp; what is published for the model; FT-L's ε.
 
     measure(editor, settings) -> row; default: `point`, which edits.
     """
@@ -127,6 +130,8 @@ def sweep(inputs, layers, measure=None):
     best = sorted(rows, key=lambda row: -row["S"])[:2]
     rows += [measure("rome", row["settings"] | {"clamp": clamp})
              for row in best for clamp in (1.0, 2.0)]
+    if settings := _published(inputs, "rome"):
+        rows.append(measure("rome", settings))
     best = choose(pd.DataFrame(rows))["rome"]
     rows += [measure("rome", best | {"lr": lr}) for lr in (0.1, 1.0)]
     layer = best["layer"]
@@ -139,9 +144,20 @@ def sweep(inputs, layers, measure=None):
                     [{"clamp": 0.5}, {"clamp": 1.5}]):
         best = choose(pd.DataFrame(memit))["memit"]
         memit += [measure("memit", best | change) for change in changes]
+    if settings := _published(inputs, "memit"):
+        memit.append(measure("memit", settings))
     rows += memit
     rows += [measure("ft", {"epsilon": epsilon}) for epsilon in (1e-3, 2e-3, 5e-3, 1e-2)]
     return pd.DataFrame(rows)
+
+
+def _published(inputs, editor):
+    """{field: value} of what is swept, as published for the model; {} if nothing is."""
+    name = inputs.model.config.name_or_path
+    if not published(name, EDITORS[editor].paper):
+        return {}
+    config = configure(editor, {}, name)
+    return {field: getattr(config, field) for field in SWEPT[editor]}
 
 
 def point(inputs, editor, settings, *, counted, unedited):
