@@ -14,8 +14,8 @@ SMALL = FEW | {"retest_every": 2, "downstream_every": 2}
 STORED = ("ft", "calinet", "grace")
 TRAINED = {"n_test_records": 2, "examples": 4, "draws": 20, "workers": 1, "training": {"warmup": 2}}
 TINY = {        # parameters that keep a notebook to seconds
-    "01_pocket_model": {"n_recall": 20, "n_trace": 3, "n_patching": 20, "n_single": 3, "items": 8,
-                        "sweep": False},
+    "01_pocket_model": {"n_recall": 20, "n_trace": 3, "n_single": 3, "n_swept": 2, "items": 8,
+                        "swept_layers": [0]},
     "10_edit": {"n_edits": 6, "retest_every": 3, "run_options": FEW},
     "20_forgetting": {"n_edits": 6, "orders": [0], "workers": 1,
                       "run_options": FEW | {"retest_every": 2, "downstream_every": 3, "final": []}},
