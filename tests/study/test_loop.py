@@ -469,8 +469,10 @@ def test_the_command_edits_one_after_another_as_a_run_does(monkeypatch, place, t
         measure.set_measured_weights(context, state.total)))
     execute(run, tmp_path)
     fresh = measure.set_up(run, input_files(run))
-    total = edit_all(fresh.model, fresh.tok, fresh.facts, editor, fresh.config,
-                     prepared=fresh.prepared, size=2, sequential=True).dense()
+    total, reported = edit_all(fresh.model, fresh.tok, fresh.facts, editor, fresh.config,
+                               prepared=fresh.prepared, size=2, sequential=True)
+    total = total.dense()
+    assert all(len(reported[name]) == 5 for name in reported.keys() & {"losses", "hits"})
     assert total.changes.keys() == ends[0].changes.keys() and total.norm() > 0
     for name, change in total.changes.items():
         torch.testing.assert_close(change, ends[0].changes[name], rtol=1e-3,
