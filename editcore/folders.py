@@ -40,6 +40,8 @@ NO_WEIGHTS = {
                      "{file.name}",
     ".": "no weights in it (model.safetensors)",
 }
+BUFFERS = r"(masked_bias|attn\.bias|attention\.bias|inv_freq)$"         # no weights
+DTYPES = ("F64", "F32", "F16", "BF16")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "*.tiktoken", "tekken.json")
 BEGINNINGS = {      # of files that are not what their name says
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself; type: git lfs pull",
@@ -107,10 +109,15 @@ def check_weights(folder, layout, config):
         check_beginning(path)
         try:
             with safe_open(path, "pt") as file:
-                names = file.keys()
-                shapes |= {name: file.get_slice(name).get_shape() for name in names}
+                slices = {name: file.get_slice(name) for name in file.keys()}   # noqa: SIM118
+                shapes |= {name: part.get_shape() for name, part in slices.items()}
+                dtypes = {name: part.get_dtype() for name, part in slices.items()}
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path}: damaged or cut short ({error})") from error
+        for name, dtype in dtypes.items():
+            if dtype not in DTYPES and not re.search(BUFFERS, name):
+                raise ValueError(f"{path}: {name} is of {dtype}: quantised weights cannot be "
+                                 "edited")
     stem = layout.block.split(".")[-2]
     numbers = [match.group(1) for name in shapes
                if (match := re.search(rf"(?:^|\.){stem}\.(\d+)\.", name))]
@@ -173,8 +180,7 @@ def check_loaded(name, info):
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{name}: the weights lack {len(missing)} tensors that config.json asks "
                          f"for, such as {missing[0]}")
-    buffers = r"(masked_bias|attn\.bias|attention\.bias|inv_freq)$"
-    if other := sorted(key for key in info["unexpected_keys"] if not re.search(buffers, key)):
+    if other := sorted(key for key in info["unexpected_keys"] if not re.search(BUFFERS, key)):
         raise ValueError(f"{name}: the weights hold {len(other)} tensors that config.json does not "
                          f"ask for, such as {other[0]}")
 

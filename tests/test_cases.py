@@ -166,6 +166,8 @@ FOLDERS = [     # (change of a whole folder, words of the error)
     (weights(lambda tensors: tensors.pop("lm_head.weight")), "lack 1 tensors.*lm_head"),
     (weights(lambda tensors: tensors.update(extra=tensors["lm_head.weight"].clone())),
      "hold 1 tensors that .* such as extra"),
+    (weights(lambda tensors: tensors.update({DOWN: tensors[DOWN].to(torch.int8)})),
+     "layers.2.mlp.down_proj.weight is of I8: quantised weights"),
     (weights(wider), r"layers.2.mlp.up_proj.weight is \(70, 32\) in the file.*\(64, 32\)"),
     (not_a_number(float("nan")), "layers.1.mlp.down_proj.weight has entries that are NaN"),
     (not_a_number(-float("inf")), "layers.1.mlp.down_proj.weight has entries that are NaN"),
