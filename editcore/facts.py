@@ -262,8 +262,9 @@ def _mend(record, texts, lists, label):
     true = texts["target_true"] or _text(record, "ground_truth", label)
     texts = texts | {"target_true": true, "prompt": prompt if "{}" in prompt
                      else marked(prompt, texts["subject"]) or prompt}
-    rephrase = record.get("rephrase_prompt", [])
-    rephrase = (rephrase,) if isinstance(rephrase, str) else tuple(rephrase)
+    if isinstance(record.get("rephrase_prompt"), str):
+        record = record | {"rephrase_prompt": [record["rephrase_prompt"]]}
+    rephrase = _texts(record, "rephrase_prompt", label)
     lists = lists | {"paraphrases": lists["paraphrases"] + rephrase}
     if "locality_prompt" in record:
         answer = _text(record, "locality_ground_truth", label)

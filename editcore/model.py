@@ -156,7 +156,8 @@ def _loading(label):
     try:
         yield
     except Exception as error:      # of damaged files: any
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = " ".join(line.strip() for line in lines[:2])[:300]
         raise ValueError(f"{label}: cannot be loaded ({reason})") from error
     finally:
         logging.set_verbosity(verbosity)

@@ -280,6 +280,16 @@ def test_files_of_edits(tmp_path, number):
     assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
 
 
+def test_a_codebook_fits_no_map_that_is_not_a_matrix(whole, tmp_path):
+    tensors = {f"model.norm/{name}": torch.ones(1, 32) for name in ("keys", "values")}
+    parts = BOOK.replace('"m"', '"model.norm"')
+    save_file(tensors | {"model.norm/radii": torch.ones(1)}, tmp_path / "edit.safetensors",
+              PATCH | {"parts": parts})
+    patch = delta.load(tmp_path / "edit.safetensors")
+    with pytest.raises(ValueError, match="edit.safetensors: model.norm has other widths"):
+        patch.check(models.load(whole)[0])
+
+
 # Texts and records ----------------------------------------------------------------------------
 
 BASE = {"prompt": "{} was built in", "subject": "Sue Oakes", "target_new": "Rome",
@@ -364,6 +374,9 @@ RECORDS = [     # (change of the base record, words of the error, or {field: val
       "target_true": "Oslo", "neighbours": ("Ann was built in",)}),
     ({"locality_prompt": "Ann is in", "locality_ground_truth": "Bern"}, "record 7: locality_gr"),
     ({"locality_prompt": "Ann is in"}, "record 7: locality_ground_truth"),
+    ({"rephrase_prompt": 5}, "record 7: rephrase_prompt is not a list of texts"),
+    ({"rephrase_prompt": {"a": "b"}}, "record 7: rephrase_prompt is not a list of texts"),
+    ({"rephrase_prompt": [5]}, "record 7: rephrase_prompt is not a list of texts"),
     ({"requested_rewrite": None}, {"subject": "Sue Oakes"}),
     ({"requested_rewrite": [BASE]}, "record 7: requested_rewrite is not an object"),
 ]

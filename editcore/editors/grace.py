@@ -114,7 +114,8 @@ class Codebook:
     def fits(self, module, width):
         """True if there are as many of all, and they have the widths of the module's weight."""
         n = len(self.labels)
-        widths = in_out(module) if hasattr(module, "weight") else (0, 0)
+        linear = getattr(getattr(module, "weight", None), "ndim", 0) == 2
+        widths = in_out(module) if linear else (0, 0)
         shapes = [tuple(part.shape) for part in (self.keys, self.values, self.radii)]
         return shapes == [(n, widths[0]), (n, widths[1]), (n,)]
 
