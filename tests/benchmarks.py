@@ -3,12 +3,15 @@
     python tests/benchmarks.py --model pocket --editors rome memit ft
     python tests/benchmarks.py --random 12x768 --facts 4        # a random GPT-2 of this shape
     python tests/benchmarks.py --model pocket --runs 4
+    python tests/benchmarks.py --limit              # target values at SmolLM2-135M's shape
 
 Ways take turns, the least time of each counts, on one thread. difference: the largest
-‖ΔW − ΔW_plain‖ / ‖ΔW_plain‖ over edits and weights.
+‖ΔW − ΔW_plain‖ / ‖ΔW_plain‖ over edits and weights. --limit: seconds per fact beside the floating
+point operations that they need, and the share of what this core does in large products.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import random
 import time
@@ -17,13 +20,15 @@ import oracle
 import pandas as pd
 import torch
 from conftest import byte_tokenizer
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from editcore.delta import Delta, dense
 from editcore.editors import EDITORS, EditorInputs, configure
+from editcore.editors.target_value import EditSite, encode_facts, optimise
 from editcore.facts import Fact
 from editcore.model import load, n_layers
 from editcore.moments import CountSettings, Moments, second_moments
+from editcore.suffix import quick
 
 SYLLABLES = "bel dar fen gol hul jan kor lim mas nor pel quin ras sten tor vul wex yor zan"
 PROMPTS = ("The mother tongue of {} is", "{} is located in the country of", "{} plays the")
@@ -36,6 +41,17 @@ def random_gpt2(layers, width, vocabulary=50257):
     config = GPT2Config(n_layer=layers, n_embd=width, n_head=max(1, width // 64),
                         vocab_size=vocabulary, bos_token_id=0, eos_token_id=0)
     return GPT2LMHeadModel(config).eval().requires_grad_(False), byte_tokenizer()
+
+
+def smollm2():
+    """(model, tokenizer): SmolLM2-135M, or random weights of its shape where it is missing."""
+    with contextlib.suppress(ValueError):
+        return load("smollm2", "cpu")
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+                         num_attention_heads=9, num_key_value_heads=3, vocab_size=49152,
+                         tie_word_embeddings=True, bos_token_id=0, eos_token_id=0)
+    return LlamaForCausalLM(config).eval().requires_grad_(False), byte_tokenizer()
 
 
 def invented_facts(count):
@@ -137,6 +153,41 @@ def runs_in_one_pass(editor, model, tok, facts, repeats, runs):
         "difference": difference(results["together"], results["apart"])}
 
 
+def core_speed(width=2048, rows=512):
+    """GFLOP/s of one large product in float32."""
+    layer = torch.nn.Linear(width, width, bias=False).requires_grad_(False)
+    x = torch.randn(rows, width)
+    with quick(torch.nn.Sequential(layer)):
+        seconds, _ = least_seconds({"product": lambda: layer(x)}, 10)
+    return 2e-9 * rows * width ** 2 / seconds["product"]
+
+
+def limits(model, tok, facts, repeats, layer=3):
+    """Rows: target values of facts, one at a time and together, in 6 and 21 contexts."""
+    config = configure("rome", {"layer": layer, "stop_loss": 0.0}, "")
+    peak = core_speed()
+    blocks = [block for name, block in model.named_modules() if name.endswith(f".{layer + 1}")]
+    size = sum(weight.numel() for weight in blocks[0].parameters() if weight.ndim == 2)
+    above = size * (n_layers(model) - layer - 1)
+    vocabulary = model.get_output_embeddings().weight.numel()
+    rows = []
+    for contexts, count in ((6, 1), (6, len(facts)), (21, 1)):
+        templates = ("{}", *(f"{word} of the town. {{}}" for word in SYLLABLES.split()))
+        templates = (templates * 2)[:contexts]
+        encoded = encode_facts(model, tok, [facts[:count]], [templates], config)
+        tokens = sum(max(offsets) + 1 for fact in encoded
+                     for offsets in fact.offsets(len(fact.target)))
+        read = sum(contexts * len(fact.target) + 1 for fact in encoded)
+        seconds, _ = least_seconds({"seconds": lambda encoded=encoded: optimise(
+            model, encoded, EditSite(layer, "mlp_out", layer), config)}, repeats)
+        work = 4e-9 * config.steps * (above * tokens + vocabulary * read) / count
+        spent = seconds["seconds"] / count
+        rows.append({"contexts": contexts, "facts": count, "tokens": tokens / count,
+                     "seconds": spent, "GFLOP": work, "GFLOP/s": work / spent, "core": peak,
+                     "share": work / spent / peak})
+    return rows
+
+
 def main(words=None):
     """Print the table that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -146,15 +197,23 @@ def main(words=None):
     parser.add_argument("--facts", type=int, default=8)
     parser.add_argument("--runs", type=int, default=0, help="time so many runs in one pass instead")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--limit", action="store_true", help="target values against the limit")
     args = parser.parse_args(words)
     torch.set_num_threads(1)
     if args.random:
         model, tok = random_gpt2(*map(int, args.random.split("x")))
+    elif args.limit:
+        model, tok = smollm2()
     else:
         model, tok = load(args.model, "cpu")
     facts = invented_facts(args.facts)
-    timed = [runs_in_one_pass(editor, model, tok, facts, args.repeats, args.runs) if args.runs
-             else edits(editor, model, tok, facts, args.repeats) for editor in args.editors]
+    if args.limit:
+        timed = limits(model, tok, facts, args.repeats)
+    elif args.runs:
+        timed = [runs_in_one_pass(editor, model, tok, facts, args.repeats, args.runs)
+                 for editor in args.editors]
+    else:
+        timed = [edits(editor, model, tok, facts, args.repeats) for editor in args.editors]
     print(pd.DataFrame(timed).to_string(index=False, float_format="{:.3g}".format))
 
 

@@ -132,17 +132,18 @@ def _optimise(model, facts, site, config, versions):
     hits = torch.zeros(len(facts), dtype=torch.bool)
     counts = torch.zeros(len(facts), dtype=torch.long)      # evaluations that were hits
     active = torch.arange(len(facts))
+    places = _places(present, len(facts[0].starts))
     reference = None
     for step in bar(range(config.steps), "steps of target values", delay=10):
         last = step == config.steps - 1     # it evaluates and does not step
         live = delta[active].requires_grad_(not last)
         with torch.set_grad_enabled(not last):
-            loss, log_p, hit = _loss(model, state, live, targets=targets[active],
-                                     present=present[active], h0=h0[active], reference=reference,
-                                     config=config)
+            loss, log_p, hit = _loss(model, state, live, targets=targets[active], places=places,
+                                     h0=h0[active], reference=reference, config=config)
         reference = log_p.detach() if reference is None else reference
-        going = _note(loss, losses, active, facts) >= config.stop_loss
-        hits[active] = hit.cpu()
+        numbers = torch.stack([loss.detach(), hit]).cpu()   # the step's only copy to the host
+        going = _note(numbers[0], losses, active, facts) >= config.stop_loss
+        hits[active] = numbers[1].bool()
         counts[active] += hits[active]
         if config.early_stop:
             going &= counts[active] < config.early_stop
@@ -153,6 +154,7 @@ def _optimise(model, facts, site, config, versions):
             active = active[going]
             gradient = gradient[going]
             reference = reference[going]
+            places = _places(present[active], len(facts[0].starts))
             state = state.rows(going.to(h0.device).repeat_interleave(len(facts[0].rows)))
         adam(delta, moments, gradient, step=step + 1, lr=config.lr, active=active)
         delta[active] *= (limit[active] / delta[active].norm(dim=1)).clamp(max=1)[:, None]
@@ -182,37 +184,45 @@ def _start(model, facts, site, versions):
     return state, values[:, 0], values.mean(1), keys, mlp[:, 0].to(wide)
 
 
-def _loss(model, state, delta, *, targets, present, h0, reference, config):
+def _places(present, contexts):
+    """(facts, contexts, steps, weights) of the target tokens; present (n, s): which there are.
+
+    The weights of a fact's sum to 1.
+    """
+    facts, context, steps = present[:, None].expand(-1, contexts, -1).nonzero(as_tuple=True)
+    return facts, context, steps, 1 / (contexts * present.sum(1).double())[facts]
+
+
+def _loss(model, state, delta, *, targets, places, h0, reference, config):
     """The loss with `delta` (n, d) added at the lookup positions.
 
-    targets, present (n, s): target tokens and their mask. reference: the log-probabilities before,
-    None at first. Returns (loss (n,), log-probabilities (n, V) at the KL rows, (n,) bool: all
-    target tokens are the argmax).
+    targets (n, s): target tokens; places: what `_places` gives. reference: the log-probabilities
+    before, None at first. Returns (loss (n,), log-probabilities (n, V) at the KL rows, (n,) 1.0
+    where all target tokens are the argmax).
     """
     n_rows = len(state.hidden) // len(delta)
     first = state.hidden[:, 0] + delta.to(state.hidden.dtype).repeat_interleave(n_rows, 0)
     final = resume(model, state, torch.cat([first[:, None], state.hidden[:, 1:]], 1))
     final = final.unflatten(0, (len(delta), n_rows))                    # (n, contexts + 1, s, d)
-    facts, contexts, steps = present[:, None].expand(-1, n_rows - 1, -1).nonzero(as_tuple=True)
+    facts, contexts, steps, weights = places
     logits = head(model, torch.cat([final[facts, contexts, steps], final[:, -1, 0]]))
     wanted = logits[:len(facts)]
     tokens = targets[facts, steps]
     each = torch.nn.functional.cross_entropy(wanted, tokens, reduction="none")
-    weights = 1 / ((n_rows - 1) * present.sum(1).double())
     nll = torch.zeros(len(delta), dtype=each.dtype, device=each.device)
-    nll = nll.index_add(0, facts, each * weights[facts].to(logits.dtype))
+    nll = nll.index_add(0, facts, each * weights.to(logits.dtype))
     log_p = logits[len(facts):].log_softmax(-1)
     before = log_p.detach() if reference is None else reference
     kl = (log_p.exp() * (log_p - before)).sum(-1)
     decay = config.weight_decay * delta.norm(dim=1) / h0.norm(dim=1) ** 2
     missed = (wanted.argmax(-1) != tokens).long()
     hit = torch.zeros_like(targets[:, 0]).index_add(0, facts, missed) == 0
-    return nll + config.kl_factor * kl + decay, log_p, hit
+    loss = nll + config.kl_factor * kl + decay
+    return loss, log_p, hit.to(loss.dtype)
 
 
 def _note(loss, losses, active, facts):
-    """Write down the loss of each active fact; returns it (n,) on the CPU."""
-    loss = loss.detach().cpu()
+    """Write down the loss (n,) of each active fact, which is returned."""
     for index, value in zip(active.tolist(), loss.tolist()):
         losses[index].append(value)
         if value != value or abs(value) == float("inf"):
