@@ -33,10 +33,23 @@ class Rule:
     faster: float = 3.0         # times as fast, per edit, as the run lost until then
     calm: int = 2               # tests up to the jump: with fewer there was no gradual phase
     confirm: int = 1            # later tests at which the loss must still stand
-    half: float = 0.50          # share lost at the last test of a run that is eroded; what has lost
-                                # it already cannot jump any more
+    half: float = 0.50          # share lost at the last test of a run that is eroded; a run that
+                                # has lost it of anything before a jump was not gradual until then
     tests: int = 3              # with fewer tests, or ...
     edits: int = 100            # ... with fewer edits and no loss, one cannot tell
+
+
+def panels(runs):
+    """Return the panel of a figure that each run belongs to, by run: its model and its schedule.
+
+    runs: a table as `editcore.runs` returns it. A run may put predicted disabling edits in at
+    stated places (`insert`), or leave them out (`leave_out`); else facts come as they do.
+    """
+    schedules = {"insert": "\npredicted edits put in", "leave_out": "\npredicted edits left out"}
+    schedules = {name: text for name, text in schedules.items() if name in runs}
+    chosen = [runs[name].str.len() > 0 for name in schedules]
+    names = runs["model"].map(lambda model: model.rsplit("/", 1)[-1])
+    return (names + np.select(chosen, list(schedules.values()), "")).set_axis(runs["run"])
 
 
 def _successes(rows, metric):
@@ -204,13 +217,13 @@ def _shape(gone, edits, rule, rows):
     """Return the columns of `phases` for one run. gone: its `losses`."""
     series = {what: part.set_index("step")["lost"].sort_index()
               for what, part in gone.groupby("what")}
-    jumps = {what: _jump(part, rule.tasks if what == "few-shot tasks" else rule.jump, rule)
-             for what, part in series.items()}
-    stand = {what: jump for what, jump in jumps.items() if jump and jump[2]}
     tests = max([(part.index > 0).sum() for part in series.values()], default=0)
     ends = pd.Series({what: part.iloc[-1] for what, part in series.items()}, dtype=float)
-    last = {"worst": ends.idxmax() if len(ends) else "", "end": ends.max(),
-            "half": min([_stays(part, rule.half) for part in series.values()], default=np.nan)}
+    half = pd.Series({what: _stays(part, rule.half) for what, part in series.items()}, dtype=float)
+    last = {"worst": ends.idxmax() if len(ends) else "", "end": ends.max(), "half": half.min()}
+    jumps = {what: _jump(part, rule.tasks if what == "few-shot tasks" else rule.jump, rule,
+                         until=half.min()) for what, part in series.items()}
+    stand = {what: jump for what, jump in jumps.items() if jump and jump[2]}
     if stand:
         cause = min(stand, key=lambda what: stand[what][1])
         before, at, _ = stand[cause]
@@ -223,8 +236,9 @@ def _shape(gone, edits, rule, rows):
     return last | {"kind": kind, "cause": ""}
 
 
-def _jump(series, limit, rule):
-    """Return (step before, step, does it stand?) of the first jump; None if there is none."""
+def _jump(series, limit, rule, *, until):
+    """Return (step before, step, does it stand?) of the first jump that begins before `until`;
+    None if there is none."""
     tested = series[series.index > 0].clip(lower=0)
     steps = tested.index
     for i in range(rule.calm, len(steps)):
@@ -232,7 +246,7 @@ def _jump(series, limit, rule):
             length = steps[i] - steps[j]
             usual = tested.iloc[j] / steps[j]
             rise = tested.iloc[i:i + 1 + rule.confirm] - tested.iloc[j]
-            near = (j == i - 1 or length <= rule.within) and tested.iloc[j] < rule.half
+            near = (j == i - 1 or length <= rule.within) and not steps[j] >= until
             large = rise >= max(limit, rule.faster * usual * length) - 1e-9
             if near and large.all():
                 return steps[j], steps[i], len(large) > rule.confirm

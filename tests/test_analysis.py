@@ -195,6 +195,20 @@ def test_phases_see_every_loss(cause, more):
     assert (phase["kind"], phase["collapse"], phase["cause"]) == ("abrupt", 100, cause)
 
 
+def test_a_run_that_has_lost_half_of_anything_is_not_gradual_before_a_jump():
+    table = history(CLIFF, known=[1, .9, .7, .4, .4, .4, .4, .4])
+    (phase,) = analysis.phases(table).to_dict("records")
+    assert (phase["kind"], phase["half"]) == ("eroded", 60)
+
+
+def test_panels_name_model_and_schedule():
+    table = pd.DataFrame({"run": ["a", "b", "c"], "model": ["pocket", "x/smollm2", "smollm2"],
+                          "insert": [(), [[3, "7"]], []], "leave_out": [(), (), ["7"]]})
+    assert analysis.panels(table).to_dict() == {
+        "a": "pocket", "b": "smollm2\npredicted edits put in",
+        "c": "smollm2\npredicted edits left out"}
+
+
 def test_the_rule_can_be_changed():
     table = history([.01, .03, .04, .06, .20, .20])
     assert analysis.phases(table)["kind"].item() == "gradual"
