@@ -46,7 +46,6 @@ def panels(runs):
     stated places (`insert`), or leave them out (`leave_out`); else facts come as they do.
     """
     schedules = {"insert": "\npredicted edits put in", "leave_out": "\npredicted edits left out"}
-    schedules = {name: text for name, text in schedules.items() if name in runs}
     chosen = [runs[name].str.len() > 0 for name in schedules]
     names = runs["model"].map(lambda model: model.rsplit("/", 1)[-1])
     return (names + np.select(chosen, list(schedules.values()), "")).set_axis(runs["run"])
@@ -100,14 +99,16 @@ def few_shot(rows):
 def ability(rows):
     """Return the few-shot ability at each test: RUN, step, f1, ability.
 
-    f1: mean over the tasks. ability: (f1 - chance) / (f1 of the unedited model - chance), so 1
-    before the first edit and 0 for a model that gives one answer to everything; NaN if the
-    unedited model is hardly above chance (MARGIN).
+    f1: mean over the tasks at which the unedited model is above chance by MARGIN or more.
+    ability: (f1 - chance) / (f1 of the unedited model - chance), so 1 before the first edit and 0
+    for a model that gives one answer to everything. Runs without such a task are left out.
     """
-    tests = few_shot(rows).groupby([*RUN, "step"], sort=False)["f1"].mean().reset_index()
-    start = tests[tests["step"] == 0].set_index("run")["f1"]
-    margin = tests["run"].map(start).astype(float) - CHANCE
-    return tests.assign(ability=(tests["f1"] - CHANCE) / margin.where(margin >= MARGIN))
+    tests = few_shot(rows)
+    start = tests[tests["step"] == 0].set_index(["run", "task"])["f1"].rename("start")
+    tests = tests.join(start[start >= CHANCE + MARGIN], on=["run", "task"], how="inner")
+    means = tests.groupby([*RUN, "step"], sort=False)[["f1", "start"]].mean().reset_index()
+    share = (means["f1"] - CHANCE) / (means["start"] - CHANCE)
+    return means.drop(columns="start").assign(ability=share)
 
 
 def untouched(rows, metric="untouched_ES_exact"):

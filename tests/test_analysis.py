@@ -90,10 +90,10 @@ def test_ability_is_the_margin_above_chance():
     assert list(analysis.few_shot(table)["task"]) == ["sst2", "sst2"]
 
 
-@pytest.mark.parametrize("start", [0.3, 0.42])
-def test_ability_is_undefined_for_a_model_hardly_above_chance(start):
-    table = analysis.ability(rows((0, "", "sst2_f1", start), (10, "", "sst2_f1", 0.2)))
-    assert table["ability"].isna().all()
+def test_ability_is_that_of_tasks_above_chance():
+    table = rows(*scores({0: 0.8, 10: 0.6}), *scores({0: 0.42, 10: 0.0}, "rte_f1"))
+    assert list(analysis.ability(table)["f1"]) == [0.8, 0.6]
+    assert analysis.ability(rows(*scores({0: 0.42, 10: 0.2}))).empty
 
 
 def test_untouched_counts_only_what_was_known():

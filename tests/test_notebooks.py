@@ -17,7 +17,7 @@ TINY = {        # parameters that keep a notebook to seconds
     "01_pocket_model": {"n_recall": 20, "n_trace": 3, "n_single": 3, "n_swept": 2, "items": 8,
                         "swept_layers": [0]},
     "10_edit": {"n_edits": 6, "retest_every": 3, "run_options": FEW},
-    "20_forgetting": {"n_edits": 6, "orders": [0], "workers": 1,
+    "20_forgetting": {"n_edits": 6, "orders": [0], "workers": 1, "mend": 4,
                       "run_options": FEW | {"retest_every": 2, "downstream_every": 3, "final": []}},
     "22_depth": {"n_edits": 6, "orders": [0], "workers": 1,
                  "run_options": FEW | {"retest_every": 2, "downstream_every": 3, "final": []}},
