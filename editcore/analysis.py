@@ -104,8 +104,9 @@ def ability(rows):
     for a model that gives one answer to everything. Runs without such a task are left out.
     """
     tests = few_shot(rows)
-    start = tests[tests["step"] == 0].set_index(["run", "task"])["f1"].rename("start")
-    tests = tests.join(start[start >= CHANCE + MARGIN], on=["run", "task"], how="inner")
+    start = tests[(tests["step"] == 0) & (tests["f1"] >= CHANCE + MARGIN)]
+    start = start[["run", "task", "f1"]].rename(columns={"f1": "start"})
+    tests = tests.merge(start, on=["run", "task"])
     means = tests.groupby([*RUN, "step"], sort=False)[["f1", "start"]].mean().reset_index()
     share = (means["f1"] - CHANCE) / (means["start"] - CHANCE)
     return means.drop(columns="start").assign(ability=share)
