@@ -182,7 +182,7 @@ def _check_layers(config, model):
     layers = getattr(config, "layers", None) or (getattr(config, "layer", 0),)
     if (folder / "config.json").is_file() and all(isinstance(layer, int) for layer in layers):
         count = AutoConfig.from_pretrained(folder, trust_remote_code=False).num_hidden_layers
-        if wrong := [layer for layer in layers if not 0 <= layer < count]:
+        if wrong := [layer for layer in layers if not -count <= layer < count]:
             raise ValueError(f"run: layer {wrong[0]}: {model} has layers 0 to {count - 1}")
 
 
