@@ -197,7 +197,7 @@ def test_sequential_edits_are_one_codebook(gpt2, facts):
 
 
 def test_random_values_belong_to_their_facts(gpt2, facts):
-    config = settings(begin="random", steps=0)
+    config = replace(settings(begin="random"), steps=0)     # the values that it begins with
     (both,) = GRACE.edit(*gpt2, facts[:3], config).parts.values()
     (alone,) = GRACE.edit(*gpt2, facts[2:3], config).parts.values()
     (other,) = GRACE.edit(*gpt2, facts[2:3], replace(config, seed=1)).parts.values()
