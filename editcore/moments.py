@@ -79,6 +79,11 @@ def load(path):
         raise ValueError(f"{path}: not a file of second moments, or damaged (count {count!r})")
     if not moments:
         raise ValueError(f"{path}: no tensor C/… in it")
+    for name, moment in moments.items():
+        square = moment.ndim == 2 and len(moment) == moment.shape[1]
+        if not (square and moment.is_floating_point() and moment.isfinite().all()):
+            raise ValueError(f"{path}: C/{name} must be a square matrix of finite floats, found "
+                             f"{tuple(moment.shape)}, {moment.dtype}")
     known = {key: str(metadata[key]) for key in ("model_hash", "tokenizer_hash") if key in metadata}
     return Moments(moments, count, known)
 
