@@ -130,7 +130,7 @@ def test_only_the_last_piece_after_the_early_blocks_tells_who_is_meant():
     model = train.new_model(TINY, vocabulary=50, end=49).eval()
     assert moved(model, 1) == [False, True, False, False, True, True, True], "by the last piece"
     assert moved(model, 3)[4:6] == [False, True], "the name does not see its decoy, the rest does"
-    one_block = train.PocketConfig(layers=1, width=32, inner=48, heads=2)
+    one_block = train.PocketConfig(layers=1, width=32, inner=48, heads=2, early=1)
     small = train.new_model(one_block, vocabulary=50, end=49).eval()
     assert moved(small, 4)[5:] == [False, False], "not even the last piece in an early block"
 

@@ -413,7 +413,7 @@ def test_a_run_goes_on_through_a_collapse(run, tmp_path, size):
     ({"leave_out": ("99",)}, "leave_out names '99'"),
     ({"measure": ("ES", "XS")}, "metric 'XS'"),
     ({"facts": "nowhere.json"}, "facts: nowhere.json: no such file"),
-    ({"tasks": "nowhere"}, "tasks: nowhere: no such file"),
+    ({"tasks": "nowhere"}, "tasks: nowhere: no such folder"),
     ({"model": "nowhere/model"}, "facts: .* no such model")])
 def test_bad_input_is_said_before_any_edit(monkeypatch, run, tmp_path, change, message):
     monkeypatch.setattr(loop, "_updates", None)
