@@ -31,7 +31,7 @@ def option(name, metavar, help, *more, kind=str, **limits):
     return Annotated[kind, typer.Option(name, *more, metavar=metavar, help=help, **limits)]
 
 
-Model = argument("MODEL", '"pocket", a model folder, or a Hugging Face name')
+Model = argument("MODEL", '"pocket", "smollm2", a folder, a GGUF file, or a Hugging Face name')
 Facts = argument("FACTS.json", "list of {prompt, subject, target_new}, or CounterFact's records")
 Texts = option("--texts", "FILE.txt", "text for the second moments of keys, one passage per line; "
                "default: texts.txt in the model's folder, else what the model itself writes")
@@ -42,8 +42,8 @@ Settings = option("--set", "NAME=VALUE ...", "the editor's: layer=3 layers=0,1 l
 Words = option("-p", "NAME VALUE ...", "parameters, as in -p n_edits 300 orders 0,1",
                kind=list[str])
 Seed = option("--seed", "N", "of everything that is drawn", kind=int, min=0, max=2 ** 32 - 1)
-Dtype = option("--dtype", "NAME", "of the weights: float32, float16, bfloat16; default: float32, "
-               "or the edit's; of `apply`: that of the model's files")
+Dtype = option("--dtype", "NAME", "of the weights: float32, float64, float16 or bfloat16; default: "
+               "float32, or the edit's; of `apply`: that of the model's files")
 Device = option("--device", "NAME", "default: a GPU where there is one")
 Workers = option("--workers", "N", "processes", kind=int, min=1)
 Force = option("--force", None, "even if it is done, or was made for other weights", kind=bool)
@@ -116,7 +116,7 @@ def edit(model: Model, facts: Facts, output: Output,
         "contexts": list(getattr(prepared, "contexts", ())), "seconds": seconds,
         "seconds_per_edit": seconds / len(records), "most_likely": likely})
     total.save(path)
-    say(f"{output}: {len(records)} facts, {seconds / len(records):.3f} s per edit")
+    say(f"{output}: facts: {len(records)}, {seconds / len(records):.3f} s per edit")
     say(f"  {sum(likely)} of {len(records)} new answers are now the most likely ones")
     for name in sorted(getattr(total, "changes", None) or total.parts):
         say(f"  {name}  norm {total.norm(name):.4f}")
@@ -153,7 +153,7 @@ def apply(model: Model, delta: argument("DELTA.safetensors", "what `edit` wrote"
              "delta.safetensors -o rows.parquet")
 def evaluate(model: Model, facts: Facts, output: Output,
              delta: option("--delta", "FILE", "edit that is in the model while it is asked") = "",
-             metrics: option("--metrics", "NAME ...", "some of ES PS NS PO greedy",
+             metrics: option("--metrics", "NAME ...", "some of ES PS NS XS PO greedy",
                              kind=list[str]) = ("ES", "PS", "NS"),
              dtype: Dtype = "float32", device: Device = "", force: Force = False):
     """Ask a model, or a model with an edit, about facts; write a row per fact and metric."""

@@ -186,7 +186,8 @@ def prepared(kind, model, config, more):
     more: settings of the network beside those of the editor.
     """
     if not config.network:
-        raise ValueError(f"network names no file; train one, or give {UNTRAINED} for the start")
+        raise ValueError("network names no file; make one with `python -m editcore train` and give "
+                         f"network=FILE, or {UNTRAINED} for an untrained one")
     wanted = sites(model, config.layers, getattr(config, "parts", "all"))
     settings = {**asdict(config), "layers": layer_numbers(model, config.layers), **more}
     del settings["network"]
