@@ -116,7 +116,7 @@ def edit(model: Model, facts: Facts, output: Output,
         "contexts": list(getattr(prepared, "contexts", ())), "seconds": seconds,
         "seconds_per_edit": seconds / len(records), "most_likely": likely})
     total.save(path)
-    say(f"{output}: facts: {len(records)}, {seconds / len(records):.3f} s per edit")
+    say(f"{output}: {len(records)} facts, {seconds / len(records):.3f} s per edit")
     say(f"  {sum(likely)} of {len(records)} new answers are now the most likely ones")
     for name in sorted(getattr(total, "changes", None) or total.parts):
         say(f"  {name}  norm {total.norm(name):.4f}")
