@@ -1,8 +1,8 @@
 """The report on small notebooks made here: parameters, failures, skipping, offline pages."""
 
 import contextlib
-import html
 import hashlib
+import html
 import json
 import os
 import re
