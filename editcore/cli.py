@@ -3,9 +3,7 @@
 import dataclasses
 import multiprocessing
 import os
-import shutil
 import sys
-import tempfile
 import time
 import tomllib
 from pathlib import Path
@@ -127,6 +125,7 @@ def apply(model: Model, delta: argument("DELTA.safetensors", "what `edit` wrote"
           dtype: Dtype = "", device: Device = "", force: Force = False):
     """Write a model with an edit in its weights, which transformers loads."""
     from editcore.delta import load
+    from editcore.files import atomic_folder
     from editcore.model import resolve
 
     folder = outputs.check_folder(output, resolve(model), delta, new=True)
@@ -135,17 +134,10 @@ def apply(model: Model, delta: argument("DELTA.safetensors", "what `edit` wrote"
         raise ValueError(f"{delta}: works beside the weights and cannot be written into them")
     net, tok = commands.load_model(model, device, dtype or commands.stored_dtype(model), change,
                                    force=force)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with atomic_folder(folder) as beside:
         with change.applied(net):
             net.save_pretrained(beside)
         tok.save_pretrained(beside)
-        for path in (beside, *beside.iterdir()):
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        beside.replace(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     say(output)
 
 

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import uuid
 from pathlib import Path
@@ -25,6 +26,25 @@ def atomic(path):
         tmp.replace(path)
     finally:
         tmp.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path):
+    """Give a folder to write into, which takes `path`'s place once the block has succeeded.
+
+    It lies beside, and what is in it can be read by all. `path` must not be there, or be an empty
+    folder. After an exception nothing has changed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield beside
+        for item in (beside, *beside.iterdir()):
+            item.chmod(0o755 if item.is_dir() else 0o644)
+        beside.replace(path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def write_json(path, value):

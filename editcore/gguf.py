@@ -1,8 +1,6 @@
 """Turn a GGUF file, also one inside an installed wheel, into a plain model folder, once."""
 
-import shutil
 import struct
-import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +9,7 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from editcore.files import cache_folder, sha256, write_json
+from editcore.files import atomic_folder, cache_folder, sha256, write_json
 from editcore.progress import say
 
 READERS = "gguf==0.19.0 accelerate==1.15.0"     # what transformers reads GGUF files with
@@ -72,16 +70,11 @@ def plain_folder(path, name=""):
 
 
 def _write(path, folder, digest):
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with atomic_folder(folder) as beside:
         model, tok = _read(path)
         model.save_pretrained(beside)
         tok.save_pretrained(beside)
         write_json(beside / "source.json", {"file": path.name, "sha256": digest})
-        beside.chmod(0o755)
-        beside.replace(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _read(path):

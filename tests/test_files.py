@@ -74,3 +74,17 @@ def test_a_user_without_a_home_has_a_cache(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)    # what it does without a home
     assert str(files.cache_folder()).startswith(f"{tempfile.gettempdir()}/cache-")
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    with files.atomic_folder(tmp_path / "new" / "model") as beside:
+        (beside / "a.txt").write_text("a")
+        (beside / "a.txt").chmod(0o600)
+        assert not (tmp_path / "new" / "model").exists()
+    assert (tmp_path / "new/model/a.txt").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "new/model").stat().st_mode & 0o777 == 0o755
+    with pytest.raises(KeyError), files.atomic_folder(tmp_path / "other") as beside:
+        (beside / "a.txt").write_text("a")
+        raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["model"]
