@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from editcore.hooks import capture, replaced
-from editcore.likelihood import plan, read, states
+from editcore.likelihood import states
 from editcore.model import layout, max_length, n_layers, name_of
 from editcore.progress import bar
 from editcore.suffix import head
@@ -56,16 +56,6 @@ class TracedFact:
     first: int              # first token of the subject
     last: int               # last token of the subject
     end: int                # last token of the prompt
-
-
-def known(model, tok, facts):
-    """Keep the facts that the model completes with target_true, every token the most likely."""
-    facts = [fact for fact in facts if fact.target_true]
-    pairs = encode_pairs(tok, [(fact.text, fact.target_true) for fact in facts])
-    check_lengths([prompt + target for prompt, target in pairs],
-                  [f"record {fact.case_id}" for fact in facts], max_length(model))
-    exact = read(model, plan(model, pairs)).exact if pairs else []
-    return [fact for fact, hit in zip(facts, exact) if hit]
 
 
 def trace(model, tok, facts, config=None):
@@ -221,7 +211,7 @@ def patching(model, tok, facts, *, count=100, seed=0, max_tokens=8192, window=3)
     far logit(other's answer) - logit(own answer) moves, as a share of what separates the two
     prompts. The pairs, at most `count`, are drawn with the seed: same relation (same prompt, if
     there is none), answers with different first tokens, prompts that go on after the subject. Give
-    it facts that the model knows (see `known`). ValueError if there is no such pair.
+    it facts that the model knows (see `knowledge`). ValueError if there is no such pair.
     """
     pairs = _partners(tok, facts, count, seed)
     sides = [[fact for fact, _ in pairs], [other for _, other in pairs]]

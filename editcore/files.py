@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -130,6 +131,17 @@ def sha256(path):
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_once(path):
+    """Hex SHA-256 of a large file, read once in a process as long as size and time stay."""
+    state = os.stat(path)
+    return _sha256(os.path.abspath(path), state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1000)
+def _sha256(path, *_):
+    return sha256(path)
 
 
 def sha256_text(*parts):

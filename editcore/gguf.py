@@ -9,7 +9,7 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from editcore.files import atomic_folder, cache_folder, sha256, write_json
+from editcore.files import atomic_folder, cache_folder, sha256_once, write_json
 from editcore.progress import say
 
 READERS = "gguf==0.19.0 accelerate==1.15.0"     # what transformers reads GGUF files with
@@ -55,7 +55,7 @@ def plain_folder(path, name=""):
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    digest = sha256(path)
+    digest = sha256_once(path)
     folder = cache_folder() / "gguf" / digest[:16] / (name or path.stem)
     if (folder / "source.json").is_file():
         return folder

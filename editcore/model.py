@@ -1,6 +1,7 @@
 """Load causal language models and know where each family keeps the parts that editing touches."""
 
 import contextlib
+import functools
 import getpass
 import hashlib
 import os
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from huggingface_hub import get_hf_file_metadata, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
 from editcore import folders
-from editcore.files import sha256, sha256_text
+from editcore.files import sha256_once, sha256_text
 from editcore.gguf import WHEELS, plain_folder, wheel_file
 
 
@@ -98,8 +101,8 @@ def load(name, device=None, dtype=torch.float32, revision=None):
         folders.check_weights(folder, LAYOUTS[config.model_type], config)
     with _loading(f"model {folder}"):
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, revision=revision, dtype=dtype, use_safetensors=True,
-            trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True)
+            folder, config=config, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
+            output_loading_info=True, **_source(folder, revision))
     folders.check_loaded(folder, info)
     _check_numbers(model, folder)
     rows = model.get_input_embeddings().weight.shape[0]
@@ -123,7 +126,7 @@ def load_config(name, revision=None):
         raw = folders.read_config(name)
     else:
         with _loading(f"model {name}"):
-            raw, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+            raw, _ = PreTrainedConfig.get_config_dict(name, **_source(name, revision))
         folders.check_config(raw, name)
     kind = raw["model_type"]
     if kind not in LAYOUTS:
@@ -131,7 +134,7 @@ def load_config(name, revision=None):
         raise ValueError(f"{name}: architecture {kind!r} is not in LAYOUTS "
                          f"({', '.join(LAYOUTS)}){foreign}")
     with _loading(f"{name}: config.json"):
-        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        return AutoConfig.from_pretrained(name, **_source(name, revision))
 
 
 def load_tokenizer(name, revision=None):
@@ -140,10 +143,28 @@ def load_tokenizer(name, revision=None):
     if Path(name).is_dir():
         folders.check_tokenizer(name)
     with _loading(f"tokenizer {name}"):
-        tok = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        tok = AutoTokenizer.from_pretrained(name, **_source(name, revision))
     if not tok.is_fast:
         raise ValueError(f"tokenizer {name}: it knows no offsets; a tokenizer.json is needed")
     return tok
+
+
+@functools.lru_cache
+def _source(name, revision):
+    """Words of every `from_pretrained`: no code is run, and only an answering hub is asked.
+
+    Without this, each file is asked for six times before a missing network is believed.
+    """
+    words = {"revision": revision, "trust_remote_code": False, "local_files_only": False}
+    if not Path(name).is_dir():
+        try:
+            url = hf_hub_url(name, "config.json", revision=revision)
+            get_hf_file_metadata(url, timeout=10)
+        except HfHubHTTPError:      # the hub answers, and what is wrong is said later
+            pass
+        except Exception:
+            words["local_files_only"] = True
+    return words
 
 
 @contextlib.contextmanager
@@ -282,5 +303,5 @@ def files_hash(name):
     parts = []
     for pattern in ("config.json", "tokenizer*", "vocab.json", "merges.txt", "*.safetensors"):
         for path in sorted(Path(resolve(name)).glob(pattern)):
-            parts += [path.name, sha256(path)]
+            parts += [path.name, sha256_once(path)]
     return sha256_text(*parts or [name])

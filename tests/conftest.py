@@ -1,5 +1,6 @@
 """Tiny random models of every supported shape, tokenizers trained in memory, facts for them."""
 
+import copy
 import dataclasses
 import json
 
@@ -117,6 +118,19 @@ def make(kind, vocab, layers=4, width=32, heads=4, positions=64, seed=0, dtype=t
             weight.add_(0.1 * torch.randn(weight.shape, dtype=dtype))
     torch.set_rng_state(state)
     return model
+
+
+def taught(model, pairs, lr=0.01):
+    """A copy of the model that has learned what follows: pairs of id lists, as of encode_pairs."""
+    model = copy.deepcopy(model).requires_grad_(True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    for _ in range(40):
+        optimizer.zero_grad()
+        for ids, wanted in pairs:
+            logits = model(input_ids=torch.tensor([ids + wanted])).logits[0, len(ids) - 1:-1]
+            torch.nn.functional.cross_entropy(logits, torch.tensor(wanted)).backward()
+        optimizer.step()
+    return model.requires_grad_(False)
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import byte_tokenizer, make
+from conftest import byte_tokenizer, make, taught
 from sklearn.metrics import f1_score
 
 from data.world.make import tasks
 from editcore import fewshot
 from editcore.fewshot import INVALID
-from editcore.tokens import target_ids
+from editcore.tokens import encode_pairs, target_ids
 
 PAIRS = ("mrpc", "rte")
 
@@ -28,29 +28,14 @@ def small():
 def items(name, n=12):
     words = ("good", "bad", "the old river", "a book", "city of Rome")
     if name in PAIRS:
-        return [
-            {
-                "sentence1": f"It is {words[i % 5]}.",
-                "sentence2": f"I know {words[i % 4]}.",
-                "label": i % 2,
-            }
-            for i in range(n)
-        ]
+        return [{"sentence1": f"It is {words[i % 5]}.",
+                 "sentence2": f"I know {words[i % 4]}.", "label": i % 2} for i in range(n)]
     return [{"sentence": f"You read {words[i % 5]} {i}.", "label": i % 2} for i in range(n)]
 
 
-def taught(model, tok, texts):
+def learned(model, tok, texts):
     """A copy of the model trained to say a word after each text: [(prompt, word), ...]."""
-    model = copy.deepcopy(model).requires_grad_(True)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
-    for step in range(90):
-        prompt, word = texts[step % len(texts)]
-        ids, wanted = tok(prompt)["input_ids"], target_ids(tok, word)
-        logits = model(input_ids=torch.tensor([ids + wanted])).logits[0, len(ids) - 1 : -1]
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(logits, torch.tensor(wanted)).backward()
-        optimizer.step()
-    return model.requires_grad_(False)
+    return taught(model, encode_pairs(tok, texts), lr=0.005)
 
 
 def greedy_ids(model, ids, n):
@@ -80,16 +65,8 @@ def test_answers_are_the_serial_ones(name, small):
     model, tok = small
     words = fewshot.TASKS[name].labels
     asked = fewshot.prepare(model, tok, {name: items(name)}, shots=3, seed=0)[0].prompts
-    model = taught(
-        model,
-        tok,
-        [
-            (asked[0], words[0]),
-            (asked[1], words[1]),
-            (asked[2], f"so {words[1]}"),
-            (asked[3], "the river"),
-        ],
-    )
+    model = learned(model, tok, [(asked[0], words[0]), (asked[1], words[1]),
+                                (asked[2], f"so {words[1]}"), (asked[3], "the river")])
     one = fewshot.prepare(model, tok, {name: items(name)}, shots=3, seed=0)[0]
     greedy, likely, _ = fewshot.answers(model, tok, one)
     expected = oracle(model, tok, one.prompts, words)
@@ -99,20 +76,12 @@ def test_answers_are_the_serial_ones(name, small):
 
 def test_rows_and_their_values(small):
     model, tok = small
-    model = taught(model, tok, [("Sentiment:", "positive"), ("meaning:", "no")])
+    model = learned(model, tok, [("Sentiment:", "positive"), ("meaning:", "no")])
     given = {name: items(name) for name in ("sst2", "mrpc")}
     rows = fewshot.few_shot(model, tok, given, shots=2, seed=1)
-    assert [row["metric"] for row in rows] == [
-        "sst2_f1",
-        "sst2_prob_f1",
-        "sst2_calibrated_f1",
-        "sst2_invalid",
-        "mrpc_f1",
-        "mrpc_prob_f1",
-        "mrpc_calibrated_f1",
-        "mrpc_invalid",
-        "invalid",
-    ]
+    assert [row["metric"] for row in rows] == ["sst2_f1", "sst2_prob_f1", "sst2_calibrated_f1",
+                                               "sst2_invalid", "mrpc_f1", "mrpc_prob_f1",
+                                               "mrpc_calibrated_f1", "mrpc_invalid", "invalid"]
     values, unread = {row["metric"]: row["value"] for row in rows}, []
     for one in fewshot.prepare(model, tok, given, shots=2, seed=1):
         greedy, likely, calibrated = fewshot.answers(model, tok, one)
@@ -130,10 +99,8 @@ def test_rows_and_their_values(small):
 def test_a_broken_model_scores_nothing(small):
     model, tok = copy.deepcopy(small[0]), small[1]
     model.get_output_embeddings().weight.fill_(float("nan"))
-    rows = {
-        row["metric"]: row["value"]
-        for row in fewshot.few_shot(model, tok, {"sst2": items("sst2")}, shots=2)
-    }
+    rows = {row["metric"]: row["value"]
+            for row in fewshot.few_shot(model, tok, {"sst2": items("sst2")}, shots=2)}
     assert rows["sst2_f1"] == 0 and rows["sst2_invalid"] == 1
     assert rows["sst2_prob_f1"] == pytest.approx(1 / 3)
 
@@ -141,48 +108,35 @@ def test_a_broken_model_scores_nothing(small):
 def test_weighted_f1_by_hand_and_the_chance_lines():
     gold = np.array([0, 0, 1, 1])
     # label 0: precision 1, recall 1/2, F1 2/3; label 1: precision 1/2 (invalid is neither)
-    assert fewshot.weighted_f1(gold, np.array([0, 1, 1, INVALID])) == pytest.approx(
-        (2 / 3 + 1 / 2) / 2
-    )
+    answered = np.array([0, 1, 1, INVALID])
+    assert fewshot.weighted_f1(gold, answered) == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert fewshot.weighted_f1(gold, gold) == 1
     one, none = fewshot.CHANCE.values()
-    assert (
-        fewshot.weighted_f1(gold, np.zeros(4, int))
-        == fewshot.weighted_f1(gold, np.ones(4, int))
-        == one
-    )
+    for label in (0, 1):
+        assert fewshot.weighted_f1(gold, np.full(4, label)) == one
     assert fewshot.weighted_f1(gold, np.full(4, INVALID)) == none
 
 
 def test_parsed():
     words = ("no", "yes")
     texts = (" yes", "Well, No.", " no yes", " yes, no", " none", "", " know")
-    assert [fewshot.parsed(text, words) for text in texts] == [
-        1,
-        0,
-        0,
-        1,
-        INVALID,
-        INVALID,
-        INVALID,
-    ]
+    expected = [1, 0, 0, 1, INVALID, INVALID, INVALID]
+    assert [fewshot.parsed(text, words) for text in texts] == expected
     assert fewshot.parsed(" not entailment", ("not", "not entailment")) == 1
 
 
 def test_shots_are_balanced_seeded_and_not_asked(small):
     model, tok = small
     given = items("sst2", 20)
-    first, again, other = (
-        fewshot.prepare(model, tok, {"sst2": given}, shots=4, seed=seed)[0] for seed in (0, 0, 1)
-    )
+    first, again, other = (fewshot.prepare(model, tok, {"sst2": given}, shots=4, seed=seed)[0]
+                           for seed in (0, 0, 1))
     assert first.prompts == again.prompts != other.prompts
     shown = first.prompts[0].split(fewshot.SEPARATOR)[:-1]
     assert len(shown) == 4 and sum(text.endswith(" positive") for text in shown) == 2
     assert len(first.prompts) == 16 and first.gold.mean() == 0.5
     asked = [prompt.split(fewshot.SEPARATOR)[-1] for prompt in first.prompts]
-    assert {*asked, *(text.rsplit(" ", 1)[0] for text in shown)} == {
-        fewshot.question("sst2", item) for item in given
-    }
+    every = {fewshot.question("sst2", item) for item in given}
+    assert {*asked, *(text.rsplit(" ", 1)[0] for text in shown)} == every
     begin = first.plan.prefix.shape[1]  # the solved examples are run once
     assert begin >= len(tok(fewshot.SEPARATOR.join(shown))["input_ids"])
 
@@ -191,10 +145,9 @@ def test_one_error_names_task_and_item(small):
     model, tok = small
     good = items("sst2")
     for spoilt, message in (
-        ({"sentence": "a" * 3000, "label": 0}, "sst2 item 12: .* the model takes at most 512"),
-        ({"sentence": "a", "label": 2}, "sst2 item 12: label 2 is not 0 to 1"),
-        ({"label": 0}, "sst2 item has no field 'sentence'"),
-    ):
+            ({"sentence": "a" * 3000, "label": 0}, "sst2 item 12: .* the model takes at most 512"),
+            ({"sentence": "a", "label": 2}, "sst2 item 12: label 2 is not 0 to 1"),
+            ({"label": 0}, "sst2 item has no field 'sentence'")):
         with pytest.raises(ValueError, match=message):
             fewshot.prepare(model, tok, {"sst2": [*good, spoilt]}, shots=0)
     with pytest.raises(ValueError, match="too few for 6 solved examples"):
@@ -208,16 +161,14 @@ def test_read_items(tmp_path):
     path.write_text(json.dumps(items("mrpc")))
     assert fewshot.read_items(path, "mrpc") == items("mrpc")
     some = fewshot.read_items(path, "mrpc", 6, seed=2)
-    assert sum(item["label"] for item in some) == 3 and some == fewshot.read_items(
-        path, "mrpc", 6, seed=2
-    )
+    assert sum(item["label"] for item in some) == 3
+    assert some == fewshot.read_items(path, "mrpc", 6, seed=2)
     with pytest.raises(ValueError, match="14 balanced items asked for"):
         fewshot.read_items(path, "mrpc", 14)
     for damaged, message in (
-        ([*items("mrpc"), {"sentence1": "a", "label": 1}], "mrpc.json: item 12: .*sentence2"),
-        ([{"sentence1": "a", "sentence2": "b", "label": "x"}], "mrpc.json: item 0"),
-        ({}, "mrpc.json: expected a non-empty list"),
-    ):
+            ([*items("mrpc"), {"sentence1": "a", "label": 1}], "mrpc.json: item 12: .*sentence2"),
+            ([{"sentence1": "a", "sentence2": "b", "label": "x"}], "mrpc.json: item 0"),
+            ({}, "mrpc.json: expected a non-empty list")):
         path.write_text(json.dumps(damaged))
         with pytest.raises(ValueError, match=message):
             fewshot.read_items(path, "mrpc")

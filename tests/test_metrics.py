@@ -7,15 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import byte_tokenizer, make
+from conftest import byte_tokenizer, make, taught
 
 from editcore import generate, metrics
 from editcore.delta import Delta
 from editcore.facts import Fact
 from editcore.model import LAYOUTS, name_of
-from editcore.tokens import target_ids
+from editcore.tokens import encode_pairs, target_ids
 
 ALL = ("ES", "PS", "NS", "PO")
+ORLA = Fact(case_id=1, subject="Orla", prompt="{} is in", target_new="New Delhi",
+            target_true="Rome")
 PREFIXES = ("The old river runs.", "You and I read the book. Because I know")
 
 
@@ -34,33 +36,22 @@ def oracle(model, tok, facts, prefixes=()):
     found = {}
     for fact in facts:
         new, true = fact.target_new, fact.target_true
+        longer = [f"{text} {fact.text}" for text in prefixes]
         for kind, prompts, right, rival in (
-            ("ES", [fact.text], new, true),
-            ("PS", fact.paraphrases, new, true),
-            ("XS", [f"{text} {fact.text}" for text in prefixes], new, true),
-            ("NS", fact.neighbours, true, new),
-        ):
+                ("ES", [fact.text], new, true), ("PS", fact.paraphrases, new, true),
+                ("XS", longer, new, true), ("NS", fact.neighbours, true, new)):
             if not prompts:
                 continue
-            scores = [
-                (one_by_one(model, tok, p, right), one_by_one(model, tok, p, rival))
-                for p in prompts
-            ]
-            values = {
-                "": [a[0] < b[0] for a, b in scores],
-                "_prob": [math.exp(-a[0]) - math.exp(-b[0]) for a, b in scores],
-                "_token": [a[1] for a, _ in scores],
-                "_exact": [a[2] for a, _ in scores],
-            }
-            found |= {
-                (fact.case_id, kind + name): float(np.mean(several))
-                for name, several in values.items()
-            }
+            scores = [(one_by_one(model, tok, p, right), one_by_one(model, tok, p, rival))
+                      for p in prompts]
+            values = {"": [a[0] < b[0] for a, b in scores],
+                      "_prob": [math.exp(-a[0]) - math.exp(-b[0]) for a, b in scores],
+                      "_token": [a[1] for a, _ in scores], "_exact": [a[2] for a, _ in scores]}
+            found |= {(fact.case_id, kind + name): float(np.mean(several))
+                      for name, several in values.items()}
         for name, column in (("_token", 1), ("_exact", 2)):
-            best = [
-                max(one_by_one(model, tok, p, a)[column] for a in answers)
-                for _, p, answers in fact.portability
-            ]
+            best = [max(one_by_one(model, tok, p, a)[column] for a in answers)
+                    for _, p, answers in fact.portability]
             found[fact.case_id, "PO" + name] = float(np.mean(best))
     return found
 
@@ -72,42 +63,28 @@ def table(rows):
 
 def knowing(model, tok, fact):
     """A copy of the model trained on a few answers of a fact, so that accuracies are not all 0."""
-    model = copy.deepcopy(model).requires_grad_(True)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(25):
-        for prompt, target in (
-            (fact.text, fact.target_new),
-            (fact.neighbours[0], fact.target_true),
-            (fact.portability[0][1], fact.portability[0][2][-1]),
-        ):
-            ids, wanted = tok(prompt)["input_ids"], target_ids(tok, target)
-            logits = model(input_ids=torch.tensor([ids + wanted])).logits[0, len(ids) - 1 : -1]
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(logits, torch.tensor(wanted)).backward()
-            optimizer.step()
-    return model.requires_grad_(False)
+    _, question, answers = fact.portability[0]
+    return taught(model, encode_pairs(tok, [(fact.text, fact.target_new), (question, answers[-1]),
+                                            (fact.neighbours[0], fact.target_true)]))
+
+
+def writing(model, tok, fact):
+    """A copy of the model that writes a fact's answer and a full stop."""
+    ((ids, answer),) = encode_pairs(tok, [(fact.text, fact.target_new)])
+    return taught(model, [(ids, answer + [tok.convert_tokens_to_ids(".")])])
 
 
 @pytest.mark.parametrize("shape", ["gpt2", "llama"])
 @pytest.mark.parametrize("max_tokens", [40, 8192])
 def test_measure_is_the_serial_full_forward_version(shape, max_tokens, facts, request):
     model, tok = request.getfixturevalue(shape)
-    facts = [
-        *facts[:5],
-        Fact(
-            case_id="six",
-            subject="Farrow",
-            prompt="{} lies in",
-            target_new="New Delhi",
-            target_true="Rome",
-            neighbours=("Sue Oakes lies in",),
-            portability=(("x", "Farrow is a city of", ("Oslo", "San Marino")),),
-        ),
-    ]
+    facts = [*facts[:5],
+             Fact(case_id="six", subject="Farrow", prompt="{} lies in",
+                  target_new="New Delhi", target_true="Rome", neighbours=("Sue Oakes lies in",),
+                  portability=(("x", "Farrow is a city of", ("Oslo", "San Marino")),))]
     model = knowing(model, tok, facts[5])
-    found = table(
-        metrics.evaluate(model, metrics.prepare(model, tok, facts, ALL, max_tokens=max_tokens))
-    )
+    probes = metrics.prepare(model, tok, facts, ALL, max_tokens=max_tokens)
+    found = table(metrics.evaluate(model, probes))
     expected = oracle(copy.deepcopy(model).double(), tok, facts)
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert found["six", "ES_exact"] == found["six", "NS_exact"] == found["six", "PO_exact"] == 1
@@ -115,17 +92,14 @@ def test_measure_is_the_serial_full_forward_version(shape, max_tokens, facts, re
 
 
 @pytest.mark.parametrize("kind", sorted(LAYOUTS))
-def test_every_layout_in_float64(
-    kind, facts
-):  # GPT-J's attention is computed in float32 whatever its weights are
+def test_every_layout_in_float64(kind, facts):
     tok = byte_tokenizer()
     model = make(kind, len(tok), layers=2, dtype=torch.float64)
     found = table(metrics.measure(model, tok, facts[:3], ALL))
     expected = oracle(model, tok, facts[:3])
     assert found.keys() == expected.keys()
-    assert max(abs(found[key] - expected[key]) for key in found) < (
-        1e-7 if kind == "gptj" else 1e-12
-    )
+    limit = 1e-7 if kind == "gptj" else 1e-12   # its attention is always computed in float32
+    assert max(abs(found[key] - expected[key]) for key in found) < limit
 
 
 @pytest.mark.parametrize("shape", ["gpt2", "llama"])
@@ -134,49 +108,27 @@ def test_prompts_behind_prefixes_are_the_serial_full_forward_version(shape, fact
     model = knowing(model, tok, facts[1])
     found = table(metrics.measure(model, tok, facts[:4], ("ES", "XS", "PO"), prefixes=PREFIXES))
     expected = oracle(copy.deepcopy(model).double(), tok, facts[:4], PREFIXES)
-    assert found == pytest.approx(
-        {key: expected[key] for key in expected if key[1][:2] in ("ES", "XS", "PO")},
-        rel=1e-5,
-        abs=1e-6,
-    )
-    assert any(
-        found[i, f"XS{name}"] != found[i, f"ES{name}"]
-        for i in range(4)
-        for name in ("", "_token", "_exact")
-    )
+    expected = {key: expected[key] for key in expected if key[1][:2] in ("ES", "XS", "PO")}
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert all(found[i, "XS_prob"] != found[i, "ES_prob"] for i in range(4))
     assert {name for _, name in found} >= {"XS", "XS_prob", "XS_token", "XS_exact"}
 
 
 def test_greedy_behind_a_prefix_is_greedy_on_the_longer_prompt(gpt2):
-    tok, fact = (
-        gpt2[1],
-        Fact(
-            case_id=1, subject="Orla", prompt="{} is in", target_new="New Delhi", target_true="Rome"
-        ),
-    )
-    longer = [
-        replace(fact, case_id=i, prompt=f"{text} {{}} is in") for i, text in enumerate(PREFIXES)
-    ]
-    ids = [
-        tok(longer[1].text)["input_ids"]
-        + target_ids(tok, "New Delhi")
-        + [tok.convert_tokens_to_ids(".")]
-    ]
-    model = taught(gpt2[0], ids)
+    tok = gpt2[1]
+    longer = [replace(ORLA, case_id=i, prompt=f"{text} {{}} is in")
+              for i, text in enumerate(PREFIXES)]
+    model = writing(gpt2[0], tok, longer[1])
     alone = table(metrics.greedy(model, tok, longer, ("ES",)))
-    found = table(metrics.measure(model, tok, [fact], ("XS", "greedy"), prefixes=PREFIXES))
+    found = table(metrics.measure(model, tok, [ORLA], ("XS", "greedy"), prefixes=PREFIXES))
     assert alone[1, "ES_greedy"] == 1
     assert found[1, "XS_greedy"] == np.mean([alone[0, "ES_greedy"], 1])
 
 
 def test_passages_are_seeded_whole_and_name_no_subject_where_they_can(gpt2, llama, facts):
     for model, tok in (gpt2, llama):
-        made = metrics.passages(model, tok, facts, seed=1)
-        assert (
-            made
-            == metrics.passages(model, tok, facts, seed=1)
-            != metrics.passages(model, tok, facts, seed=2)
-        )
+        made, again, other = (metrics.passages(model, tok, facts, seed) for seed in (1, 1, 2))
+        assert made == again != other
         assert len(made) == len(set(made)) == 3
         assert all(text == " ".join(text.split()) and text[-1] in ".!?" for text in made)
         assert not any(tok.eos_token in text for text in made)
@@ -185,17 +137,9 @@ def test_passages_are_seeded_whole_and_name_no_subject_where_they_can(gpt2, llam
 
 def test_passages_are_cut_and_ordered(gpt2, facts, monkeypatch):
     model, tok = gpt2
-    said = [
-        "Orla runs. It",
-        "One two. And three",
-        "no end",
-        "",
-        "A.<|endoftext|>B.",
-        "a\n b!",
-        "One two. Or four",
-        "3.5 and",
-    ] * 5
-    monkeypatch.setattr(generate, "texts", lambda *words, **_: said[: len(words[2])])
+    said = ["Orla runs. It", "One two. And three", "no end", "", "A.<|endoftext|>B.", "a\n b!",
+            "One two. Or four", "3.5 and"] * 5
+    monkeypatch.setattr(generate, "texts", lambda *words, **_: said[:len(words[2])])
     expected = ("One two.", "no end.", "A.", "a b!", "3.5 and.")
     assert metrics.passages(model, tok, facts, 0, number=5) == expected
     assert metrics.passages(model, tok, facts, 0, number=6) == (*expected, "Orla runs.")
@@ -216,25 +160,15 @@ def test_prepared_once_follows_the_weights(gpt2, facts):
         assert after == metrics.measure(model, tok, facts, ALL) != before
     assert metrics.evaluate(model, probes) == before
     some = metrics.evaluate(model, probes.select([7, 2]))
-    assert table(some) == pytest.approx(
-        table(metrics.measure(model, tok, [facts[7], facts[2]], ALL)), abs=1e-6
-    )
-    assert [row["fact"] for row in some[:: len(some) // 2]] == [7, 2]
+    alone = metrics.measure(model, tok, [facts[7], facts[2]], ALL)
+    assert table(some) == pytest.approx(table(alone), abs=1e-6)
+    assert [row["fact"] for row in some[::len(some) // 2]] == [7, 2]
 
 
 def test_two_targets_and_a_repeated_neighbour_cost_one_row(gpt2):
     model, tok = gpt2
-    facts = [
-        Fact(
-            case_id=i,
-            subject=subject,
-            prompt="{} is in",
-            target_new="Rome",
-            target_true="Oslo",
-            neighbours=("Farrow is in",),
-        )
-        for i, subject in enumerate(("Orla", "Dunmore"))
-    ]
+    facts = [replace(ORLA, case_id=i, subject=subject, target_new="Oslo",
+                     neighbours=("Farrow is in",)) for i, subject in enumerate(("Orla", "Dunmore"))]
     assert len(target_ids(tok, "Rome")) == len(target_ids(tok, "Oslo")) == 1
     made = metrics.prepare(model, tok, facts).plan
     assert sum(len(batch.ids) for batch in made.batches) == 3
@@ -242,11 +176,8 @@ def test_two_targets_and_a_repeated_neighbour_cost_one_row(gpt2):
 
 def test_a_tie_and_a_broken_model_fail(gpt2, facts):
     model, tok = copy.deepcopy(gpt2[0]), gpt2[1]
-    one_piece = [
-        f
-        for f in facts
-        if len(target_ids(tok, f.target_new)) == len(target_ids(tok, f.target_true)) == 1
-    ]
+    one_piece = [f for f in facts
+                 if len(target_ids(tok, f.target_new)) == len(target_ids(tok, f.target_true)) == 1]
     model.get_output_embeddings().weight.zero_()  # all tokens equally likely
     rows = metrics.measure(model, tok, one_piece)
     assert {row["value"] for row in rows if row["metric"] in metrics.DEFAULT} == {0.0}
@@ -259,32 +190,15 @@ def test_a_tie_and_a_broken_model_fail(gpt2, facts):
 
 def test_a_fact_without_the_old_answer_is_not_compared(gpt2):
     model, tok = gpt2
-    fact = Fact(
-        case_id="a",
-        subject="Orla",
-        prompt="{} is in",
-        target_new="Rome",
-        neighbours=("Farrow is in",),
-    )
-    assert {row["metric"] for row in metrics.measure(model, tok, [fact], ALL)} == {
-        "ES_token",
-        "ES_exact",
-    }
-    assert (
-        metrics.measure(model, tok, [], ALL) == metrics.measure(model, tok, [fact], ("PO",)) == []
-    )
+    fact = replace(ORLA, target_true="", neighbours=("Farrow is in",))
+    rows = metrics.measure(model, tok, [fact], ALL)
+    assert {row["metric"] for row in rows} == {"ES_token", "ES_exact"}
+    assert metrics.measure(model, tok, [fact], ("PO",)) == metrics.measure(model, tok, []) == []
 
 
 def test_one_error_before_any_work(gpt2, facts):
     model, tok = gpt2
-    long = Fact(
-        case_id="x9",
-        subject="Orla",
-        prompt="{} is in",
-        target_new="Rome",
-        target_true="Oslo",
-        paraphrases=("the river " * 60,),
-    )
+    long = replace(ORLA, case_id="x9", paraphrases=("the river " * 60,))
     broken = copy.deepcopy(model)
     broken.forward = broken.base_model.forward = None  # any work would fail otherwise
     for what in (metrics.DEFAULT, ("PS", "greedy")):
@@ -295,21 +209,14 @@ def test_one_error_before_any_work(gpt2, facts):
     with pytest.raises(ValueError, match="metric 'XS' needs prefixes"):
         metrics.measure(broken, tok, facts, ("ES", "XS"))
     with pytest.raises(ValueError, match="record [0-3]: [67]. tokens.*at most 64"):
-        metrics.measure(
-            broken, tok, facts, ("ES", "XS"), prefixes=("the river runs", "the river " * 13)
-        )
+        metrics.measure(broken, tok, facts, ("ES", "XS"), prefixes=("the river", "the river " * 13))
 
 
 def test_room_for_what_greedy_writes_is_checked_before_any_work(gpt2):
     model, tok = gpt2
     plain = len(tok("a a")["input_ids"])
-    fact = Fact(
-        case_id=1,
-        subject="a",
-        prompt="{}" + " a" * (64 - plain + 1),
-        target_new="Rome",
-        target_true="Oslo",
-    )  # as long as the model, answers of one token
+    fact = replace(ORLA, subject="a", prompt="{}" + " a" * (64 - plain + 1), target_new="Rome",
+                   target_true="Oslo")      # as long as the model, answers of one token
     assert (len(tok(fact.text)["input_ids"]), len(target_ids(tok, "Rome"))) == (64, 1)
     metrics.prepare(model, tok, [fact])
     with pytest.raises(ValueError, match="record 1: 67 tokens.*at most 64"):
@@ -317,11 +224,9 @@ def test_room_for_what_greedy_writes_is_checked_before_any_work(gpt2):
 
 
 def test_score_and_means_by_hand():
-    rows = [
-        {"fact": fact, "metric": name, "value": value}
-        for name, several in (("ES", (1, 1)), ("PS", (1, 0)), ("NS", (0.25, 0.25)))
-        for fact, value in enumerate(several)
-    ]
+    rows = [{"fact": fact, "metric": name, "value": value}
+            for name, several in (("ES", (1, 1)), ("PS", (1, 0)), ("NS", (0.25, 0.25)))
+            for fact, value in enumerate(several)]
     assert metrics.means(rows) == {"ES": 1, "PS": 0.5, "NS": 0.25}
     assert metrics.score(rows) == pytest.approx(3 / (1 + 2 + 4))
     assert metrics.score([row | {"value": 0.0} for row in rows]) == 0
@@ -340,12 +245,8 @@ def test_entropy_by_hand():
 def test_generation_is_seeded_and_as_long_as_the_model_allows(gpt2, facts, monkeypatch):
     model, tok = gpt2
     facts = facts[:4]
-    rows = metrics.generation(model, tok, facts, seed=3)
-    assert (
-        rows
-        == metrics.generation(model, tok, facts, seed=3)
-        != metrics.generation(model, tok, facts, seed=4)
-    )
+    rows, again, other = (metrics.generation(model, tok, facts, seed) for seed in (3, 3, 4))
+    assert rows == again != other
     assert [row["fact"] for row in rows] == [fact.case_id for fact in facts]
     lengths, original = [], generate.texts
 
@@ -356,43 +257,15 @@ def test_generation_is_seeded_and_as_long_as_the_model_allows(gpt2, facts, monke
     monkeypatch.setattr(generate, "texts", spy)
     metrics.generation(model, tok, facts, seed=3)
     assert set(lengths) == {64}
-    assert (
-        metrics.generation(
-            model, tok, [Fact(case_id=1, subject="a", prompt="{} b", target_new="c")], seed=0
-        )
-        == []
-    )
-
-
-def taught(model, ids):
-    """A copy of the model that has learned one row of ids."""
-    model = copy.deepcopy(model).requires_grad_(True)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(40):
-        optimizer.zero_grad()
-        model(input_ids=torch.tensor(ids), labels=torch.tensor(ids)).loss.backward()
-        optimizer.step()
-    return model.requires_grad_(False)
+    assert metrics.generation(model, tok, [ORLA], seed=0) == []
 
 
 @pytest.mark.parametrize("shape", ["gpt2", "llama"])
 def test_greedy_needs_the_answer_and_a_stop(shape, facts, request):
     model, tok = request.getfixturevalue(shape)
-    fact = Fact(
-        case_id=1,
-        subject="Orla",
-        prompt="{} is in",
-        target_new="New Delhi",
-        target_true="Rome",
-        paraphrases=("Orla is in", "Farrow is in"),
-        neighbours=("Sue Oakes is in",),
-    )
-    ids = [
-        tok(fact.text)["input_ids"]
-        + target_ids(tok, "New Delhi")
-        + [tok.convert_tokens_to_ids(".")]
-    ]
-    model = taught(model, ids)
+    fact = replace(ORLA, paraphrases=("Orla is in", "Farrow is in"),
+                   neighbours=("Sue Oakes is in",))
+    model = writing(model, tok, fact)
     text = generate.texts(model, tok, [fact.text], 12)[0]
     assert text.strip().startswith("New Delhi.")
     rows = table(metrics.measure(model, tok, [fact], ("ES", "PS", "NS", "greedy")))
@@ -406,26 +279,17 @@ def test_probabilities_of_every_prompt_average_to_the_magnitudes(gpt2, facts):
     fact = next(one for one in facts if one.target_true and one.neighbours)
     found, one = table(metrics.measure(model, tok, [fact])), metrics.probabilities(model, tok, fact)
     for kind, sign in (("ES", 1), ("PS", 1), ("NS", -1)):
-        mean = {
-            name: np.mean(
-                [row["value"] for row in one if (row["kind"], row["target"]) == (kind, name)]
-            )
-            for name in ("new", "true")
-        }
-        assert found[fact.case_id, f"{kind}_prob"] == pytest.approx(
-            sign * (mean["new"] - mean["true"]), rel=1e-4
-        )
+        new, true = (np.mean([row["value"] for row in one if row["kind"] == kind
+                              and row["target"] == name]) for name in ("new", "true"))
+        assert found[fact.case_id, f"{kind}_prob"] == pytest.approx(sign * (new - true), rel=1e-4)
 
 
-def test_natural_stops():
-    assert metrics.answers(" Rome. It", "Rome") and metrics.answers("Rome\n", "Rome")
-    assert metrics.answers(" St. Ives, and", "St. Ives") and metrics.answers(
-        " Rome</s>", "Rome", "</s>"
-    )
-    assert not any(
-        metrics.answers(text, "Rome", "</s>")
-        for text in (" Romeo.", " Rome and", " Rome", " in Rome.", "")
-    )
+@pytest.mark.parametrize("text, answer, right", [
+    (" Rome. It", "Rome", True), ("Rome\n", "Rome", True), (" St. Ives, and", "St. Ives", True),
+    (" Rome</s>", "Rome", True), (" Romeo.", "Rome", False), (" Rome and", "Rome", False),
+    (" Rome", "Rome", False), (" in Rome.", "Rome", False), ("", "Rome", False)])
+def test_natural_stops(text, answer, right):
+    assert metrics.answers(text, answer, "</s>") == right
 
 
 @pytest.mark.parametrize("shape", ["gpt2", "llama"])
@@ -436,13 +300,11 @@ def test_perplexity_is_that_of_each_block_alone(shape, texts, request):
     for block in (ids[i : i + 24] for i in range(0, len(ids), 24)):
         if len(block) > 1:
             logits = model(input_ids=torch.tensor([block])).logits[0, :-1].double()
-            losses += torch.nn.functional.cross_entropy(
-                logits, torch.tensor(block[1:]), reduction="none"
-            ).tolist()
-    assert metrics.perplexity(model, tok, texts, length=24) == pytest.approx(
-        math.exp(np.mean(losses)), rel=1e-5
-    )
-    limit = metrics.perplexity(model, tok, texts, length=64)  # that of the model
+            losses += torch.nn.functional.cross_entropy(logits, torch.tensor(block[1:]),
+                                                        reduction="none").tolist()
+    value = metrics.perplexity(model, tok, texts, length=24)
+    assert value == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
+    limit = metrics.perplexity(model, tok, texts, length=64)    # that of the model
     assert metrics.perplexity(model, tok, texts) == limit
     with pytest.raises(ValueError, match="at least two"):
         metrics.perplexity(model, tok, [])
