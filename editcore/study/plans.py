@@ -23,10 +23,12 @@ from editcore.study.run import Run, input_files, input_hashes, make_run, run_id
 COMMON = {"n_edits": 120, "items": 40, "untouched": 200, "final": ("ES", "PS", "XS", "greedy")}
 METHODS = ("rome", "r-rome", "p-rome", "nas", "emmet", "memit", "memit-past", "encore",
            "alphaedit", "rect", "prune", "ft")
-# How a run on a real language model does: facts that it knows, few items at each of many tests.
+# How a run on a real language model does: facts that it knows, few items at each of few tests.
 REAL = {"known": True, "n_edits": 200, "items": 40, "shots": 8, "passages": 12, "untouched": 60,
-        "downstream_every": 40,
-        "generation": 1, "final": ("ES", "PS", "NS", "XS", "greedy")}
+        "retest_every": 50, "downstream_every": 100, "generation": 1, "answers": 0,
+        "final": ("ES", "PS", "NS", "greedy")}
+# How one does into which edits are put that are predicted to disable the model.
+PLACED = {"n_edits": 120, "retest_every": 20, "downstream_every": 20, "answers": 6}
 REAL_EDITORS = ("rome", "r-rome", "p-rome", "memit", "alphaedit", "ft")
 LAYERS = {"rome": ({}, {"layer": 1}, {"layer": 2}),
           "memit": ({}, {"layers": (0,)}, {"layers": (1,)}, {"layers": (0, 1, 2)})}
@@ -76,28 +78,33 @@ def tokens(model="pocket", editors=("rome", "memit"), *, counts=(0, 2500, 10000)
     return _variants(model, dict.fromkeys(editors, choices), orders=orders, **options)
 
 
-def real(model="smollm2", editors=REAL_EDITORS, *, orders=(0, 1, 2), disabling=None, every=40,
-         placed=("rome", "r-rome", "p-rome", "memit"), long=("rome", "memit"), n_long=1000,
-         **options):
+def real(model="smollm2", editors=REAL_EDITORS, *, orders=(0, 1, 2), disabling=None,
+         placed=("rome", "r-rome", "p-rome", "memit"), places=(40, 60, 80, 100, 120),
+         long=("rome", "memit"), n_long=500, n_longest=1000, **options):
     """Edit facts that a real model knows, without and with edits that are predicted to disable it.
 
     disabling: their case ids; None asks the unedited model (`measure.predicted`, minutes, kept).
-    Every editor edits ordinary facts only; those in `placed` do so once more with a predicted edit
-    after every `every` - 1 ordinary ones, drawn with the order as seed; those in `long` make n_long
-    edits of ordinary facts in the first order, unless it is 0. What is measured: REAL.
+    Every editor edits ordinary facts only (REAL says how many, and what is measured), those in
+    `long` n_long facts, and n_longest in one more run of the first order, unless it is 0. Those in
+    `placed` make runs with predicted edits at `places`, too (PLACED), drawn with the order as seed.
     """
-    options = REAL | options
     if disabling is None:
-        disabling = measure.predicted(plan_run(model, "rome", **options))
+        disabling = measure.predicted(plan_run(model, "rome", **REAL | options))
     options = options | {"leave_out": tuple(disabling)}
-    runs = _grid(model, editors, orders, **options)
+    with_predicted = REAL | PLACED | options
+    places = [place for place in places if place <= with_predicted["n_edits"]][:len(disabling)]
+    runs = []
     for editor, order in product([name for name in placed if name in editors], orders):
-        places = range(every, options["n_edits"] + 1, every)
-        cases = random.Random(order).sample(sorted(disabling), min(len(places), len(disabling)))
+        cases = random.Random(order).sample(sorted(disabling), len(places))
         runs.append(plan_run(model, editor, order=order, insert=tuple(zip(places, cases)),
-                             **options))
-    longer = [name for name in long if name in editors and n_long]
-    return runs + _grid(model, longer, orders[:1], **options | {"n_edits": n_long})
+                             **with_predicted))
+    options = REAL | options
+    longer = [name for name in long if name in editors]
+    runs += _grid(model, longer, orders, **options | {"n_edits": n_long})
+    runs += _grid(model, [name for name in editors if name not in longer], orders, **options)
+    if n_longest:
+        runs += _grid(model, longer, orders[:1], **options | {"n_edits": n_longest})
+    return runs
 
 
 PLANS = {"orders": orders, "methods": methods, "conventions": conventions, "batches": batches,

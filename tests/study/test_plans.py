@@ -129,21 +129,22 @@ def real(place, monkeypatch):
     monkeypatch.setattr(measure, "known", lambda *_: [False] + [True] * 11)
     settings = {name: {"layer": 1, "steps": 2} for name in ("rome", "r-rome")}
     return {"model": str(place), "editors": ["rome", "r-rome"], "orders": (0, 1), "n_edits": 4,
-            "settings": settings, "n_long": 6, "untouched": 2, "generation": 0}
+            "settings": settings, "n_long": 6, "n_longest": 7, "places": (2, 4, 9), "untouched": 2,
+            "generation": 0}
 
 
 def test_real_runs_place_predicted_edits(real):
-    runs = plans.real(disabling=("3", "4", "5"), every=2, long=("rome",), placed=("r-rome",),
-                      **real)
+    runs = plans.real(disabling=("3", "4", "5"), long=("rome",), placed=("r-rome",), **real)
     assert [(run.editor, run.order, run.n_edits, len(run.insert)) for run in runs] == [
-        ("rome", 0, 4, 0), ("rome", 1, 4, 0), ("r-rome", 0, 4, 0), ("r-rome", 1, 4, 0),
-        ("r-rome", 0, 4, 2), ("r-rome", 1, 4, 2), ("rome", 0, 6, 0)]
+        ("r-rome", 0, 4, 2), ("r-rome", 1, 4, 2), ("rome", 0, 6, 0), ("rome", 1, 6, 0),
+        ("r-rome", 0, 4, 0), ("r-rome", 1, 4, 0), ("rome", 0, 7, 0)]
     assert all(run.known and set(run.leave_out) == {"3", "4", "5"} for run in runs)
-    assert [place for place, _ in runs[4].insert] == [2, 4]
-    assert {case for _, case in runs[4].insert} < {"3", "4", "5"}
+    assert [place for place, _ in runs[0].insert] == [2, 4]
+    assert {case for _, case in runs[0].insert} < {"3", "4", "5"}
+    assert runs[0].retest_every < runs[4].retest_every
     assert len(set(loop.groups(runs)[0])) == 2      # orders of an editor share their passes
-    few = plans.real(disabling=("3",), every=1, long=(), placed=("rome",), **real)
-    assert few[-1].insert == ((1, "3"),)
+    few = plans.real(disabling=("3",), long=(), placed=("rome",), **real)
+    assert few[0].insert == ((2, "3"),)
 
 
 def test_real_runs_ask_the_model_once_for_its_predicted_edits(real, tmp_path, monkeypatch):
