@@ -59,7 +59,7 @@ PAPER = {   # published settings by model
     "meta-llama-3-8b": LLAMA,
     # λ acts against kᵀC⁻¹k, about m: λ / m as for GPT-J (1,900 here) left a fifth of edits undone
     "pocket": {"layers": (0, 1), "lambda_": 300.0, "lr": 1.0, "steps": 40, "clamp": 4.0},
-    "smollm2": {"layers": (3, 4, 5), "lambda_": 3000.0, "lr": 1.0, "stop_loss": 0.15},  # swept
+    "smollm2": {"layers": (3, 4, 5), "lambda_": 1000.0, "lr": 1.0, "stop_loss": 0.15},  # swept
 }
 ENCORE = {
     "gpt2-xl": PAPER["gpt2-xl"] | {"ridge": 10.0, "early_stop": 4},
