@@ -66,6 +66,9 @@ LAYOUTS = {
 }
 
 SHORT_NAMES = {"pocket": Path(__file__).resolve().parents[1] / "data" / "pocket"}
+# Where facts, tasks and texts lie for models that have none beside them, by the model's short name.
+WORLD = Path(__file__).resolve().parents[1] / "data" / "world"
+DATA = {"smollm2": WORLD, "smollm2-135m": WORLD, "smollm2-360m": WORLD, "qwen2.5-0.5b": WORLD}
 
 
 def resolve(name):
@@ -85,6 +88,12 @@ def resolve(name):
 def short_name(name):
     """A model's name as it appears in rows: the last part of its path."""
     return Path(name).name
+
+
+def beside(name, file):
+    """The path of a file or folder beside a model, or in data/ for a model that has none."""
+    path = Path(resolve(name)) / file
+    return DATA[short_name(name)] / file if short_name(name) in DATA and not path.exists() else path
 
 
 def load(name, device=None, dtype=torch.float32, revision=None):

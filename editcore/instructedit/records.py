@@ -7,7 +7,7 @@ from pathlib import Path
 from editcore.facts import Fact, answers, clean, marked
 from editcore.files import read_json
 from editcore.instructedit.instructions import TITLES
-from editcore.model import resolve
+from editcore.model import beside
 
 # ConvSent's files hold topics and replies: the first question is the prompt, others rephrase it.
 QUESTIONS = ("What do you think of {}?", "How do you feel about {}?", "Tell me about {}.")
@@ -56,8 +56,8 @@ class EditRecord:
 
 
 def records_folder(model="pocket", data=""):
-    """The folder of the editing tasks' records: `data`, or editing/ beside the model."""
-    return Path(data) if data else Path(resolve(model)) / "editing"
+    """The folder of the editing tasks: `data`, or editing/ beside the model or in data/ for it."""
+    return Path(data) if data else beside(model, "editing")
 
 
 def load_records(model="pocket", data="", split="train", seed=0):

@@ -15,16 +15,13 @@ from editcore.editors import EDITORS, configure
 from editcore.fewshot import read_tasks
 from editcore.files import read_lines, sha256, sha256_text
 from editcore.metrics import check_names
-from editcore.model import check_device, files_hash, resolve, short_name
+from editcore.model import beside, check_device, files_hash, resolve
 from editcore.tokens import check_lengths, encode, encode_pairs, with_subject
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 FORMAT = 2      # raise it when the meaning of the rows changes: earlier runs get another id
 # What lies beside a local model's folder is taken when the run names no file of its own.
 BESIDE = {"facts": "facts.json", "texts": "texts.txt", "held_out": "held_out.txt", "tasks": "tasks"}
-# Where such files lie for models that have none beside them, by the model's short name.
-WORLD = Path(__file__).resolve().parents[2] / "data" / "world"
-DATA = {"smollm2": WORLD, "smollm2-135m": WORLD, "smollm2-360m": WORLD, "qwen2.5-0.5b": WORLD}
 CHARACTERS = 20     # of a text per token that the model takes, at most
 NOT_IN_ID = ("checkpoint_every",)
 
@@ -139,14 +136,8 @@ def dtype_of(name):
 
 def data_files(model):
     """Return {"facts", "texts", ...: Path} of what lies beside a model, or in data/ for it."""
-    folders = [Path(resolve(model))]
-    if short_name(model) in DATA:
-        folders.insert(0, DATA[short_name(model)])      # what lies beside the model comes first
-    paths = {}
-    for folder in folders:
-        paths |= {name: folder / file for name, file in BESIDE.items()
-                  if _there(name, folder / file)}
-    return paths
+    paths = {name: beside(model, file) for name, file in BESIDE.items()}
+    return {name: path for name, path in paths.items() if _there(name, path)}
 
 
 def _there(name, path):

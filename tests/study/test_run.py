@@ -182,7 +182,7 @@ def test_only_known_facts_are_edited_and_followed(place, facts):
 
 
 def test_files_of_the_world_serve_models_without_their_own(folder, monkeypatch):
-    monkeypatch.setattr("editcore.study.run.DATA", {"smol": folder})
+    monkeypatch.setattr("editcore.model.DATA", {"smol": folder})
     model = folder / "cache" / "smol"
     model.mkdir(parents=True)
     run = Run(model=str(model), editor="ft", settings=(("layer", 0), ("epsilon", 0.1)))
