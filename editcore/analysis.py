@@ -352,17 +352,37 @@ def bootstrap(table, value, by, *, unit, draws=1000, seed=0):
     return pd.DataFrame({"mean": wide.mean(), "low": low, "high": high, "units": wide.count()})
 
 
-def paired(table, value, by, *, more, less, unit, draws=1000, seed=0):
+def paired(table, value, by, *, more, less, unit, training="", draws=1000, seed=0):
     """Return the paired difference of two groups' means, more - less: mean, low, high, p, units.
 
     Only units that both groups have count. low, high: 95 % percentile bootstrap over units; p:
-    two-sided permutation test that swaps the groups within units.
+    two-sided permutation test that swaps the groups within units. With `training`, a column, units
+    are compared within a training of both groups, and trainings are drawn anew as units are; then
+    there is no p, but trainings, their number, and of a single one no interval (NaN).
     """
-    wide = table.pivot_table(index=unit, columns=by, values=value)[[more, less]].dropna()
-    gaps = (wide[more] - wide[less]).rename("gap").reset_index().assign(pair="pair")
+    index = [training, unit] if training else unit
+    wide = table.pivot_table(index=index, columns=by, values=value)[[more, less]].dropna()
+    gaps = (wide[more] - wide[less]).rename("gap")
+    if training:
+        return _over_trainings(gaps.unstack(unit), draws, seed)
+    gaps = gaps.reset_index().assign(pair="pair")
     row = bootstrap(gaps, "gap", "pair", unit=unit, draws=draws, seed=seed).iloc[0]
     test = stats.permutation_test(
         (wide[more].to_numpy(), wide[less].to_numpy()), lambda a, b, axis: (a - b).mean(axis),
         permutation_type="samples", n_resamples=draws, vectorized=True, rng=seed)
     return pd.Series({"mean": row["mean"], "low": row["low"], "high": row["high"],
                       "p": test.pvalue, "units": len(wide)})
+
+
+def _over_trainings(gaps, draws, seed):
+    """Return what `paired` does of differences (trainings, units), NaN where there is none."""
+    trainings, units = gaps.shape
+    random = np.random.default_rng(seed)
+    weights = random.multinomial(trainings, [1 / trainings] * trainings, size=draws)
+    drawn = random.multinomial(units, [1 / units] * units, size=draws)
+    known = gaps.notna().to_numpy(dtype=float)
+    means = ((weights @ gaps.fillna(0).to_numpy() * drawn).sum(1)
+             / (weights @ known * drawn).sum(1))
+    low, high = np.quantile(means, [0.025, 0.975]) if trainings > 1 else (np.nan, np.nan)
+    return pd.Series({"mean": np.nanmean(gaps), "low": low, "high": high, "units": units,
+                      "trainings": trainings})

@@ -294,3 +294,30 @@ def test_paired_counts_common_units_only():
     same = analysis.paired(pd.concat([left, left.assign(editor="b")]), "value", "editor",
                            more="a", less="b", unit="fact")
     assert same["mean"] == same["low"] == same["high"] == 0 and same["p"] == 1
+
+
+def test_paired_over_trainings_is_wider_than_over_records():
+    draw = np.random.default_rng(3)
+    gaps = 0.5 + draw.normal(size=(5, 1)) * 0.3 + 0.1 * draw.normal(size=(5, 40))
+    left = pd.DataFrame({"seed": np.repeat(np.arange(5), 40), "fact": np.tile(np.arange(40), 5),
+                         "editor": "a", "value": gaps.ravel()})
+    table = pd.concat([left, left.assign(editor="b", value=0.0)])
+    how = {"more": "a", "less": "b", "unit": "fact"}
+    found = analysis.paired(table, "value", "editor", training="seed", **how)
+    assert found["mean"] == pytest.approx(gaps.mean()) and list(found[["units", "trainings"]]) == [
+        40, 5]
+    spread = gaps.mean(1).std() / 5 ** 0.5      # what the drawn means of five trainings have
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * spread, rel=0.2)
+    records = analysis.paired(table, "value", "editor", **how)
+    assert records["high"] - records["low"] < 0.3 * (found["high"] - found["low"])
+    few = table[(table["seed"] > 0) | (table["fact"] < 30)]     # a training without some records
+    assert analysis.paired(few, "value", "editor", training="seed", **how)["mean"] == pytest.approx(
+        np.concatenate([gaps[0, :30], gaps[1:].ravel()]).mean())
+
+
+def test_one_training_has_no_interval():
+    table = pd.DataFrame({"seed": 0, "fact": [0, 1, 0, 1], "editor": ["a", "a", "b", "b"],
+                          "value": [1.0, 1.0, 0.0, 1.0]})
+    found = analysis.paired(table, "value", "editor", training="seed", more="a", less="b",
+                            unit="fact")
+    assert found["mean"] == 0.5 and found["trainings"] == 1 and np.isnan(found["low"])

@@ -13,7 +13,7 @@ import torch
 
 from editcore.delta import LowRank, Patch
 from editcore.hooks import hooked
-from editcore.model import is_input_first
+from editcore.model import is_input_first, layout, n_layers
 
 
 @contextlib.contextmanager
@@ -35,6 +35,14 @@ def each_row(model, edits, owner, prompt_ends=None):
             works.setdefault(name, []).append((torch.tensor(owned, device=device), part))
     with hooked(model, {name: partial(_change, work, prompt_ends) for name, work in works.items()}):
         yield model
+
+
+def lowest_block(model, edits):
+    """The lowest block that an edit changes; 0 for what lies in no block, L without an edit."""
+    begin = layout(model).block.partition("{}")[0]
+    names = [name for edit in edits if edit is not None for name in _parts(model, edit)]
+    return min([int(name.removeprefix(begin).partition(".")[0]) if name.startswith(begin) else 0
+                for name in names], default=n_layers(model))
 
 
 def _parts(model, edit):

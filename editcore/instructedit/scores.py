@@ -2,12 +2,14 @@
 
     rows = evaluate(cases([("InstructEdit", config)], tests), "pocket")
 
-Many records go through each pass (`batched_edits`), and all that a record is asked is one row
-(`token_tree`). What comes out is what editing, asking and undoing record after record gives.
+What comes out is what editing, asking and undoing record after record gives; see `questions` for
+how many share a pass.
 """
 
+import contextlib
 import itertools
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,129 +18,20 @@ import torch
 
 from editcore import generate, progress
 from editcore.editors import EDITORS, configure
-from editcore.files import atomic, sha256, sha256_text
-from editcore.instructedit import token_tree, trained_editors
-from editcore.instructedit.batched_edits import each_row
+from editcore.files import atomic, sha256_once, sha256_text
+from editcore.instructedit import trained_editors
+from editcore.instructedit.batched_edits import each_row, lowest_block
+from editcore.instructedit.questions import OPPOSITE, SAME, enter, prepare, read
 from editcore.instructedit.records import record_as_fact
 from editcore.instructedit.trained_editors import HypernetworkConfig
-from editcore.likelihood import LOGITS, states
 from editcore.metrics import entropy
-from editcore.model import files_hash, load, max_length
-from editcore.suffix import fused, head
-from editcore.tokens import batches as length_batches
-from editcore.tokens import encode, encode_pairs
+from editcore.model import files_hash, load, max_length, n_layers
+from editcore.suffix import fused
+from editcore.tokens import encode
 
 FORMAT = 3          # raise it when the same case no longer gives the same scores
 TOKEN_METRICS = ("Loc", "Port")     # which the paper counts by token; whole targets elsewhere
 AT_ONCE = 64        # records whose edits are held at a time
-SAME = "same"       # replies of ConvSent's wanted sentiment
-OPPOSITE = "opposite"
-
-
-# What a record is asked -----------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class QuestionBatch:
-    """All questions about some records and the passes that answer them."""
-
-    records: tuple
-    questions: pd.DataFrame     # record (index), metric, first and count of its pairs
-    passes: tuple               # (records of the rows, TreeBatch, place of each prediction below)
-    starts: np.ndarray          # (n,) first token of each pair among the tokens of all pairs
-    sizes: np.ndarray           # (n,) target tokens of each pair
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a model says at every target token of a QuestionBatch."""
-
-    logp: np.ndarray        # (E,) float64, log P of the token, teacher-forced
-    best: np.ndarray        # (E,) the most likely token
-    right: np.ndarray       # (E,) bool, whether that is the target's
-
-
-def questions_of(record):
-    """[(metric, prompt, continuations)] of a record.
-
-    Of a locality question one answer is read, of another topic's replies all; of a portability
-    question all answers.
-    """
-    stays = [("Loc", ask.prompt, ask.answers if record.topic else ask.answers[:1])
-             for ask in record.locality]
-    if record.topic:
-        return [(SAME, record.prompt, record.wanted), (OPPOSITE, record.prompt, record.unwanted),
-                *stays]
-    return [("Rel", record.prompt, record.wanted),
-            *[("Gen", prompt, record.wanted) for prompt in record.rephrase], *stays,
-            *[("Port", ask.prompt, ask.answers) for ask in record.portability]]
-
-
-def prepare(model, tok, records, max_tokens=4096):
-    """The QuestionBatch of records for a model; ValueError names a record that is too long."""
-    pairs = []
-    questions = []
-    owner = []
-    for index, record in enumerate(records):
-        for metric, prompt, texts in questions_of(record):
-            questions.append((index, metric, len(pairs), len(texts)))
-            pairs += [(prompt, text) for text in texts]
-            owner += [index] * len(texts)
-    labels = [f"record {records[index].case_id}" for index in owner]
-    pairs = encode_pairs(tok, pairs, labels)
-    token_tree.check_pairs(model, pairs, labels)
-    sizes = np.array([len(target) for _, target in pairs], dtype=np.int64)
-    starts = np.concatenate([[0], sizes.cumsum()[:-1]]).astype(np.int64)
-    first = np.searchsorted(owner, np.arange(len(records) + 1))
-    trees = [token_tree.build(pairs[start:end], int(start))
-             for start, end in zip(first, first[1:])]
-    passes = []
-    device = next(model.parameters()).device
-    for group in length_batches([len(tree.ids) for tree in trees], max_tokens):
-        batch = token_tree.pack([trees[index] for index in group], device)
-        places = [starts[first[index]] + np.arange(len(trees[index].predictions))
-                  for index in group]
-        passes.append((tuple(group), batch, np.concatenate(places)))
-    table = pd.DataFrame(questions, columns=["record", "metric", "first", "count"])
-    return QuestionBatch(tuple(records), table, tuple(passes), starts, sizes)
-
-
-@torch.no_grad()
-def read(model, batch, edits=None):
-    """The Answers to a QuestionBatch, with edits[i] (Delta, Patch or None) in place for record i.
-
-    Codebooks are looked up at the prompt's last token, where published GRACE looks.
-    """
-    edits = edits or [None] * len(batch.records)
-    if len(edits) != len(batch.records):
-        raise ValueError(f"scores: {len(edits)} edits for {len(batch.records)} records")
-    total = int(batch.sizes.sum())
-    answers = Answers(np.empty(total), np.empty(total, dtype=np.int64), np.empty(total, dtype=bool))
-    for owner, trees, entries in batch.passes:
-        with fused(model), each_row(model, edits, owner, trees.ends_prompt):
-            logp, best = _predictions(model, trees)
-        answers.logp[entries] = logp.double().cpu().numpy()
-        answers.best[entries] = best.cpu().numpy()
-        answers.right[entries] = (best == trees.token).cpu().numpy()
-    return answers
-
-
-def _predictions(model, trees):
-    """(log P of each target token (M,), most likely token there (M,)) of one pass."""
-    hidden = states(model, trees.ids, position_ids=trees.positions,
-                    attention_mask=trees.mask(next(model.parameters()).dtype)).flatten(0, 1)
-    place, pick = trees.place.unique(return_inverse=True)
-    logp = []
-    best = []
-    order = pick.argsort(stable=True)
-    limit = max(1, LOGITS // model.config.vocab_size)
-    for first in range(0, len(place), limit):
-        logits = head(model, hidden[place[first:first + limit]])
-        inside = order[(pick[order] >= first) & (pick[order] < first + limit)]
-        rows = pick[inside] - first
-        logp.append(logits[rows, trees.token[inside]] - logits.logsumexp(-1)[rows])
-        best.append(logits.argmax(-1)[rows])
-    back = order.argsort()
-    return torch.cat(logp)[back], torch.cat(best)[back]
 
 
 def score(batch, before, after):
@@ -240,6 +133,7 @@ class Case:
     seed: int = 0                   # of drawn descriptions, ConvSent's taught reply, sampled text
     fluency: int = 0                # tokens sampled after each prompt; 0: none
     together: tuple = ()            # records that a single edit teaches, in place of one edit each
+    size: float = 1.0               # what the change of the weights is multiplied by
 
 
 def cases(editors, tests, **words):
@@ -278,59 +172,110 @@ def main_cases(editors, tests, *, fluency=48, settings=None):
     return [replace(case, fluency=fluency if case.records[0].topic else 0) for case in made]
 
 
-def evaluate(cases, model="pocket", *, out_dir="results/scores", editors="results/editors"):
-    """Score Cases on a model: a DataFrame with one row per record, editor and metric.
+def at_sizes(cases, sizes=(0.25, 0.5, 1, 2, 3, 4)):
+    """Every Case at every size of its edits."""
+    return [replace(case, size=float(size)) for case in cases for size in sizes]
 
-    Columns: editor, seed (-1 where nothing is drawn or trained), task, case_id, metric, exact,
-    token, value. exact and token are means over the record's questions, see `score`; value is what
-    the paper shows: token for Loc and Port, else exact. Missing hypernetworks are trained.
-    Every case is cached as out_dir/<id>.parquet, whose id tells model, editor and records.
+
+def evaluate(cases, model="pocket", *, out_dir="results/scores", editors="results/editors"):
+    """Score Cases on a model: a DataFrame with one row per record, editor, size and metric.
+
+    Columns: editor, seed (-1 where nothing is drawn or trained), size, task, case_id, metric,
+    exact, token, value. exact and token are means over the record's questions, see `score`; value
+    is what the paper shows: token for Loc and Port, else exact. Missing hypernetworks are trained.
+    Every case is cached as out_dir/<id>.parquet, whose id tells model, editor and records; a call
+    that was stopped goes on after the last AT_ONCE records.
     """
     cases = list(cases)
     paths = [Path(out_dir) / f"{identifier(case, model, editors)}.parquet" for case in cases]
-    missing = [index for index, path in enumerate(paths) if not path.is_file()]
-    # cases with equal questions one after another, so that the unedited model answers them once
-    missing.sort(key=lambda index: sha256_text(*_questions(cases[index])))
-    net, tok = load(model) if missing else (None, None)
-    joint = {}      # edits that several cases share
-    asked = None
-    for index in progress.bar(missing, "scores"):
-        case = cases[index]
-        if _questions(case) != asked:
-            asked = _questions(case)
-            batches = [prepare(net, tok, asked[start:start + AT_ONCE])
-                       for start in range(0, len(asked), AT_ONCE)]
-            before = [read(net, batch) for batch in batches]
-        if case.together:
-            key = replace(case, editor="", records=(), fluency=0)
-            joint[key] = joint.get(key) or edits_of(net, tok, case, [0], model, editors)[0]
-        tables = []
-        for number, batch in enumerate(batches):
-            records = case.records[number * AT_ONCE:(number + 1) * AT_ONCE]
-            edits = [joint[key]] * len(records) if case.together else \
-                edits_of(net, tok, case, records, model, editors)
-            tables.append(score(batch, before[number], read(net, batch, edits)))
-            if case.fluency:
-                tables.append(fluency(net, tok, batch.records, edits, case.seed, case.fluency))
-        with atomic(paths[index]) as tmp:
-            pd.concat(tables).to_parquet(tmp, index=False)
+    groups = {}     # cases that ask the same: what no edit changes is computed once for them
+    for path, case in dict(zip(paths, cases)).items():
+        if not path.is_file():
+            groups.setdefault(_questions(case), {})[path] = case
+    work = [(asked, start, group) for asked, group in groups.items()
+            for start in range(0, len(asked), AT_ONCE)]
+    net, tok = load(model) if work else (None, None)
+    make = partial(_edits, of=partial(edits_of, net, tok, model_name=model, editors=editors),
+                   joint={})
+    for asked, start, group in progress.bar(work, "scores"):
+        part = slice(start, start + AT_ONCE)
+        parts = {_part(path, start): case for path, case in group.items()}
+        _score_part(net, tok, asked[part], parts, partial(make, part=part))
+        if start + AT_ONCE >= len(asked):
+            for path in group:
+                _join(path, [_part(path, first) for first in range(0, len(asked), AT_ONCE)])
     seeds = [case.seed if case.network or case.style else -1 for case in cases]
-    tables = [pd.read_parquet(path).assign(editor=case.editor, seed=seed)
+    tables = [pd.read_parquet(path).assign(editor=case.editor, seed=seed, size=case.size)
               for path, case, seed in zip(paths, cases, seeds)]
     rows = pd.concat(tables, ignore_index=True)
     rows["value"] = rows["token"].where(rows["metric"].isin(TOKEN_METRICS), rows["exact"])
-    return rows[["editor", "seed", "task", "case_id", "metric", "exact", "token", "value"]]
+    return rows[["editor", "seed", "size", "task", "case_id", "metric", "exact", "token", "value"]]
+
+
+def _score_part(net, tok, asked, cases, make):
+    """Write the scores of {path: Case} that ask the same few records; make(case) gives its edits.
+
+    Trained editors come first: the passes of all others begin, if they can, at their lowest block.
+    """
+    todo = {}       # Cases whose edits differ in size alone
+    for path, case in cases.items():
+        if not path.is_file():
+            todo.setdefault(replace(case, editor="", size=1.0, fluency=0), {})[path] = case
+    batch = prepare(net, tok, asked) if todo else None
+    entered = None
+    for key in sorted(todo, key=lambda case: case.network is None):
+        edits = make(key)
+        lowest = lowest_block(net, edits)
+        if entered is None:
+            entered = enter(net, batch, min(lowest, n_layers(net) - 1))
+            before = read(net, batch, entered=entered)
+        begin = entered if lowest >= entered[0].layer else None
+        for path, case in todo[key].items():
+            sized = edits if case.size == 1 else [edit * case.size for edit in edits]
+            tables = [score(batch, before, read(net, batch, sized, begin))]
+            if case.fluency:
+                tables.append(fluency(net, tok, asked, sized, case.seed, case.fluency))
+            with atomic(path) as tmp:
+                pd.concat(tables).to_parquet(tmp, index=False)
+
+
+def _edits(case, part, *, of, joint):
+    """The edits of some of a Case's records; one that teaches all together is made once."""
+    if not case.together:
+        return of(case, case.records[part])
+    key = replace(case, records=())
+    joint[key] = joint.get(key) or of(case, [0])[0]
+    return [joint[key]] * len(case.records[part])
+
+
+def _part(path, start):
+    """Where the scores of a case's records from `start` on lie until all are there."""
+    return path.with_name(f"{path.stem}.{start}-{AT_ONCE}.part")
+
+
+def _join(path, parts):
+    """Put the parts of a case's scores together at its path."""
+    with contextlib.suppress(FileNotFoundError):    # another process has just done it
+        table = pd.concat([pd.read_parquet(part) for part in parts])
+        with atomic(path) as tmp:
+            table.to_parquet(tmp, index=False)
+    for part in parts:
+        part.unlink(missing_ok=True)
 
 
 def identifier(case, model="pocket", editors="results/editors"):
     """Give equal models, editors, records and instructions the same id, whatever their names."""
     if not case.records:
         raise ValueError(f"{case.editor}: there are no records")
-    _, settings = _editor(case, model, "")
-    network = sha256(trained_editors.train(case.network, editors)) if case.network else ""
+    editor, settings = _editor(case, model, "")
+    network = sha256_once(trained_editors.train(case.network, editors)) if case.network else ""
     edited = _instructed(case, case.together or case.records)
+    sizes = (case.size,) if case.size != 1 else ()
+    if sizes and (editor is None or editor.makes_patch or case.size < 0):
+        raise ValueError(f"{case.editor}: size is {case.size}, but must be 1 for edits that are "
+                         "not changes of weights, and else not negative")
     parts = (FORMAT, files_hash(model), network, case.key, settings, edited, _questions(case),
-             case.seed, case.fluency, bool(case.together))
+             case.seed, case.fluency, bool(case.together), *sizes)
     name = case.network.editor if case.network else case.key or "base"
     return f"{name}-{sha256_text(*parts)[:16]}"
 

@@ -13,8 +13,10 @@ from editcore.delta import Delta, oriented
 from editcore.editors import EDITORS, configure
 from editcore.hooks import hooked
 from editcore.instructedit import scores, trained_editors
+from editcore.instructedit.batched_edits import lowest_block
+from editcore.instructedit.questions import enter, prepare, questions_of, read
 from editcore.instructedit.records import Ask, EditRecord, record_as_fact
-from editcore.instructedit.scores import Case, evaluate, fluency, prepare, questions_of, read, score
+from editcore.instructedit.scores import Case, evaluate, fluency, score
 from editcore.metrics import entropy
 from editcore.model import load, name_of
 from editcore.tokens import encode, target_ids
@@ -108,6 +110,19 @@ def test_many_records_in_one_pass_equal_the_serial_way(kind, gpt2):
         pd.testing.assert_frame_equal(got, want, check_names=False, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_blocks_above_alone_answer_as_all_do(kind, gpt2):
+    tok = gpt2[1]
+    model, records = make(kind, len(tok)), some_records()
+    edits = [None, *some_edits(model, len(records))[1:]]
+    batch = prepare(model, tok, records, max_tokens=120)
+    whole = read(model, batch, edits)
+    for layer in range(lowest_block(model, edits) + 1):
+        part = read(model, batch, edits, enter(model, batch, layer))
+        np.testing.assert_allclose(part.logp, whole.logp, atol=1e-5)
+        assert (part.best == whole.best).all()
+
+
 def test_no_edit_leaves_everything_and_codebooks_answer_the_prompts_end(gpt2):
     model, tok = gpt2
     records, config = some_records(), configure("grace",
@@ -154,6 +169,12 @@ def case(**words):
     """FT-L on three facts."""
     return Case(**{"editor": "FT-L", "records": tuple(some_records()[:3]), "key": "ft",
                    "settings": FT} | words)
+
+
+def mend_config(model):
+    """A small MEND with instructions."""
+    return trained_editors.make_config(model=model, tasks=("recent",), examples=4, seed=5,
+                                       settings={"layers": (1, 2), "rank": 4, "every": 4})
 
 
 def test_each_record_is_scored_after_its_own_edit(tiny, tmp_path):
@@ -208,10 +229,54 @@ def test_cases_are_cached_by_what_they_depend_on(tiny, tmp_path, monkeypatch):
     assert len(ids) == len(cases) + len(others)
 
 
+def test_sizes_multiply_edits_that_are_made_once(tiny, tmp_path, monkeypatch):
+    (one,) = scores.cases([("Mine", mend_config(tiny))], {"recent": some_records()[:3]})
+    monkeypatch.setattr(scores, "AT_ONCE", 2)
+    made = []
+    edits_of = scores.edits_of
+    monkeypatch.setattr(scores, "edits_of",
+                        lambda *args, **words: made.append(1) or edits_of(*args, **words))
+    folders = {"out_dir": tmp_path, "editors": tmp_path}
+    rows = evaluate([*scores.at_sizes([one], (0, 1, 3)), case()], tiny, **folders)
+    assert len(made) == 4, "two parts, two editors"
+    assert list(rows["size"].unique()) == [0, 1, 3]
+    assert scores.identifier(one, tiny, tmp_path) == scores.identifier(
+        replace(one, size=1.0), tiny, tmp_path)
+    still = rows[(rows["size"] == 0) & (rows["metric"] == "Loc")]
+    assert (still["value"] == 1).all()
+    model, tok = load(tiny)
+    batch = prepare(model, tok, scores._questions(one))
+    edits = [edit * 3 for edit in edits_of(model, tok, one, one.records, tiny, tmp_path)]
+    want = score(batch, read(model, batch), read(model, batch, edits))
+    got = rows[rows["size"] == 3]
+    np.testing.assert_allclose(got["token"], want["token"], atol=1e-5)
+    for bad in (case(key="grace", settings=(("layer", 1), ("part", "mlp_in"))),
+                case(key="", settings=())):
+        with pytest.raises(ValueError, match="size is 2.0, but must be 1"):
+            evaluate(scores.at_sizes([bad], [2]), tiny, **folders)
+
+
+def test_scoring_that_was_stopped_goes_on(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(scores, "AT_ONCE", 2)
+    whole = evaluate([case()], tiny, out_dir=tmp_path / "whole")
+    seen = []
+
+    def fails_once(*args, **words):
+        seen.append(1)
+        if len(seen) == 3:      # the unedited and the edited model answer each part
+            raise KeyboardInterrupt
+        return read(*args, **words)
+
+    monkeypatch.setattr(scores, "read", fails_once)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate([case()], tiny, out_dir=tmp_path)
+    pd.testing.assert_frame_equal(evaluate([case()], tiny, out_dir=tmp_path), whole)
+    assert len(seen) == 5
+    assert [path.suffix for path in tmp_path.glob("ft*")] == [".parquet"]
+
+
 def test_a_trained_editor_brings_its_instructions(tiny, tmp_path):
-    config = trained_editors.make_config(model=tiny, tasks=("recent",), examples=4, seed=5,
-                                         settings={"layers": (1, 2), "rank": 4, "every": 4})
-    (one,) = scores.cases([("Mine", config)], {"recent": some_records()[:2]})
+    (one,) = scores.cases([("Mine", mend_config(tiny))], {"recent": some_records()[:2]})
     rows = evaluate([one, replace(one, style="none", editor="bare")], tiny, out_dir=tmp_path,
                     editors=tmp_path)
     assert set(rows["seed"]) == {5} and set(rows["editor"]) == {"Mine", "bare"}
