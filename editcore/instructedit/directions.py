@@ -14,6 +14,7 @@ of a factor, u or delta.
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 
 from editcore.instructedit import mend, trained_editors
@@ -124,3 +125,33 @@ def cosines(edits, name="", part="G"):
                          "or not a number")
     cosine = (inner / lengths[:, None] / lengths[None, :]).clamp(-1, 1)
     return ((cosine + cosine.T) / 2).fill_diagonal_(1).cpu().numpy()
+
+
+def compare(first, second):
+    """How edits of the same records by two editors differ in size and direction: a DataFrame.
+
+    One row per record and map, and one of all maps together (map ""): task, case_id, map, norm and
+    other: the lengths of the first and second edit, ratio: norm / other, cosine between the two
+    (NaN where one is zero). Trained edits are the changes of the weights. ValueError for other
+    records.
+    """
+    named = [list(zip(edits.task, edits.case_id)) for edits in (first, second)]
+    if named[0] != named[1]:
+        raise ValueError("compare: the two editors have edited different records")
+    rows = []
+    for name, mine, others in zip(named[0], first.factors, second.factors):
+        inner = {key: [_inner(a[key], b[key]) for a, b in
+                       ((mine, mine), (others, others), (mine, others))] for key in mine}
+        inner[""] = np.sum(list(inner.values()), axis=0)
+        rows += [(*name, key, *products) for key, products in inner.items()]
+    table = pd.DataFrame(rows, columns=["task", "case_id", "map", "norm", "other", "cosine"])
+    table[["norm", "other"]] = table[["norm", "other"]].clip(lower=0) ** 0.5
+    table["ratio"] = table["norm"] / table["other"]
+    table["cosine"] = table["cosine"] / (table["norm"] * table["other"])
+    return table[["task", "case_id", "map", "norm", "other", "ratio", "cosine"]]
+
+
+def _inner(first, second):
+    """Inner product of two gradients of one map, each (u (R, d_in), delta (R, d_out))."""
+    (u, delta), (v, slope) = ((side.double() for side in pair) for pair in (first, second))
+    return ((u @ v.T) * (delta @ slope.T)).sum().item()

@@ -26,7 +26,7 @@ from editcore.hooks import hooked
 from editcore.instructedit import token_tree
 from editcore.likelihood import above, enter
 from editcore.model import batch_tokens, is_input_first, layout, module_of, n_layers, name_of
-from editcore.suffix import fused, head
+from editcore.suffix import head, quick
 from editcore.tokens import batches, encode_pairs
 
 UNTRAINED = "untrained"     # the `network` that is no file: the start of training
@@ -309,7 +309,7 @@ def fact_gradients(model, tok, facts, names, layer):
     for group in batches(lengths, 8 * batch_tokens(device)):
         batch = token_tree.pack([token_tree.build([pairs[i]], i) for i in group], device)
         sizes = torch.tensor([len(target) for _, target in pairs], device=device)
-        with fused(model):
+        with quick(model):
             slopes = gradients(model, below(model, batch, layer), names, place=batch.place,
                                token=batch.token, weight=1 / sizes[batch.pair].double())
         for row, i in enumerate(group):
@@ -323,7 +323,13 @@ def fact_factors(model, tok, facts, network):
     conditions = network.conditions(model, tok, facts)
     names = [site.name for site in network.sites]
     found = fact_gradients(model, tok, facts, names, min(network.settings["layers"]))
-    return [network(slopes, embeddings(model, ids)) for slopes, ids in zip(found, conditions)]
+    if any(map(len, conditions)):
+        return [network(slopes, embeddings(model, ids)) for slopes, ids in zip(found, conditions)]
+    together = network(_joined(found))      # row by row, each fact's among them
+    parts = {name: [side.split([len(slopes[name][0]) for slopes in found]) for side in sides]
+             for name, sides in together.items()}
+    return [{name: (us[i], deltas[i]) for name, (us, deltas) in parts.items()}
+            for i in range(len(facts))]
 
 
 @torch.no_grad()

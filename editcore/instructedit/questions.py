@@ -133,7 +133,7 @@ def _predictions(model, hidden, trees):
         logits = head(model, hidden[place[first:first + limit]])
         inside = order[(pick[order] >= first) & (pick[order] < first + limit)]
         rows = pick[inside] - first
-        logp.append(logits[rows, trees.token[inside]] - logits.logsumexp(-1)[rows])
+        logp.append(logits.log_softmax(-1)[rows, trees.token[inside]])
         best.append(logits.argmax(-1)[rows])
     back = order.argsort()
     return torch.cat(logp)[back], torch.cat(best)[back]

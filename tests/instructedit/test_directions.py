@@ -77,6 +77,27 @@ def test_edits_are_what_the_trained_editor_adds_but_for_the_sign(world):
     assert directions.cosines(raw + other)[0, 5] < 0.999, "another instruction, another direction"
 
 
+def test_compared_edits_have_the_sizes_and_cosine_of_dense_ones(world):
+    model, tok, records, config, folder = world
+    first = directions.gradients(model, tok, records, config, folder=folder)
+    second = directions.gradients(model, tok, records, config, stage="untrained", style="none",
+                                  folder=folder)
+    table = directions.compare(first, second).set_index(["task", "case_id", "map"])
+    assert len(table) == len(records) * (1 + len(first.maps))
+    for name in ("", *first.maps):
+        pair = [torch.cat([dense(edits, part) for part in ([name] if name else edits.maps)], 1)
+                for edits in (first, second)]
+        found = table.xs(name, level="map")
+        norms = [whole.norm(dim=1).numpy() for whole in pair]
+        np.testing.assert_allclose(found["norm"], norms[0])
+        np.testing.assert_allclose(found["ratio"], norms[0] / norms[1])
+        cosine = (unit(pair[0]) * unit(pair[1])).sum(1)
+        np.testing.assert_allclose(found["cosine"], cosine, atol=1e-9)
+    with pytest.raises(ValueError, match="different records"):
+        directions.compare(first, directions.gradients(model, tok, records[1:], config,
+                                                       stage="raw"))
+
+
 def test_bad_edits_are_named(world):
     model, tok, records, config, _ = world
     with pytest.raises(ValueError, match="stage is 'cooked'"):
