@@ -25,9 +25,11 @@ TOGETHER = (
     {"inventor", "discoverer", "founder"},
 )
 INVERTED = re.compile(r"\b(is|was|does|has) ((?:the )?\{\})")
+# First words after which the last word is no family name.
 TITLES = {"King", "Queen", "Pope", "Saint", "Emperor", "Prince", "Princess", "Sir", "Lord",
           "Mother", "Lady", "Mao", "Deng", "Kim", "Ho", "Sun", "Chiang", "Zhou", "Xi", "Lao",
-          "Hu", "Li", "Lang", "Kenny", "Moon", "Park", "Duke", "Czar", "Tsar", "Sultan", "Dr."}
+          "Hu", "Li", "Lang", "Kenny", "Moon", "Park", "Duke", "Czar", "Tsar", "Sultan", "Jiang",
+          "Juan", "Meles"}
 VERBS = {"is": "are", "was": "were", "does": "do", "has": "have"}
 PEOPLE = {"mother_tongue", "profession", "sport", "instrument", "leader_country"}
 DRESSES = ("{}", "{}", "{}", "Q: {} A:", "Question: {} Answer:")

@@ -26,8 +26,9 @@ def topics(world, taken, folder=tables.TABLES):
                 found[topic.lower()] = (topic, kind, number)
         for relation in row.get("from", ()):
             for subject, _ in world.relations[relation].pairs:
-                number = "many" if kind == "animal" else "one"
-                found.setdefault(records.bare(subject).lower(), (subject, kind, number))
+                name = records.bare(subject)
+                number = "many" if kind == "animal" or name in world.plural else "one"
+                found.setdefault(name.lower(), (subject, kind, number))
     free = [row for name, row in found.items()
             if name not in taken and records.bare(name) not in taken]
     return sorted(free, key=lambda row: records.draw("topic", row[0]))
