@@ -74,6 +74,26 @@ def load_records(model="pocket", data="", split="train", seed=0):
     return records
 
 
+def validation_records(model, data, tests, count, seed=0):
+    """{task: at most `count` EditRecords that are not in tests, {task: records}}.
+
+    They are the last of {task}_val.json, else of {task}_test.json. A task without any is left out.
+    """
+    folder = records_folder(model, data)
+    chosen = {}
+    for task, records in tests.items():
+        path = folder / f"{task}_val.json"
+        tested = set()
+        if not path.is_file():
+            path = folder / f"{task}_test.json"
+            tested = {record.case_id for record in records}
+        others = [record for record in read_records(path, task, seed=seed)
+                  if record.case_id not in tested]
+        if others:
+            chosen[task] = others[-count:]
+    return chosen
+
+
 def read_records(path, task, seed=0):
     """Read all EditRecords of a JSON list in one task's layout; case_id is the index in the file.
 

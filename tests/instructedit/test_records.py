@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from editcore.instructedit.records import Ask, edit_target, read_records, record_as_fact
+from editcore.instructedit.records import (
+    Ask,
+    edit_target,
+    load_records,
+    read_records,
+    record_as_fact,
+    validation_records,
+)
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 
@@ -132,6 +139,19 @@ def test_other_bad_files(written):
         read_records(written([NESTED]), "x")
     with pytest.raises(ValueError, match="non-empty list"):
         read_records(written({}), "recent")
+
+
+def test_validation_records_are_not_tested(tmp_path):
+    files = {"recent_test": 5, "recent_val": 4, "counterfact_test": 5, "zsre_test": 2}
+    for name, count in files.items():
+        task, split = name.split("_")
+        row = ZSRE if task == "zsre" else PLAIN
+        rows = [row | {"subject": f"{split} {i}"} for i in range(count)]
+        (tmp_path / f"{task}_{split}.json").write_text(json.dumps(rows))
+    tests = {task: records[:2] for task, records in load_records("", tmp_path, "test").items()}
+    chosen = validation_records("", tmp_path, tests, 3)
+    assert {task: [record.subject for record in records] for task, records in chosen.items()} == {
+        "recent": ["val 1", "val 2", "val 3"], "counterfact": ["test 2", "test 3", "test 4"]}
 
 
 def test_a_record_as_a_fact(written):
