@@ -5,6 +5,7 @@
     scores.nll, scores.token, scores.exact                      # one number per continuation
 """
 
+import contextlib
 import copy
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from editcore.hooks import called, first
+from editcore.hooks import Stop, called, capture, first
 from editcore.model import layout, module_of, n_layers, name_of
 from editcore.progress import bar
 from editcore.suffix import head, quick
@@ -178,17 +179,20 @@ def repeated(cache, rows):
 
 
 @torch.no_grad()
-def enter(model, ids, layer, **words):
-    """The BlockInputs of ids (B, T) at block `layer`: what its blocks are seen to be called with.
+def enter(model, ids, layer, hidden=None, **words):
+    """The BlockInputs of ids (B, T) at block `layer`; the blocks above are called as it is.
 
-    words: more of the model's arguments, such as position_ids and a mask (B, 1, T, T) for rows that
-    branch.
+    hidden: the states that enter it, where they are known: then no block runs. words: more of the
+    model's arguments, such as position_ids and a mask (B, 1, T, T) for rows that branch.
     """
-    names = [name_of(model, "block", index) for index in range(layer, n_layers(model))]
-    with called(model, names) as calls:
+    name = name_of(model, "block", layer if hidden is None else 0)
+    with (called(model, [name]) as calls, capture(model, [name], "input"),
+          contextlib.suppress(Stop)):
         states(model, ids, **words)
-    hidden = [call.pop(next(iter(call))) for call in calls]
-    return BlockInputs(layer, hidden[0], tuple(calls))
+    call = calls[0]
+    entering = call.pop(next(iter(call)))
+    return BlockInputs(layer, entering if hidden is None else hidden,
+                       (call,) * (n_layers(model) - layer))
 
 
 def above(model, inputs):

@@ -254,10 +254,13 @@ def sites(model, layers, parts="all"):
 
 # Gradients and edits --------------------------------------------------------------------------
 
-def below(model, batch, layer):
-    """What the blocks from `layer` on need to run on a TreeBatch; no edit of them changes it."""
+def below(model, batch, layer, hidden=None):
+    """What the blocks from `layer` on need to run on a TreeBatch; no edit of them changes it.
+
+    hidden: the states that enter block `layer`, where they are known.
+    """
     dtype = next(model.parameters()).dtype
-    return enter(model, batch.ids, layer, position_ids=batch.positions,
+    return enter(model, batch.ids, layer, hidden, position_ids=batch.positions,
                  attention_mask=batch.mask(dtype))
 
 
@@ -286,12 +289,12 @@ def gradients(model, inputs, names, *, place, token, weight):
     return {name: (seen[name][0], slope) for name, slope in zip(names, slopes)}
 
 
-def nonzero(found, row):
-    """{map: (u (R, d_in), delta (R, d_out))} of one row's tokens where neither is all zero."""
+def nonzero(found):
+    """{map: (u (R, d_in), delta (R, d_out))} of the tokens where neither is all zero."""
     pairs = {}
     for name, (u, delta) in found.items():
-        used = (u[row] != 0).any(-1) & (delta[row] != 0).any(-1)
-        pairs[name] = (u[row][used], delta[row][used])
+        used = (u != 0).any(-1) & (delta != 0).any(-1)
+        pairs[name] = (u[used], delta[used])
     return pairs
 
 
@@ -313,7 +316,8 @@ def fact_gradients(model, tok, facts, names, layer):
             slopes = gradients(model, below(model, batch, layer), names, place=batch.place,
                                token=batch.token, weight=1 / sizes[batch.pair].double())
         for row, i in enumerate(group):
-            found[i] = nonzero(slopes, row)
+            found[i] = nonzero({name: (u[row], delta[row])
+                                for name, (u, delta) in slopes.items()})
     return found
 
 
@@ -341,19 +345,22 @@ def embeddings(model, ids):
 
 
 @contextlib.contextmanager
-def edited_forward(model, network, factors):
+def edited_forward(model, network, *edits, sizes=None):
     """In the block, each map's output is that of W - alpha sum_b delta~_b u~_b^T, never formed.
 
-    Gradients reach the factors and alpha, and pass through to earlier maps.
+    edits: factors, one edit for all tokens; of several each has its part of a row, of as many
+    tokens as sizes {map: [tokens of each edit]} says. Gradients reach the factors and alpha, and
+    pass through to earlier maps.
     """
     steps = network.steps()
 
     def step(name, module, args, output):
-        u, delta = factors[name]
-        change = (args[0].to(u.dtype) @ u.T) @ delta * -steps[name]
-        return output + change.to(output.dtype)
+        parts = args[0].split(sizes[name], 1) if sizes else args
+        changes = [(part.to(u.dtype) @ u.T) @ delta
+                   for part, (u, delta) in zip(parts, [edit[name] for edit in edits])]
+        return output + (torch.cat(changes, 1) * -steps[name]).to(output.dtype)
 
-    with hooked(model, {name: partial(step, name) for name in factors}):
+    with hooked(model, {name: partial(step, name) for name in steps}):
         yield
 
 

@@ -83,6 +83,18 @@ def pack(trees, device="cpu"):
     return TreeBatch(*(part.to(device) for part in parts))
 
 
+def beside(batches):
+    """TreeBatches of one row each as one row; predictions and pairs stay as they are."""
+    widths = torch.tensor([0, *(batch.ids.shape[1] for batch in batches)])
+    places = [batch.place + begin for batch, begin in zip(batches, widths.cumsum(0).tolist())]
+    ids, positions, ends = (torch.cat([getattr(batch, name) for batch in batches], 1)
+                            for name in ("ids", "positions", "ends_prompt"))
+    visible = torch.block_diag(*(batch.visible[0] for batch in batches))[None]
+    token, pair = (torch.cat([getattr(batch, name) for batch in batches])
+                   for name in ("token", "pair"))
+    return TreeBatch(ids, positions, visible, ends, torch.cat(places), token, pair)
+
+
 def check_pairs(model, pairs, labels):
     """ValueError names the label of a pair too long for the model, or with an empty side."""
     for label, (prompt, target) in zip(labels, pairs, strict=True):

@@ -1,4 +1,4 @@
-"""Train a hypernetwork: examples of edits, the losses after them, and a loop that survives a kill.
+"""Train a hypernetwork: examples of edits, and a loop that survives a kill; see also `losses`.
 
     network = train(model, network, examples, Training(30000), folder)
 
@@ -15,16 +15,13 @@ from pickle import UnpicklingError
 from typing import Literal
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from editcore.files import atomic, sha256_text
-from editcore.hooks import capture
-from editcore.instructedit import mend, token_tree
+from editcore.instructedit import mend
+from editcore.instructedit.losses import encode_example, group, losses
 from editcore.instructedit.records import edit_target
-from editcore.likelihood import BlockInputs
-from editcore.model import layout
 from editcore.progress import bar
-from editcore.suffix import fused, head
+from editcore.suffix import quick
 from editcore.tokens import encode_pairs
 
 RESULT = "network.safetensors"
@@ -106,99 +103,6 @@ def _encode(tok, texts):
     return tuple((tuple(ids), tuple(target)) for ids, target in encode_pairs(tok, texts))
 
 
-# Losses ---------------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class EncodedExample:
-    """What an example's losses need of the unedited model."""
-
-    gradients: dict         # {map: (u, delta)} of the edit
-    inputs: BlockInputs     # what the edited blocks and those above run on
-    place: torch.Tensor     # (M,) where the tokens of after, against and locality are predicted
-    token: torch.Tensor     # (M,)
-    pair: torch.Tensor      # (M,) counted through the three from 0
-    weight: torch.Tensor    # (M,) 1 / tokens of the pair's target
-    counts: tuple           # pairs of each of the three
-    unedited: torch.Tensor  # (P, d) final states at the locality places
-    condition: torch.Tensor | None  # (T, d) embeddings of the condition, if there is one
-
-
-def encode_example(model, network, example):
-    """Encode an example: one pass forward, and one back for the edit's gradients.
-
-    ValueError names the record if it has no edit, nothing to say after it, or is too long.
-    """
-    label = f"record {example.name}"
-    for part in ("edit", "after"):
-        if not getattr(example, part):
-            raise ValueError(f"{label}: {part} is empty")
-    pairs = [*example.edit, *example.after, *example.against, *example.locality]
-    token_tree.check_pairs(model, pairs, [label] * len(pairs))
-    batch = token_tree.pack([token_tree.build(pairs)], next(model.parameters()).device)
-    sizes = torch.tensor([len(target) for _, target in pairs], device=batch.ids.device)
-    weight = 1 / sizes[batch.pair].double()
-    first = len(example.edit)
-    edit = batch.pair < first
-    asked = ~edit
-    stay = batch.pair >= len(pairs) - len(example.locality)
-    inputs = mend.below(model, batch, min(network.settings["layers"]))
-    norm = layout(model).norm
-    with capture(model, [norm], stop=False) as final, \
-            token_tree.last_mlp_at(model, batch.place.unique()):
-        found = mend.gradients(model, inputs, [site.name for site in network.sites],
-                               place=batch.place[edit], token=batch.token[edit],
-                               weight=weight[edit])
-    return EncodedExample(
-        mend.nonzero(found, 0), inputs, batch.place[asked], batch.token[asked],
-        batch.pair[asked] - first, weight[asked],
-        (len(example.after), len(example.against), len(example.locality)),
-        final[norm][0, batch.place[stay]].detach(), mend.embeddings(model, example.condition))
-
-
-def losses(model, network, encoded, unlikely="token"):
-    """{"edit", "against", "locality"}: losses after the edit, scalars in nats; 0 for none.
-
-    edit: mean over `after` of the mean-token NLL; against: mean over `against` of the unlikelihood
-    -log(1 - p), p of what `unlikely` says; locality: mean-token KL(P_before || P_after).
-    """
-    factors = network(encoded.gradients, encoded.condition)
-    with mend.edited_forward(model, network, factors), \
-            token_tree.last_mlp_at(model, encoded.place.unique()):
-        logits = mend.logits(model, encoded.inputs, encoded.place)
-    n_after, n_against, n_locality = encoded.counts
-    weight = encoded.weight.to(logits.dtype)
-    likely = encoded.pair < n_after
-    stay = encoded.pair >= n_after + n_against
-    against = ~likely & ~stay
-    nll = cross_entropy(logits[~stay], encoded.token[~stay], reduction="none")
-    edit_nll = nll[likely[~stay]] * weight[likely]
-    doubt = UNLIKELY[unlikely](-nll[against[~stay]], weight[against],
-                               encoded.pair[against] - n_after)
-    before = head(model, encoded.unedited).log_softmax(-1)
-    after = logits[stay].log_softmax(-1)
-    kl = (before.exp() * (before - after)).sum(-1) * weight[stay]
-    return {"edit": edit_nll.sum() / max(n_after, 1), "against": doubt.sum() / max(n_against, 1),
-            "locality": kl.sum() / max(n_locality, 1)}
-
-
-def unlikelihood(log_p):
-    """-log(1 - p) of log p, finite at p = 1."""
-    log_p = log_p.clamp(max=-1e-6)
-    near_one = torch.log(-torch.expm1(log_p))   # where the other form loses all digits
-    return -torch.where(log_p > -0.7, near_one, torch.log1p(-log_p.exp()))
-
-
-def reply_unlikelihood(log_p, weight, pair):
-    """-log(1 - p) of whole texts, p the geometric mean of their tokens' probabilities."""
-    count = int(pair.max()) + 1 if len(pair) else 0
-    return unlikelihood(log_p.new_zeros(count).index_add(0, pair, log_p * weight))
-
-
-# (log p of tokens, 1 / tokens of their text, number of their text) -> terms of the unlikelihood
-UNLIKELY = {"token": lambda log_p, weight, pair: unlikelihood(log_p) * weight,
-            "reply": reply_unlikelihood}
-
-
 # The loop -------------------------------------------------------------------------------------
 
 def train(model, network, examples, training, folder):
@@ -219,7 +123,7 @@ def train(model, network, examples, training, folder):
             return finished.to(next(network.parameters()).device)
     optimiser = _optimiser(network, training)
     encoded = _encoder(model, network, examples, training.keep)
-    with fused(model):
+    with quick(model):
         log = _resume(folder, network, optimiser, identity)
         if len(log) > training.examples:
             raise ValueError(f"{folder}: {len(log)} examples are done, {training.examples} wanted; "
@@ -227,15 +131,17 @@ def train(model, network, examples, training, folder):
         if not log:
             draws = _order(len(examples), training.seed, 0)
             for _ in range(training.warmup):
-                network.observe(encoded(next(draws)).gradients)
+                network.observe(group(model, network, [encoded(next(draws))]).gradients[0])
         draws = _order(len(examples), training.seed, len(log))
+        drawn = []
         for number in bar(range(len(log) + 1, training.examples + 1), "training",
                           training.examples, len(log)):
-            index = next(draws)
-            row = _learn(model, network, encoded(index), training, examples[index].name)
-            log.append({"example": number, "record": examples[index].name, **row})
-            if number % training.accumulate == 0:
-                log[-1]["gradient"] = _step(network, optimiser, training.clip)
+            drawn.append(encoded(next(draws)))
+            if number % training.accumulate:
+                continue
+            log += _learn(model, network, drawn, training, number)
+            log[-1]["gradient"] = _step(network, optimiser, training.clip)
+            drawn = []
             if number in training.snapshots:
                 mend.save(network, folder / f"network-{number}.safetensors", examples=number,
                           identity=identity)
@@ -299,18 +205,23 @@ def _encoder(model, network, examples, keep):
     return encoded
 
 
-def _learn(model, network, encoded, training, name):
-    """Add an example's gradients to the parameters'; return its losses as floats."""
-    if not training.frozen:
-        network.observe(encoded.gradients)
-    terms = losses(model, network, encoded, training.unlikely)
-    loss = training.edit_weight * (terms["edit"] + terms["against"])
-    loss = loss + training.locality_weight * terms["locality"]
-    if not torch.isfinite(loss):
-        raise ValueError(f"record {name}: the loss is {loss.item()}; the model's weights may be "
-                         "broken, or lr is too large")
-    (loss / training.accumulate).backward(inputs=list(network.parameters()))
-    return {**{key: value.item() for key, value in terms.items()}, "loss": loss.item()}
+def _learn(model, network, encoded, training, number):
+    """Add the gradients of a step's examples, the last of that number; return rows of the log."""
+    terms = losses(model, network, group(model, network, encoded), training.unlikely,
+                   not training.frozen)
+    rows = []
+    total = 0
+    for index, (example, part) in enumerate(zip(encoded, terms), number - len(encoded) + 1):
+        loss = training.edit_weight * (part["edit"] + part["against"])
+        loss = loss + training.locality_weight * part["locality"]
+        if not torch.isfinite(loss):
+            raise ValueError(f"record {example.name}: the loss is {loss.item()}; the model's "
+                             "weights may be broken, or lr is too large")
+        total = total + loss / training.accumulate
+        rows.append({"example": index, "record": example.name,
+                     **{key: value.item() for key, value in part.items()}, "loss": loss.item()})
+    total.backward(inputs=list(network.parameters()))
+    return rows
 
 
 def _step(network, optimiser, clip):

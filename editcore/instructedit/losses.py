@@ -1,0 +1,162 @@
+"""The losses of a hypernetwork's training: what the model says after each of a step's edits.
+
+    encoded = [encode_example(model, network, example) for example in examples]     # once
+    terms = losses(model, network, group(model, network, encoded))      # with gradients
+
+The examples of a step stand side by side in one row, each seen by its own edit alone. Blocks below
+the edited ones run once per example, without gradients.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import kl_div
+
+from editcore.hooks import capture
+from editcore.instructedit import mend, token_tree
+from editcore.instructedit.token_tree import TreeBatch
+from editcore.likelihood import BlockInputs
+from editcore.model import layout, n_layers, name_of
+from editcore.suffix import head
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """What an example's losses need and the network does not change."""
+
+    name: str               # of the record
+    tree: TreeBatch         # a single row; pairs of edit, after, against, locality, from 0
+    hidden: torch.Tensor    # (1, T, d) states that enter the lowest edited block
+    part: torch.Tensor      # (M,) of which of the four each prediction is
+    weight: torch.Tensor    # (M,) 1 / (tokens of the pair's target)
+    counts: tuple           # pairs of each of the four
+    condition: torch.Tensor | None  # (T', d) embeddings of the condition, if there is one
+
+
+def encode_example(model, network, example):
+    """Run the blocks below the edited ones on all that an example asks.
+
+    ValueError names the record if it has no edit, nothing to say after it, or is too long.
+    """
+    label = f"record {example.name}"
+    for part in ("edit", "after"):
+        if not getattr(example, part):
+            raise ValueError(f"{label}: {part} is empty")
+    parts = (example.edit, example.after, example.against, example.locality)
+    pairs = sum(parts, ())
+    token_tree.check_pairs(model, pairs, [label] * len(pairs))
+    tree = token_tree.pack([token_tree.build(pairs)], next(model.parameters()).device)
+    counts = tuple(map(len, parts))
+    part = torch.arange(4).repeat_interleave(torch.tensor(counts)).to(tree.pair.device)
+    weight = 1 / torch.bincount(tree.pair)[tree.pair].double()
+    return EncodedExample(
+        example.name, tree, mend.below(model, tree, min(network.settings["layers"])).hidden,
+        part[tree.pair], weight, counts, mend.embeddings(model, example.condition))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some EncodedExamples side by side in one row, and the unedited model's pass over it."""
+
+    examples: tuple
+    tree: TreeBatch
+    inputs: BlockInputs     # of the lowest edited block
+    gradients: tuple        # per example {map: (u, delta)} of its edit
+    final: torch.Tensor     # (T, d) unedited final states at edit and locality places
+
+
+def group(model, network, examples):
+    """The Group of EncodedExamples: one pass forward, and one back for the edits' gradients."""
+    tree = token_tree.beside([example.tree for example in examples])
+    inputs = mend.below(model, tree, min(network.settings["layers"]),
+                        torch.cat([example.hidden for example in examples], 1))
+    part, weight = (torch.cat([getattr(example, name) for example in examples])
+                    for name in ("part", "weight"))
+    edit = part == 0
+    norm = layout(model).norm
+    read = tree.place[edit | (part == 3)].unique()
+    with capture(model, [norm], stop=False) as final, token_tree.last_mlp_at(model, read):
+        found = mend.gradients(model, inputs, [site.name for site in network.sites],
+                               place=tree.place[edit], token=tree.token[edit], weight=weight[edit])
+    sizes = _sizes(model, network, examples, read)
+    parts = {name: (u[0].split(sizes[name]), delta[0].split(sizes[name]))
+             for name, (u, delta) in found.items()}
+    gradients = tuple(mend.nonzero({name: (u[index], delta[index])
+                                    for name, (u, delta) in parts.items()})
+                      for index in range(len(examples)))
+    return Group(tuple(examples), tree, inputs, gradients, final[norm][0].detach())
+
+
+def _sizes(model, network, examples, places):
+    """{map: [tokens of each example]} where the last MLP works at places (P,) only."""
+    sizes = [example.hidden.shape[1] for example in examples]
+    ends = torch.tensor(sizes, device=places.device).cumsum(0)
+    top = torch.bincount(torch.bucketize(places, ends, right=True), minlength=len(ends)).tolist()
+    last = name_of(model, "mlp", n_layers(model) - 1)
+    return {site.name: top if site.name.startswith(last) else sizes for site in network.sites}
+
+
+def losses(model, network, group, unlikely="token", observe=False):
+    """For each example {"edit", "against", "locality"}: losses after its edit in nats; 0 for none.
+
+    edit: mean over `after` of the mean-token NLL; against: mean over `against` of the unlikelihood
+    -log(1 - p), p of what `unlikely` says; locality: mean-token KL(P_before || P_after). observe:
+    the network sees the gradients of each example before it transforms them.
+    """
+    edits = []
+    for gradients, example in zip(group.gradients, group.examples):
+        if observe:
+            network.observe(gradients)
+        edits.append(network(gradients, example.condition))
+    part = torch.cat([example.part for example in group.examples])
+    asked = part > 0
+    places, row = group.tree.place[asked].unique(return_inverse=True)
+    sizes = _sizes(model, network, group.examples, places)
+    with mend.edited_forward(model, network, *edits, sizes=sizes), \
+            token_tree.last_mlp_at(model, places):
+        after = mend.logits(model, group.inputs, places).log_softmax(-1)        # (P, V)
+    stays, again = group.tree.place[part == 3].unique(return_inverse=True)
+    before = head(model, group.final[stays]).log_softmax(-1)
+    divergence = kl_div(after[torch.searchsorted(places, stays)], before, reduction="none",
+                        log_target=True).sum(-1)[again]
+    log_p = after[row, group.tree.token[asked]]
+    said = [int((example.part > 0).sum()) for example in group.examples]
+    stay = [int((example.part == 3).sum()) for example in group.examples]
+    return [_losses_of(*one, unlikely) for one in
+            zip(group.examples, log_p.split(said), divergence.split(stay))]
+
+
+def _losses_of(example, log_p, divergence, unlikely):
+    """The losses of one example: see `losses`.
+
+    log_p: of the tokens of after, against and locality; divergence: at those of locality.
+    """
+    asked = example.part > 0
+    part, pair = example.part[asked], example.tree.pair[asked]
+    weight = example.weight[asked].to(log_p.dtype)
+    _, n_after, n_against, n_locality = example.counts
+    edit = (-log_p[part == 1] * weight[part == 1]).sum() / max(n_after, 1)
+    against = part == 2
+    doubt = UNLIKELY[unlikely](log_p[against], weight[against],
+                               pair[against] - sum(example.counts[:2]))
+    kl = divergence * weight[part == 3]
+    return {"edit": edit, "against": doubt.sum() / max(n_against, 1),
+            "locality": kl.sum() / max(n_locality, 1)}
+
+
+def unlikelihood(log_p):
+    """-log(1 - p) of log p, finite at p = 1."""
+    log_p = log_p.clamp(max=-1e-6)
+    near_one = torch.log(-torch.expm1(log_p))   # where the other form loses all digits
+    return -torch.where(log_p > -0.7, near_one, torch.log1p(-log_p.exp()))
+
+
+def reply_unlikelihood(log_p, weight, pair):
+    """-log(1 - p) of whole texts, p the geometric mean of their tokens' probabilities."""
+    count = int(pair.max()) + 1 if len(pair) else 0
+    return unlikelihood(log_p.new_zeros(count).index_add(0, pair, log_p * weight))
+
+
+# (log p of tokens, 1 / tokens of their text, number of their text) -> terms of the unlikelihood
+UNLIKELY = {"token": lambda log_p, weight, pair: unlikelihood(log_p) * weight,
+            "reply": reply_unlikelihood}
