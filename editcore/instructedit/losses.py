@@ -10,7 +10,7 @@ the edited ones run once per example, without gradients.
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import kl_div
+from torch.nn.functional import kl_div, softplus
 
 from editcore.hooks import capture
 from editcore.instructedit import mend, token_tree
@@ -99,9 +99,9 @@ def _sizes(model, network, examples, places):
 def losses(model, network, group, unlikely="token", observe=False):
     """For each example {"edit", "against", "locality"}: losses after its edit in nats; 0 for none.
 
-    edit: mean over `after` of the mean-token NLL; against: mean over `against` of the unlikelihood
-    -log(1 - p), p of what `unlikely` says; locality: mean-token KL(P_before || P_after). observe:
-    the network sees the gradients of each example before it transforms them.
+    edit: mean over `after` of the mean-token NLL; against: mean over `against` of what
+    `unlikely` says, see UNLIKELY; locality: mean-token KL(P_before || P_after). observe: the
+    network sees the gradients of each example before it transforms them.
     """
     edits = []
     for gradients, example in zip(group.gradients, group.examples):
@@ -138,7 +138,7 @@ def _losses_of(example, log_p, divergence, unlikely):
     edit = (-log_p[part == 1] * weight[part == 1]).sum() / max(n_after, 1)
     against = part == 2
     doubt = UNLIKELY[unlikely](log_p[against], weight[against],
-                               pair[against] - sum(example.counts[:2]))
+                               pair[against] - sum(example.counts[:2]), edit)
     kl = divergence * weight[part == 3]
     return {"edit": edit, "against": doubt.sum() / max(n_against, 1),
             "locality": kl.sum() / max(n_locality, 1)}
@@ -151,12 +151,17 @@ def unlikelihood(log_p):
     return -torch.where(log_p > -0.7, near_one, torch.log1p(-log_p.exp()))
 
 
-def reply_unlikelihood(log_p, weight, pair):
-    """-log(1 - p) of whole texts, p the geometric mean of their tokens' probabilities."""
+def of_replies(log_p, weight, pair):
+    """Mean-token log p of each text."""
     count = int(pair.max()) + 1 if len(pair) else 0
-    return unlikelihood(log_p.new_zeros(count).index_add(0, pair, log_p * weight))
+    return log_p.new_zeros(count).index_add(0, pair, log_p * weight)
 
 
-# (log p of tokens, 1 / tokens of their text, number of their text) -> terms of the unlikelihood
-UNLIKELY = {"token": lambda log_p, weight, pair: unlikelihood(log_p) * weight,
-            "reply": reply_unlikelihood}
+# (log p of tokens in `against`, 1 / tokens of their text, number of their text, the edit loss) ->
+# terms whose sum is divided by the number of texts. token, reply: unlikelihood -log(1 - p), p of a
+# reply the geometric mean of its tokens' p; contrast: -log z_sent of each reply (see scores.score).
+UNLIKELY = {
+    "token": lambda log_p, weight, pair, edit: unlikelihood(log_p) * weight,
+    "reply": lambda log_p, weight, pair, edit: unlikelihood(of_replies(log_p, weight, pair)),
+    "contrast": lambda log_p, weight, pair, edit: softplus(of_replies(log_p, weight, pair) + edit),
+}

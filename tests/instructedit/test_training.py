@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from editcore.editors import EDITORS, configure
 from editcore.instructedit import mend, training
-from editcore.instructedit.losses import encode_example, group, losses, unlikelihood
+from editcore.instructedit.losses import UNLIKELY, encode_example, group, losses, unlikelihood
 from editcore.instructedit.records import Ask, EditRecord
 from editcore.instructedit.training import Example, Training, train, training_example
 from editcore.model import content_hash, is_input_first
@@ -64,7 +64,8 @@ def dense_losses(model, network, example, gradients):
         kl.append((before.exp() * (before - log_probabilities(model, weights,
                                                               pair))).sum(-1).mean())
     replies = torch.stack([one.mean().exp() for one in picked["against"]])
-    return {"edit": torch.stack([-one.mean() for one in picked["after"]]).mean(),
+    edit = torch.stack([-one.mean() for one in picked["after"]]).mean()
+    return {"edit": edit, "contrast": -torch.sigmoid(-edit - replies.log()).log().mean(),
             "token": torch.stack([-(1 - one.exp()).log().mean()
                                   for one in picked["against"]]).mean(),
             "reply": -(1 - replies).log().mean(), "locality": torch.stack(kl).mean()}
@@ -85,7 +86,7 @@ def test_losses_and_their_gradients_equal_the_dense_ones(kind, gpt2, llama, fact
     examples = [example_of(tok, fact) for fact in facts[1:4]]
     singles = mend.fact_gradients(model, tok, facts[1:4], [site.name for site in network.sites], 2)
     expected = [dense_losses(model, network, *one) for one in zip(examples, singles)]
-    for unlikely in ("token", "reply"):
+    for unlikely in UNLIKELY:
         found = losses_of(model, network, examples, unlikely)
         values = [part[name] for part in found for name in ("edit", "against", "locality")]
         wanted = [part[name] for part in expected for name in ("edit", unlikely, "locality")]
@@ -96,6 +97,18 @@ def test_losses_and_their_gradients_equal_the_dense_ones(kind, gpt2, llama, fact
     for one, other in zip(mine, theirs):
         assert (one - other).norm() <= 10 * gate * other.norm() and other.norm() > 0
     assert content_hash(model) == before and not any(m._forward_hooks for m in model.modules())
+
+
+def test_losses_on_replies_to_avoid():
+    """Two replies with p 1/2, 1/8 and 1/4; the wanted ones have the mean log p of 1/4."""
+    log_p = torch.tensor([0.5, 0.125, 0.25], dtype=torch.float64).log()
+    parts = (log_p, torch.tensor([0.5, 0.5, 1.0]), torch.tensor([0, 0, 1]), torch.tensor(4.0).log())
+
+    def of(unlikely):
+        return UNLIKELY[unlikely](*parts).exp().tolist()
+    assert of("token") == pytest.approx([2 ** 0.5, (8 / 7) ** 0.5, 4 / 3])
+    assert of("reply") == pytest.approx([4 / 3, 4 / 3])
+    assert of("contrast") == pytest.approx([2, 2]), "equally likely: z_sent is a half"
 
 
 def test_missing_parts_count_nothing_and_certainty_is_finite(gpt2, facts):
