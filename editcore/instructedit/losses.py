@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import kl_div, softplus
 
-from editcore.hooks import capture
 from editcore.instructedit import mend, token_tree
 from editcore.instructedit.token_tree import TreeBatch
-from editcore.likelihood import BlockInputs
-from editcore.model import layout, n_layers, name_of
+from editcore.likelihood import BlockInputs, above
+from editcore.model import n_layers, name_of
 from editcore.suffix import head
 
 
@@ -56,44 +55,60 @@ def encode_example(model, network, example):
 
 @dataclass(frozen=True)
 class Group:
-    """Some EncodedExamples side by side in one row, and the unedited model's pass over it."""
+    """Some EncodedExamples side by side in one row, and the unedited model's passes over it."""
 
     examples: tuple
-    tree: TreeBatch
-    inputs: BlockInputs     # of the lowest edited block
     gradients: tuple        # per example {map: (u, delta)} of its edit
-    final: torch.Tensor     # (T, d) unedited final states at edit and locality places
+    unedited: torch.Tensor  # (P, d) final states at the places of locality
+    tree: TreeBatch         # what is asked after the edits
+    tokens: torch.Tensor    # (T',) of the row that are in it
+    inputs: BlockInputs     # of the lowest edited block
 
 
 def group(model, network, examples):
-    """The Group of EncodedExamples: one pass forward, and one back for the edits' gradients."""
-    tree = token_tree.beside([example.tree for example in examples])
-    inputs = mend.below(model, tree, min(network.settings["layers"]),
-                        torch.cat([example.hidden for example in examples], 1))
+    """The Group of EncodedExamples: passes forward, and one back for the edits' gradients."""
+    row = token_tree.beside([example.tree for example in examples])
+    hidden = torch.cat([example.hidden for example in examples], 1)
     part, weight = (torch.cat([getattr(example, name) for example in examples])
                     for name in ("part", "weight"))
-    edit = part == 0
-    norm = layout(model).norm
-    read = tree.place[edit | (part == 3)].unique()
-    with capture(model, [norm], stop=False) as final, token_tree.last_mlp_at(model, read):
+
+    def enter(predictions):
+        tree, tokens = token_tree.only(row, predictions)
+        return tree, tokens, mend.below(model, tree, min(network.settings["layers"]),
+                                        hidden[:, tokens])
+
+    edit, tokens, inputs = enter(part == 0)
+    places = edit.place.unique()
+    with token_tree.last_mlp_at(model, places):
         found = mend.gradients(model, inputs, [site.name for site in network.sites],
-                               place=tree.place[edit], token=tree.token[edit], weight=weight[edit])
-    sizes = _sizes(model, network, examples, read)
-    parts = {name: (u[0].split(sizes[name]), delta[0].split(sizes[name]))
+                               place=edit.place, token=edit.token, weight=weight[part == 0])
+    sizes = _sizes(model, network, examples, tokens, places)
+    split = {name: (u[0].split(sizes[name]), delta[0].split(sizes[name]))
              for name, (u, delta) in found.items()}
     gradients = tuple(mend.nonzero({name: (u[index], delta[index])
-                                    for name, (u, delta) in parts.items()})
+                                    for name, (u, delta) in split.items()})
                       for index in range(len(examples)))
-    return Group(tuple(examples), tree, inputs, gradients, final[norm][0].detach())
+    unedited = hidden.new_empty(0, hidden.shape[-1])
+    if (part == 3).any():
+        stay, _, inputs = enter(part == 3)
+        places = stay.place.unique()
+        with torch.no_grad(), token_tree.last_mlp_at(model, places):
+            unedited = above(model, inputs)[0, places]
+    return Group(tuple(examples), gradients, unedited, *enter(part > 0))
 
 
-def _sizes(model, network, examples, places):
-    """{map: [tokens of each example]} where the last MLP works at places (P,) only."""
-    sizes = [example.hidden.shape[1] for example in examples]
-    ends = torch.tensor(sizes, device=places.device).cumsum(0)
-    top = torch.bincount(torch.bucketize(places, ends, right=True), minlength=len(ends)).tolist()
+def _sizes(model, network, examples, tokens, places):
+    """{map: [tokens of each example]} of a row of those tokens; the last MLP works at places."""
+    ends = torch.tensor([example.hidden.shape[1] for example in examples]).cumsum(0)
+
+    def shares(tokens):
+        owner = torch.bucketize(tokens, ends.to(tokens.device), right=True)
+        return torch.bincount(owner, minlength=len(ends)).tolist()
+
+    every = shares(tokens)
+    top = shares(tokens[places])
     last = name_of(model, "mlp", n_layers(model) - 1)
-    return {site.name: top if site.name.startswith(last) else sizes for site in network.sites}
+    return {site.name: top if site.name.startswith(last) else every for site in network.sites}
 
 
 def losses(model, network, group, unlikely="token", observe=False):
@@ -108,18 +123,19 @@ def losses(model, network, group, unlikely="token", observe=False):
         if observe:
             network.observe(gradients)
         edits.append(network(gradients, example.condition))
-    part = torch.cat([example.part for example in group.examples])
-    asked = part > 0
-    places, row = group.tree.place[asked].unique(return_inverse=True)
-    sizes = _sizes(model, network, group.examples, places)
+    places, row = group.tree.place.unique(return_inverse=True)
+    sizes = _sizes(model, network, group.examples, group.tokens, places)
     with mend.edited_forward(model, network, *edits, sizes=sizes), \
             token_tree.last_mlp_at(model, places):
         after = mend.logits(model, group.inputs, places).log_softmax(-1)        # (P, V)
-    stays, again = group.tree.place[part == 3].unique(return_inverse=True)
-    before = head(model, group.final[stays]).log_softmax(-1)
-    divergence = kl_div(after[torch.searchsorted(places, stays)], before, reduction="none",
-                        log_target=True).sum(-1)[again]
-    log_p = after[row, group.tree.token[asked]]
+    part = torch.cat([example.part for example in group.examples])
+    stays, again = group.tree.place[part[part > 0] == 3].unique(return_inverse=True)
+    divergence = after.new_empty(0)
+    if len(stays):
+        before = head(model, group.unedited).log_softmax(-1)
+        divergence = kl_div(after[torch.searchsorted(places, stays)], before, reduction="none",
+                            log_target=True).sum(-1)[again]
+    log_p = after[row, group.tree.token]
     said = [int((example.part > 0).sum()) for example in group.examples]
     stay = [int((example.part == 3).sum()) for example in group.examples]
     return [_losses_of(*one, unlikely) for one in

@@ -95,6 +95,16 @@ def beside(batches):
     return TreeBatch(ids, positions, visible, ends, torch.cat(places), token, pair)
 
 
+def only(batch, predictions):
+    """(TreeBatch, tokens (S,)): those of a single row that some predictions (M,) bool need."""
+    needed = batch.visible[0, batch.place[predictions]].any(0)
+    tokens = needed.nonzero()[:, 0]
+    place = (needed.cumsum(0) - 1)[batch.place[predictions]]
+    return TreeBatch(batch.ids[:, tokens], batch.positions[:, tokens],
+                     batch.visible[:, tokens][..., tokens], batch.ends_prompt[:, tokens], place,
+                     batch.token[predictions], batch.pair[predictions]), tokens
+
+
 def check_pairs(model, pairs, labels):
     """ValueError names the label of a pair too long for the model, or with an empty side."""
     for label, (prompt, target) in zip(labels, pairs, strict=True):
