@@ -35,7 +35,7 @@ class Training:
     lr: float = 1e-6                # of Adam; small models need about 1e-4
     alpha_lr: float = 1e-4          # of Adam for alpha
     edit_weight: float = 0.1        # of the loss on `after` and `against`
-    against_weight: float = 1.0     # of that on `against` beside that on `after`
+    reply_weight: float = 1.0       # of both where there is an `against`: times edit_weight
     locality_weight: float = 1.0    # of the loss on `locality`
     unlikely: Literal["token", "reply", "contrast"] = "token"   # the loss on `against`
     clip: float = 100.0             # largest norm of the gradient of all parameters
@@ -213,7 +213,8 @@ def _learn(model, network, encoded, training, number):
     rows = []
     total = 0
     for index, (example, part) in enumerate(zip(encoded, terms), number - len(encoded) + 1):
-        loss = training.edit_weight * (part["edit"] + training.against_weight * part["against"])
+        weight = training.edit_weight * (training.reply_weight if example.counts[2] else 1)
+        loss = weight * (part["edit"] + part["against"])
         loss = loss + training.locality_weight * part["locality"]
         if not torch.isfinite(loss):
             raise ValueError(f"record {example.name}: the loss is {loss.item()}; the model's "

@@ -238,6 +238,16 @@ def test_training_lowers_the_loss_and_leaves_the_model(gpt2, facts, examples, tm
             if "gradient" in row] == list(range(2, 121, 2))
 
 
+def test_weights_of_the_losses(gpt2, examples, tmp_path):
+    bare = replace(examples[0], against=())
+    plan = Training(2, edit_weight=0.5, reply_weight=8.0, locality_weight=3.0, unlikely="contrast")
+    for number, (example, weight) in enumerate(((examples[0], 4.0), (bare, 0.5))):
+        _, log = run(gpt2, [example], plan, tmp_path / str(number))
+        row = json.loads(log.splitlines()[0])
+        expected = weight * (row["edit"] + row["against"]) + 3 * row["locality"]
+        assert row["loss"] == pytest.approx(expected) and (row["against"] > 0) == (number == 0)
+
+
 def test_what_has_changed_is_named(gpt2, examples, tmp_path):
     short = replace(TRAINING, examples=8)
     run(gpt2, examples, short, tmp_path)
