@@ -62,21 +62,24 @@ def trace(model, tok, facts, config=None):
     """Trace facts that the model knows (arXiv 2202.05262, section 2); returns a DataFrame.
 
     In the clean run P(answer) is high; noise on the subject's embeddings makes it small; then at
-    one token and layer the clean state (block output), MLP or attention output is put back.
-    P = exp(mean log P of the answer's tokens). One row per kind, role and layer:
+    one token and layer the clean state (block output), MLP or attention output is put back. P =
+    exp(mean log P of the answer's tokens). One row per kind, role and layer:
+
       value, sem          100 P(answer) with it put back, mean over facts and its standard error;
                           tokens of one role are averaged within a fact
       effect, effect_sem  value - 100 P(answer) under noise alone, fact by fact
       clean, noised, n    100 P(answer) in the clean and the noised runs; facts with such a token
-    Tokens before the subject are left out (nothing there has changed), and so is a token that is
-    both the subject's and the prompt's last. ValueError names a fact without target_true or longer
-    than the model.
+
+    Tokens before the subject are left out, and so is one that is both the subject's and the
+    prompt's last. ValueError names a fact without target_true or longer than the model.
     """
     config = config or Tracing()
     traced = [_tokenise(model, tok, fact) for fact in facts]
     if not traced:
         raise ValueError("trace: no facts")
-    sigma = _embedding_spread(model, traced)
+    subjects = torch.cat([fact.ids[fact.first:fact.last + 1] for fact in traced])
+    embedded = model.get_submodule(layout(model).embed)(subjects).detach()
+    sigma = embedded.double().std().item()
     generator = torch.Generator().manual_seed(config.seed)
     rows = []
     for number, fact in enumerate(bar(traced, "causal trace")):
@@ -88,12 +91,12 @@ def trace(model, tok, facts, config=None):
 
 
 def roles(fact):
-    """{role: [tokens]} of a TracedFact from its subject on; roles without tokens are absent."""
+    """Return {role: [tokens]} of a TracedFact from its subject on, without empty roles."""
     subject = list(range(fact.first, fact.last))
     after = list(range(fact.last + 1, fact.end))
-    last = [] if fact.last == fact.end else [fact.last]
-    end = [] if fact.last == fact.end else [fact.end]
-    tokens = (subject[:1], subject[1:], last, after[:1], after[1:], end)
+    both = fact.last == fact.end
+    tokens = (subject[:1], subject[1:], [] if both else [fact.last], after[:1], after[1:],
+              [] if both else [fact.end])
     return {role: places for role, places in zip(ROLES, tokens) if places}
 
 
@@ -106,14 +109,6 @@ def _tokenise(model, tok, fact):
     device = next(model.parameters()).device
     return TracedFact(torch.tensor(prompt + answer[:-1], device=device),
                       torch.tensor(answer, device=device), first, last, len(prompt) - 1)
-
-
-@torch.no_grad()
-def _embedding_spread(model, traced):
-    """Standard deviation over all entries of the embeddings of all subject tokens, a float."""
-    subjects = [fact.ids[fact.first:fact.last + 1] for fact in traced]
-    embed = model.get_submodule(layout(model).embed)
-    return embed(torch.cat(subjects)).double().std().item()
 
 
 @torch.no_grad()
@@ -176,21 +171,18 @@ def _put(model, name, rows, tokens, values):
 
 def _chance(model, fact, ids):
     """(B,) P(answer) = exp(mean log P of its tokens), on the CPU, after rows (B, T) of ids."""
-    logp = _logits(model, ids, slice(fact.end, None)).log_softmax(-1)       # (B, A, V)
+    logp = _logits(model, ids, np.s_[:, fact.end:]).log_softmax(-1)       # (B, A, V)
     return logp[:, torch.arange(len(fact.answer)), fact.answer].mean(1).exp().cpu()
 
 
 def _logits(model, ids, places):
     """Logits in float32 or better at some places [:, places] of ids (B, T), right-padded."""
-    hidden = states(model, ids)
-    hidden = hidden[:, places] if isinstance(places, slice) else hidden[places]
-    return head(model, hidden)
+    return head(model, states(model, ids)[places])
 
 
 def _averaged(rows):
     """The table of `trace` from its rows by fact."""
-    for name in ("value", "clean", "noised"):
-        rows[name] = 100 * rows[name]
+    rows[["value", "clean", "noised"]] *= 100
     rows["effect"] = rows["value"] - rows["noised"]
     rows["kind"] = pd.Categorical(rows["kind"], list(PARTS), ordered=True)
     rows["role"] = pd.Categorical(rows["role"], list(ROLES), ordered=True)
@@ -207,11 +199,12 @@ def patching(model, tok, facts, *, count=100, seed=0, max_tokens=8192, window=3)
     value is the share of n prompts that give another fact's answer (the first token of its
     target_true is the argmax) once something is that of the other fact's prompt: the state after
     block `layer` at the last subject token (position "subject") or last prompt token ("last"), or
-    the outputs of `window` MLPs around `layer` at the last subject token ("mlp"). margin is how
-    far logit(other's answer) - logit(own answer) moves, as a share of what separates the two
-    prompts. The pairs, at most `count`, are drawn with the seed: same relation (same prompt, if
-    there is none), answers with different first tokens, prompts that go on after the subject. Give
-    it facts that the model knows (see `knowledge`). ValueError if there is no such pair.
+    the outputs of `window` MLPs around `layer` at the last subject token ("mlp"). margin is how far
+    logit(other's answer) - logit(own answer) moves, as a share of what separates the two prompts.
+
+    The pairs, at most `count`, are drawn with the seed: same relation (same prompt, if there is
+    none), answers with different first tokens, prompts that go on after the subject. Give it facts
+    that the model knows (see `knowledge`). ValueError if there is no such pair.
     """
     pairs = _partners(tok, facts, count, seed)
     sides = [[fact for fact, _ in pairs], [other for _, other in pairs]]

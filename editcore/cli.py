@@ -60,11 +60,8 @@ class EditHelp(typer.core.TyperCommand):
 
     def format_epilog(self, ctx, formatter):
         """Write a line per editor, then the example."""
-        from editcore.editors import EDITORS
-
-        formatter.write("\nEditors and their settings (?: published for some models):\n")
-        for name in EDITORS:
-            formatter.write(f"  {commands.settings_line(name)}\n")
+        lines = "".join(f"  {line}\n" for line in commands.settings_lines())
+        formatter.write(f"\nEditors and their settings (?: published for some models):\n{lines}")
         super().format_epilog(ctx, formatter)
 
 
@@ -82,7 +79,7 @@ def edit(model: Model, facts: Facts, output: Output,
     from editcore import model as models
     from editcore import templates
     from editcore.editors import configure, prepare
-    from editcore.facts import read_facts
+    from editcore.facts import check_agreement, read_facts
     from editcore.files import read_lines, sha256
     from editcore.study.run import check_prompts
 
@@ -90,6 +87,8 @@ def edit(model: Model, facts: Facts, output: Output,
     if texts and stats:
         raise ValueError("give --texts or --stats, not both")
     records = read_facts(facts)
+    if not sequential:
+        check_agreement(records)
     chosen = commands.settings(set, editor)
     configure(editor, chosen, model)        # a wrong word is found before the model is loaded
     size = batch_size if batch_size is not None else 1 if sequential else len(records)
@@ -98,8 +97,8 @@ def edit(model: Model, facts: Facts, output: Output,
     net, tok = commands.load_model(model, device, dtype)
     check_prompts(tok, records, models.max_length(net))
     config, prepared = prepare(net, tok, editor, **inputs, seed=seed, pilot=records, **chosen)
-    templates_used = tuple(getattr(prepared, "contexts", ()) or ("{}",))
-    check_prompts(tok, records, models.max_length(net), templates=templates_used)
+    templates_used = tuple(getattr(prepared, "contexts", ()))
+    check_prompts(tok, records, models.max_length(net), templates=templates_used or ("{}",))
     began = time.monotonic()
     total, reported = commands.edit_all(net, tok, records, editor, config, prepared=prepared,
                                         size=size, sequential=sequential)
@@ -111,7 +110,7 @@ def edit(model: Model, facts: Facts, output: Output,
         "model_hash": models.content_hash(net), "dtype": dtype, "facts": Path(facts).name,
         "facts_hash": sha256(facts), "edits": len(records), "batch_size": size,
         "sequential": sequential, "seed": seed,
-        "contexts": list(getattr(prepared, "contexts", ())), "seconds": seconds,
+        "contexts": list(templates_used), "seconds": seconds,
         "seconds_per_edit": seconds / len(records), "most_likely": likely})
     total.save(path)
     say(f"{output}: {len(records)} facts, {seconds / len(records):.3f} s per edit")
@@ -142,38 +141,47 @@ def apply(model: Model, delta: argument("DELTA.safetensors", "what `edit` wrote"
 
 
 @app.command(epilog="example: python -m editcore evaluate pocket facts.json --delta "
-             "delta.safetensors -o rows.parquet")
+             "delta.safetensors -o rows.csv")
 def evaluate(model: Model, facts: Facts, output: Output,
              delta: option("--delta", "FILE", "edit that is in the model while it is asked") = "",
              metrics: option("--metrics", "NAME ...", "some of ES PS NS XS PO greedy",
                              kind=list[str]) = ("ES", "PS", "NS"),
              dtype: Dtype = "float32", device: Device = "", force: Force = False):
-    """Ask a model, or a model with an edit, about facts; write a row per fact and metric."""
+    """Ask a model, or a model with an edit, about facts; write rows to a .csv or .parquet file."""
     import pandas as pd
 
+    from editcore import progress
     from editcore.delta import Delta, load
     from editcore.facts import read_facts
     from editcore.files import atomic
-    from editcore.metrics import check_names, measure, score
+    from editcore.metrics import check_names, lacking, measure, score
     from editcore.model import resolve, short_name
     from editcore.study.results import COLUMNS
     from editcore.study.run import data_name
 
     path = outputs.check_file(output, resolve(model), facts, delta)
+    kind = Path(output).suffix
+    if kind not in (".csv", ".parquet"):
+        raise ValueError(f"-o {output}: give a name that ends in .csv or .parquet")
     check_names(metrics)
     records = read_facts(facts)
     change = load(delta) if delta else Delta({})
     net, tok = commands.load_model(model, device, dtype, change, force=force)
     with change.applied(net):
-        rows = pd.DataFrame(measure(net, tok, records, tuple(metrics)))
-    if rows.empty:
-        raise ValueError(f"{facts}: no record has what {', '.join(metrics)} ask for: ES and PS a "
-                         "target_true, PS, NS and PO their prompts")
+        rows = measure(net, tok, records, tuple(metrics))
+    if missing := lacking(rows, metrics):
+        message = (f"{facts}: no record has what {', '.join(missing)} ask for: ES and PS a "
+                   "target_true, PS, NS and PO their prompts")
+        if not rows:
+            raise ValueError(message)
+        progress.say(message)
+    rows = pd.DataFrame(rows)
     rows = rows.assign(run="", model=short_name(model), editor=change.info.get("editor", ""),
                        data=data_name(Path(facts)), seed=0, step=change.info.get("edits", 0),
                        fact=rows["fact"].astype(str))
     with atomic(path) as file:
-        rows[COLUMNS].to_parquet(file, index=False)
+        write = rows[COLUMNS].to_csv if kind == ".csv" else rows[COLUMNS].to_parquet
+        write(file, index=False)
     table = rows.groupby("metric", sort=False)["value"].agg(mean="mean", facts="size")
     if {"ES", "PS", "NS"} <= set(table.index):
         table.loc["S"] = [score(rows.to_dict("records")), len(records)]
@@ -203,7 +211,7 @@ def disabling(facts: Facts,
                        settings=commands.settings(set, "rome"), texts=texts,
                        stats=stats, contexts=contexts, seed=seed, dtype=dtype, device=device)
         table = denominators(run, records)
-    say(prediction.listing(tok, records, table, len(unreadable)).rstrip("\n"))
+    say(prediction.listing(tok, records, table, len(unreadable)))
 
 
 @app.command(epilog="example: python -m editcore moments gpt2-xl --layers 13,14,15,16,17 "

@@ -58,15 +58,19 @@ def settings(words, editor):
     return values
 
 
-def settings_line(editor):
-    """Return an editor's settings with their defaults, as one line; "?": published per model."""
+def settings_lines():
+    """Return a line per editor: its settings with their defaults; "?": published per model."""
     from editcore.editors import EDITORS
 
-    values = {field.name: field.default for field in dataclasses.fields(EDITORS[editor].config)}
-    values |= EDITORS[editor].variant
-    words = [f"{name}={'?' if value is dataclasses.MISSING else value}".replace(" ", "")
-             for name, value in values.items()]
-    return f"{editor}: {' '.join(words)}"
+    lines = []
+    for name, editor in EDITORS.items():
+        values = {field.name: field.default for field in dataclasses.fields(editor.config)}
+        values |= editor.variant
+        values.pop("context_groups", None)      # which words cannot give
+        words = [f"{key}={'?' if value is dataclasses.MISSING else value}".replace(" ", "")
+                 for key, value in values.items()]
+        lines.append(f"{name}: {' '.join(words)}")
+    return lines
 
 
 def load_model(name, device, dtype, change=None, *, force=False):
@@ -107,11 +111,11 @@ def count_moments(name, texts, layers, *, tokens, seed, dtype, device):
     chosen = [] if layers == "all" else numbers(layers, "--layers")
     lines = read_lines(texts) if texts else None
     net, tok = load_model(name, device, dtype)
-    chosen = chosen or range(n_layers(net))
     for layer in chosen:
         name_of(net, "mlp_out", layer)
     lines = lines or generate.default_texts(net, tok, tokens, seed)
-    counted = moments.second_moments(net, tok, lines, chosen, moments.CountSettings(tokens=tokens))
+    counted = moments.second_moments(net, tok, lines, chosen or range(n_layers(net)),
+                                     moments.CountSettings(tokens=tokens))
     return dataclasses.replace(counted, source=moments.source(net, tok))
 
 
@@ -151,17 +155,13 @@ def stored_dtype(name):
             for key in file.keys():     # noqa: SIM118
                 tensor = file.get_slice(key)
                 sizes[STORED.get(tensor.get_dtype())] += math.prod(tensor.get_shape())
-    if sizes:
-        return sizes.most_common(1)[0][0] or "float32"
-    dtype = str(AutoConfig.from_pretrained(name, trust_remote_code=False).dtype)
-    return dtype.removeprefix("torch.") if dtype.removeprefix("torch.") in DTYPES else "float32"
+    dtype = sizes.most_common(1)[0][0] if sizes else str(
+        AutoConfig.from_pretrained(name, trust_remote_code=False).dtype).removeprefix("torch.")
+    return dtype if dtype in DTYPES else "float32"
 
 
 def edit_all(net, tok, facts, editor, config, *, prepared, size, sequential):
-    """Return the sum of all updates of `size` facts, on the unedited model or one after another.
-
-    Also what the editor reports of each fact: {"losses": [...], ...}.
-    """
+    """Return the sum of all updates of `size` facts, and {"losses": [...], ...} as reported."""
     from editcore.editors import EDITORS
     from editcore.progress import bar
 
@@ -225,11 +225,10 @@ def check_facts(runs):
     """ValueError if the facts of a run are not those that it is to edit."""
     from editcore.study.run import input_files, schedule
 
-    names = ("model", "facts", "n_edits", "leave_out", "insert", "known")
-    alike = {tuple(getattr(run, name) for name in names): run for run in runs}
-    for run in alike.values():
-        if not run.known:       # else the model has to be asked first
-            schedule(run, input_files(run)["facts"])
+    names = ("model", "facts", "n_edits", "leave_out", "insert")
+    runs = [run for run in runs if not run.known]       # else the model has to be asked first
+    for run in {tuple(getattr(run, name) for name in names): run for run in runs}.values():
+        schedule(run, input_files(run)["facts"])
 
 
 def plan_words(plan, words):
@@ -247,12 +246,12 @@ def plan_words(plan, words):
             items = yaml.safe_load(f"[{text}]") or [""]
         except yaml.YAMLError:
             raise ValueError(f"-p {word}: {text!r} cannot be read") from None
-        if name == "settings" and not (isinstance(items[0], dict)
-                                       and all(isinstance(part, dict)
-                                               for part in items[0].values())):
+        first = items[0]
+        if name == "settings" and not (isinstance(first, dict)
+                                       and all(isinstance(part, dict) for part in first.values())):
             raise ValueError(f"-p settings: give {{EDITOR: {{NAME: VALUE}}}}, not {text!r}")
-        several = isinstance(known.get(name), tuple) and not isinstance(items[0], dict)
-        values[name] = tuple(items) if several else items[0]
+        several = isinstance(known.get(name), tuple) and not isinstance(first, dict)
+        values[name] = tuple(items) if several else first
     return values
 
 
@@ -266,10 +265,9 @@ def run_line(run, status):
 
 
 def check_data(name, source, path, shown=None):
-    """Return a line with what a file is; ValueError if it differs from what is known, or is cut.
+    """Return what a file is; ValueError if not as known. shown: its name, if it is still beside."""
+    import zipfile
 
-    shown: the path to name, where the file is still beside it.
-    """
     from editcore.files import read_json, sha256
 
     path = Path(path)
@@ -279,7 +277,13 @@ def check_data(name, source, path, shown=None):
     here = {"sha256": sha256(path), "bytes": path.stat().st_size}
     kinds = {path.suffix, Path(source["url"]).suffix}
     if ".zip" in kinds:
-        _check_zip(path, shown)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+        except Exception as error:      # zlib and others have errors of their own
+            raise ValueError(f"{shown}: not a whole zip archive ({error})") from error
+        if damaged:
+            raise ValueError(f"{shown}: {damaged} in it is damaged")
     elif ".json" in kinds:
         rows = read_json(path)
         if not isinstance(rows, (list, dict)) or not rows:
@@ -293,19 +297,6 @@ def check_data(name, source, path, shown=None):
     unknown = [key for key in ("sha256", "bytes") if key not in known]
     more = f"; not known, so not compared: {', '.join(unknown)}" if unknown else ""
     return f"{shown}: {text}; as known: {', '.join(known) or 'nothing'}{more}"
-
-
-def _check_zip(path, shown):
-    """ValueError for an archive that is cut off or damaged."""
-    import zipfile
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except Exception as error:      # zlib and others have errors of their own
-        raise ValueError(f"{shown}: not a whole zip archive ({error})") from error
-    if damaged:
-        raise ValueError(f"{shown}: {damaged} in it is damaged")
 
 
 def fetch_data(name, source, path):

@@ -17,9 +17,8 @@ from editcore.files import load_tensors, save_tensors
 from editcore.hooks import hooked
 from editcore.model import is_input_first
 
-# What a Patch's parts are called in files, and their classes (imported when a file is read: they
-# stand with their editors). A part has `kind`, tensors (`values` among them), `output(x, y)`, `+`
-# and `fits`.
+# What a Patch's parts are called in files, and their classes, which stand with their editors. A
+# part has `kind`, tensors (`values` among them), `output(x, y)`, `+` and `fits`.
 PARTS = {
     "codebook": "editcore.editors.grace:Codebook",
     "slots": "editcore.editors.calinet:Slots",
@@ -32,7 +31,7 @@ INFO = {"model_hash": str, "dtype": str, "editor": str, "edits": int}   # what i
 
 @dataclass(frozen=True)
 class LowRank:
-    """The matrix left @ right without forming it: left (rows, r), right (r, columns)."""
+    """Stand for the matrix left @ right without forming it: left (rows, r), right (r, columns)."""
 
     left: torch.Tensor
     right: torch.Tensor
@@ -50,12 +49,12 @@ class LowRank:
 
     @property
     def saves(self):
-        """True while the factors are smaller than the matrix."""
+        """Say whether the factors are smaller than the matrix."""
         return self.left.numel() + self.right.numel() < self.shape[0] * self.shape[1]
 
 
 def dense(change):
-    """A tensor of a tensor or LowRank."""
+    """Return the tensor of a tensor or LowRank."""
     return change.dense() if isinstance(change, LowRank) else change
 
 
@@ -79,25 +78,28 @@ class Delta:
                    for name, change in self.changes.items()}
         return replace(self, changes=changes)
 
+    def __repr__(self):
+        return _listed(self, self.changes)
+
     def dense(self):
-        """The same Delta with every change a tensor."""
+        """Return the same Delta with every change a tensor."""
         changes = {name: dense(change) for name, change in self.changes.items()}
         return replace(self, changes=changes)
 
     def norm(self, name=None):
-        """Frobenius norm of one change, or of all together, computed in float64."""
+        """Return the Frobenius norm of one change, or of all together, taken in float64."""
         return _norm(self.changes, name)
 
     def is_finite(self):
-        """False if any entry is NaN or infinite."""
+        """Say whether no entry is NaN or infinite."""
         return all(map(_is_finite, self.changes.values()))
 
     @contextlib.contextmanager
     def applied(self, model):
         """In the block the model's parameters carry the change; on exit they are what they were.
 
-        The sum is taken in float32 or better and cast once. ValueError names a parameter that the
-        model lacks or whose shape differs, before anything is changed.
+        The sum is taken in float32 or better and cast once. ValueError as `check`, before any
+        change.
         """
         self.check(model)
         weights = {name: model.get_parameter(name) for name in self.changes}
@@ -116,10 +118,10 @@ class Delta:
         for name, change in self.changes.items():
             if name not in weights:
                 raise ValueError(f"{self.label}: the model has no parameter {name}")
-            shapes = (tuple(change.shape), tuple(weights[name].shape))
-            if shapes[0] != shapes[1]:
-                raise ValueError(f"{self.label}: {name} is {shapes[0]}, the model's is "
-                                 f"{shapes[1]}")
+            here = tuple(change.shape)
+            there = tuple(weights[name].shape)
+            if here != there:
+                raise ValueError(f"{self.label}: {name} is {here}, the model's is {there}")
 
     def save(self, path):
         """Write a safetensors file: dense changes by parameter, info as JSON in the metadata."""
@@ -136,28 +138,30 @@ class Patch:
     label: str = field(default="patch", compare=False)      # its file, for errors
 
     def __add__(self, other):
-        """Both, module by module. ValueError if a module has parts of two kinds."""
+        """Join both, module by module; ValueError if a module has parts of two kinds."""
         for name in self.parts.keys() & other.parts.keys():
             if self.parts[name].kind != other.parts[name].kind:
                 raise ValueError(f"patch: {name} has a part of another kind already")
         parts = _joined(self.parts, other.parts, operator.add)
         return Patch(parts, dict(self.info or other.info))
 
+    def __repr__(self):
+        return _listed(self, {name: part.values for name, part in self.parts.items()})
+
     def norm(self, name=None):
-        """Frobenius norm of the values of one part, or of all together, computed in float64."""
+        """Return the Frobenius norm of the values of one part, or of all, taken in float64."""
         return _norm({module: part.values for module, part in self.parts.items()}, name)
 
     def is_finite(self):
-        """False if any entry is NaN or infinite."""
+        """Say whether no entry is NaN or infinite."""
         return all(map(_is_finite, self.parts.values()))
 
     @contextlib.contextmanager
     def applied(self, model):
         """In the block the model works with the patch; on exit its hooks are gone.
 
-        A codebook is looked up at every position of every pass: what it gives depends on the tokens
-        up to there alone, so that padded rows, cached generation and continuations scored together
-        agree. ValueError names a module that the model lacks or that does not fit.
+        A codebook is looked up at every position of every pass, so that padded rows, cached
+        generation and continuations scored together agree. ValueError as `check`.
         """
         self.check(model)
         with hooked(model, {name: part_hook(part) for name, part in self.parts.items()}):
@@ -190,8 +194,7 @@ class Patch:
 def load(path, device="cpu"):
     """Read the Delta or Patch of a file; FileNotFoundError or ValueError names the file.
 
-    Refused are files of another format, without tensors, or with tensors that are not of finite
-    floating-point numbers.
+    Refused are other formats, and tensors that are not of finite floating-point numbers.
     """
     tensors, metadata = load_tensors(path, device)
     label = str(path)
@@ -232,19 +235,19 @@ def _check_file(label, tensors, metadata):
 
 
 def added(weight, change):
-    """weight + change, summed in float32 or better, in the weight's dtype and on its device."""
+    """Return weight + change, summed in float32 or better, in the weight's dtype and place."""
     change = dense(change)
     wide = torch.promote_types(torch.promote_types(weight.dtype, change.dtype), torch.float32)
     return (weight.to(wide) + change.to(weight.device, wide)).to(weight.dtype)
 
 
 def oriented(left, right, module):
-    """LowRank of W += left @ right (left (d, r), right (r, m)) as `module` stores its weight."""
+    """Return W += left @ right (left (d, r), right (r, m)) as `module` stores its weight."""
     return LowRank(right.T, left.T) if is_input_first(module) else LowRank(left, right)
 
 
 def part_hook(part):
-    """A forward hook that gives a part's output for the module's."""
+    """Return a forward hook that gives a part's output for the module's."""
     def hook(_, args, output):
         if isinstance(output, tuple):
             return (part.output(args[0], output[0]), *output[1:])
@@ -259,6 +262,13 @@ def _part(name, others, tensors):
     values = {key: tuple(value) for key, value in others.items() if key != "kind"}
     missing = {part_field.name for part_field in fields(kind)} - values.keys()
     return kind(**values, **{key: tensors[f"{name}/{key}"] for key in missing})
+
+
+def _listed(edit, tensors):
+    """One line about a Delta or Patch: names, shapes and norms."""
+    parts = [f"{name} {tuple(tensor.shape)} norm {edit.norm(name):.4g}"
+             for name, tensor in tensors.items()]
+    return f"{type(edit).__name__}({', '.join(parts)})"
 
 
 def _joined(a, b, add):

@@ -28,13 +28,9 @@ DENOMINATOR_OF = {"rome": "denominator", "r-rome": "denominator_r", "p-rome": "d
 
 
 def tokenizer(name):
-    """Load the tokenizer of a Hugging Face name or folder; ValueError if there is none.
-
-    A folder may hold just tokenizer.json, or vocab.json and merges.txt (GPT-2's published files).
-    """
+    """Load the tokenizer of a hub name or folder, which may hold just vocab.json and merges.txt."""
     folder = Path(resolve(name))
-    published = (folder / "merges.txt").is_file() and not (folder / "tokenizer.json").is_file()
-    if not published:
+    if not (folder / "merges.txt").is_file() or (folder / "tokenizer.json").is_file():
         return load_tokenizer(str(folder))
     try:
         return GPT2Tokenizer.from_pretrained(str(folder))
@@ -44,11 +40,7 @@ def tokenizer(name):
 
 
 def opening(tok):
-    """Return the position of a text's first token: 0, or 1 behind a BOS.
-
-    Without a BOS the token there attends to itself alone. With one it attends to that too, which
-    softens the difference; `denominators` shows by how much.
-    """
+    """Return the position of a text's first token: 0, or 1 behind a BOS."""
     mask = tok("a", return_special_tokens_mask=True)["special_tokens_mask"]
     return mask.index(0) if 0 in mask else 0
 
@@ -59,10 +51,7 @@ def positions(tok, facts):
 
 
 def openers(tok, facts, first=None):
-    """Return the facts whose last subject token opens the plain prompt, found without a model.
-
-    first: its position; None is `opening`, 0 asks for that of a BOS where there is one.
-    """
+    """Return the facts whose last subject token stands at `first`; default: opens the prompt."""
     first = opening(tok) if first is None else first
     return [fact for fact, place in zip(facts, positions(tok, facts)) if place == first]
 
@@ -71,9 +60,9 @@ def denominators(model, tok, facts, config, prepared):
     """Tabulate what ROME will divide by, one row per fact, from the unedited model.
 
     case_id, subject, prompt, relation; position of the last subject token; opener (see `openers`);
-    denominator uᵀk₀, signed; relative (uᵀk₀) / (uᵀk̄), 1 where both keys agree; denominator_r uᵀk̄,
-    r-ROME's; denominator_p, p-ROME's (u from k₀ as well); expected, the update in median updates if
-    all ‖δ‖ were equal; plain_norm ‖k₀‖, mean_norm ‖k̄‖, cosine of the two. Solved in float64.
+    denominator uᵀk₀, signed; relative (uᵀk₀) / (uᵀk̄); denominator_r uᵀk̄, r-ROME's; denominator_p,
+    p-ROME's (u from k₀ as well); expected, the update in median updates if all ‖δ‖ were equal;
+    plain_norm ‖k₀‖, mean_norm ‖k̄‖, cosine of the two. Solved in float64.
     """
     name = name_of(model, "mlp_out", config.layer)
     parts = []
@@ -101,8 +90,7 @@ def keys(model, tok, facts, layer, contexts):
     """Return (k₀ (n, m), k̄ (n, m)) in float64 at the last subject token.
 
     k₀ is the plain prompt's key, k̄ the mean over the templates ("{}" first). Rows end there, the
-    pass stops at the layer, and what a template puts before them runs once. ValueError names a
-    record whose prompt in a template is longer than the model takes.
+    pass stops at the layer, and what a template puts before them runs once.
     """
     name = name_of(model, "mlp_out", layer)
     plain = None
@@ -118,29 +106,28 @@ def keys(model, tok, facts, layer, contexts):
     return plain, total / len(contexts)
 
 
+@torch.no_grad()
 def _last_inputs(model, name, rows):
     """(n, m) inputs of module `name` at the last token of each row."""
     device = next(model.parameters()).device
     inputs = [None] * len(rows)
-    prefix = None
     skip = common(rows, min(map(len, rows)) - 1, least=2)
+    prefix = DynamicCache() if skip else None
+
+    def run(ids, cache):    # the pass stops at the module; the cache is read and filled
+        with capture(model, [name], "input") as captured, contextlib.suppress(Stop):
+            states(model, ids, cache)
+        return captured[name]
+
     if skip:
-        prefix = DynamicCache()
-        _inputs(model, name, torch.tensor([rows[0][:skip]], device=device), prefix)
+        run(torch.tensor([rows[0][:skip]], device=device), prefix)
     for group in batches([len(row) - skip for row in rows], max_tokens=4096):
         ids, mask = pad([rows[i][skip:] for i in group], device=device)
-        keys = _inputs(model, name, ids, repeated(prefix, len(group)))
+        keys = run(ids, repeated(prefix, len(group)))
         ends = (torch.arange(len(group), device=device), mask.sum(1) - 1)
         for index, key in zip(group, keys[ends]):
             inputs[index] = key
     return torch.stack(inputs)
-
-
-def _inputs(model, name, ids, cache):
-    """(B, T, m) what enters module `name`; the pass stops there. A cache is read and filled."""
-    with capture(model, [name], "input") as inputs, torch.no_grad(), contextlib.suppress(Stop):
-        states(model, ids, cache)
-    return inputs[name]
 
 
 def interleaved(path, chosen, out, *, every=4, key=0):
@@ -149,10 +136,12 @@ def interleaved(path, chosen, out, *, every=4, key=0):
     Each group is in published order `key`, as long as both last; what is left over follows. To be
     run with order=-1. Returns `out`; ValueError without a chosen record.
     """
+    raw = read_json(path)
+    facts = records.read_facts(path)
+    record_of = {str(fact.case_id): record | {"case_id": fact.case_id}
+                 for fact, record in zip(facts, raw)}
+    ordered = [str(fact.case_id) for fact in records.order(facts, key)]
     chosen = {str(case_id) for case_id in chosen}
-    raw = {str(record.get("case_id", index)): record
-           for index, record in enumerate(read_json(path))}
-    ordered = [str(fact.case_id) for fact in records.order(records.read_facts(path), key)]
     picked = [case for case in ordered if case in chosen]
     others = [case for case in ordered if case not in chosen]
     if not picked:
@@ -161,10 +150,7 @@ def interleaved(path, chosen, out, *, every=4, key=0):
     while picked and len(others) >= every - 1:
         mixed += [*others[:every - 1], picked.pop(0)]
         others = others[every - 1:]
-    cases = [*mixed, *others, *picked]
-    ids = {case: record.get("case_id", int(case)) if case.isdigit() else case
-           for case, record in raw.items()}
-    write_json(out, [raw[case] | {"case_id": ids[case]} for case in cases])
+    write_json(out, [record_of[case] for case in (*mixed, *others, *picked)])
     return out
 
 
@@ -173,20 +159,20 @@ def listing(tok, facts, table=None, unreadable=0):
 
     table: `denominators` of the facts, to give these too and the smallest that no opener has.
     """
-    chosen = openers(tok, facts)
-    lines = [f"{fact.case_id}\t{fact.subject}\t{fact.text}" for fact in chosen]
-    if table is not None:
-        size = table.set_index("case_id")["relative"]
-        lines = [f"{line}\tdenominator {size[str(fact.case_id)]:+.4f} of the mean key's"
-                 for line, fact in zip(lines, chosen)]
+    lines = [f"{fact.case_id}\t{fact.subject}\t{fact.text}" for fact in openers(tok, facts)]
     lost = f"; {unreadable} records could not be read" if unreadable else ""
-    lines.append(f"{len(chosen)} of {len(facts)} facts open their prompt with a one-token subject "
-                 f"(position {opening(tok)}){lost}")
-    if table is not None and (~table["opener"]).any():
-        others = table[~table["opener"]]
+    count = (f"{len(lines)} of {len(facts)} facts open their prompt with a one-token subject "
+             f"(position {opening(tok)}){lost}")
+    if table is None:
+        return "\n".join([*lines, count])
+    sizes = table.loc[table["opener"], "relative"]
+    lines = [f"{line}\tdenominator {size:+.4f} of the mean key's"
+             for line, size in zip(lines, sizes)]
+    lines.append(count)
+    others = table[~table["opener"]]
+    if len(others):
         least = others.loc[others["relative"].abs().idxmin()]
-        middle = table.loc[table["opener"], "relative"].abs().median()
-        lines.append(f"median denominator of these: {middle:.4f}; smallest of the others: "
-                     f"{least['relative']:+.4f} ({least['case_id']}, {least['subject']}), their "
-                     f"median {others['relative'].abs().median():.4f}")
-    return "\n".join(lines) + "\n"
+        lines.append(f"median denominator of these: {sizes.abs().median():.4f}; smallest of the "
+                     f"others: {least['relative']:+.4f} ({least['case_id']}, {least['subject']}), "
+                     f"their median {others['relative'].abs().median():.4f}")
+    return "\n".join(lines)

@@ -57,9 +57,9 @@ SHORT = ("subject", "target_new", "target_true", "relation")
 def clean(text, label, *, prompt=False):
     """Return a text as it is tokenised: without blanks, byte order marks and the like at its ends.
 
-    Invisible marks inside are left out too, no-break blanks become blanks. prompt=True leaves the
-    line breaks at the end, behind which an answer stands on a line of its own. ValueError begins
-    with `label`: control characters, half a surrogate pair, or more than LONGEST characters.
+    Invisible marks inside are left out too, no-break blanks become blanks. prompt: line breaks at
+    the end stay. ValueError begins with `label`: control characters, half a surrogate pair, too
+    long.
     """
     if not isinstance(text, str):
         raise ValueError(f"{label} is not a text, but {type(text).__name__}")
@@ -76,7 +76,7 @@ def clean(text, label, *, prompt=False):
 
 
 def same(text, other):
-    """True if two texts differ at most in how Unicode composes their characters."""
+    """Say whether two texts differ at most in how Unicode composes their characters."""
     return unicodedata.normalize("NFKC", text) == unicodedata.normalize("NFKC", other)
 
 
@@ -92,9 +92,8 @@ def marked(prompt, subject):
 def fact(record, case_id=None):
     """Make a Fact of a CounterFact record or a dict of prompt, subject, target_new [, target_true].
 
-    Targets may be "str" or {"str": "…"}; null means absent. CounterFact in MEND's layout
-    (rephrase_prompt, locality_prompt) is read too. ValueError names the record and what is wrong
-    with it.
+    Targets may be "str" or {"str": "…"}; null means absent; MEND's layout (rephrase_prompt,
+    locality_prompt) is read too. ValueError names the record and what is wrong with it.
     """
     if not isinstance(record, dict):
         raise ValueError(f"record {case_id}: expected an object, found {type(record).__name__}")
@@ -145,11 +144,21 @@ def check(fact):
     return fact
 
 
+def check_agreement(facts):
+    """ValueError if two facts want different new answers after the same prompt."""
+    first = {}
+    for fact in facts:
+        other = first.setdefault(fact.text, fact)
+        if not same(fact.target_new, other.target_new):
+            raise ValueError(f"records {other.case_id} and {fact.case_id} want "
+                             f"{other.target_new!r} and {fact.target_new!r} after the same prompt, "
+                             f"{fact.text!r:.80}; leave one out, or edit one after the other")
+
+
 def read_facts(path, bad=None):
     """Read all facts of a file in its order: a JSON list of records, or JSON Lines.
 
-    Ids must be unique, also as texts. bad: None stops at the first bad record; a list collects the
-    error texts of bad records instead, which are left out.
+    bad: None stops at the first bad record; a list collects the error texts of bad records instead.
     """
     records = read_json(path)
     if not isinstance(records, list) or not records:
@@ -183,8 +192,7 @@ def one_per_subject(facts):
 def order(facts, key, seed=37):
     """Put facts into edit order number `key` (0, 1, …) of the published protocol, one per subject.
 
-    One list of indices, in data set order, is shuffled in place key + 1 times by a generator with
-    `seed` (arXiv 2401.07453 and its logs use 37).
+    One list of indices is shuffled in place key + 1 times (arXiv 2401.07453; its logs: seed 37).
     """
     unique = one_per_subject(facts)
     generator = random.Random(seed)
@@ -195,10 +203,7 @@ def order(facts, key, seed=37):
 
 
 def answers(value, label):
-    """Return every text in a text, a list of texts or lists of aliases, cleaned, once each.
-
-    None is (); empty texts are left out. ValueError begins with `label`.
-    """
+    """Return every text in a text, a list of texts or lists of aliases, cleaned, once each."""
     values = [value] if isinstance(value, str) else value or []
     if not isinstance(values, (list, tuple)):
         raise ValueError(f"{label} is neither a text nor a list of texts, but {value!r:.60}")

@@ -16,7 +16,7 @@ from editcore import generate
 from editcore.files import read_json
 from editcore.likelihood import ScoringPlan, plan, read
 from editcore.model import max_length
-from editcore.tokens import answer_ids, encode
+from editcore.tokens import answer_ids, check_lengths, encode
 
 SEPARATOR = "\n\n"
 NEW_TOKENS = 3      # of a greedy answer, in which the label word must appear (arXiv 2401.07453)
@@ -28,7 +28,7 @@ CHANCE = {"one answer to everything": 1 / 3, "no readable answer": 0.0}
 
 @dataclass(frozen=True)
 class TaskPrompt:
-    """How a task is asked. `template` has GLUE's field names; a label word follows its end."""
+    """Say how a task is asked: `template` has GLUE's field names; a label word follows its end."""
 
     template: str
     labels: tuple[str, ...]     # label words by GLUE's label number, without the leading space
@@ -66,27 +66,20 @@ def task_prompt(name):
 
 def question(name, item):
     """Return one item without its answer; ValueError names a missing field."""
-    texts = {key: str(value).strip() for key, value in item.items()}
     try:
-        return task_prompt(name).template.format(**texts)
+        return task_prompt(name).template.format(**{key: str(item[key]).strip() for key in item})
     except KeyError as error:
         raise ValueError(f"{name} item has no field {error}: found "
                          f"{', '.join(sorted(item))}") from None
 
 
-def answer(name, item):
+def answer(name, item, label=None):
     """Return an item's label word, with its leading space; ValueError for an unknown label."""
-    labels = task_prompt(name).labels
-    if item.get("label") not in range(len(labels)):
-        raise ValueError(f"{name} item has label {item.get('label')!r}: expected one of "
-                         f"{list(range(len(labels)))}")
-    return f" {labels[item['label']]}"
-
-
-def render(name, item, solved):
-    """Return an item's prompt: the solved items, then the question, up to its label word."""
-    shots = [question(name, shot) + answer(name, shot) for shot in solved]
-    return SEPARATOR.join([*shots, question(name, item)])
+    words = task_prompt(name).labels
+    if item.get("label") not in range(len(words)):
+        raise ValueError(f"{label or f'{name} item'}: label {item.get('label')!r} is not 0 to "
+                         f"{len(words) - 1}")
+    return f" {words[item['label']]}"
 
 
 def few_shot(model, tok, items_by_task, *, shots=4, seed=0):
@@ -98,9 +91,9 @@ def prepare(model, tok, items_by_task, *, shots=4, seed=0):
     """Make the Tasks of {task: items in GLUE's layout}.
 
     `shots` items of each task, drawn with the seed, labels in turn, are shown solved before every
-    question and are not asked themselves: all prompts of a task begin alike, and that beginning is
-    run once per measurement. ValueError names the task and item that is damaged, that is longer
-    than the model, or that there are too few of.
+    question and are not asked themselves; that beginning is run once per measurement. ValueError
+    names the task and item that is damaged, that is longer than the model, or that there are too
+    few of.
     """
     return tuple(_prepare_task(model, tok, name, items, _draw(name, items, shots, seed))
                  for name, items in items_by_task.items())
@@ -123,20 +116,16 @@ def _draw(name, items, shots, seed):
 
 def _prepare_task(model, tok, name, items, shown):
     asked = [i for i in range(len(items)) if i not in shown]
-    solved = [items[i] for i in shown]
-    prompts = tuple(render(name, items[i], solved) for i in asked)
+    shots = [question(name, items[i]) + answer(name, items[i]) for i in shown]
+    prompts = tuple(SEPARATOR.join([*shots, question(name, items[i])]) for i in asked)
     words = task_prompt(name).labels
     labels = [answer_ids(tok, prompts[0], word) for word in words]     # prompts end alike
     rows = encode(tok, prompts)
-    room = max(NEW_TOKENS, *map(len, labels))
+    room = [0] * max(NEW_TOKENS, *map(len, labels))
     for i, row in zip(asked, rows):
-        if items[i].get("label") not in range(len(words)):
-            raise ValueError(f"{name} item {i}: label {items[i].get('label')!r} is not 0 to "
-                             f"{len(words) - 1}")
-        if len(row) + room > max_length(model):
-            raise ValueError(f"{name} item {i}: {len(row)} tokens with {len(shown)} solved "
-                             f"examples and {room} for the answer, but the model takes at most "
-                             f"{max_length(model)}")
+        answer(name, items[i], f"{name} item {i}")
+        label = f"{name} item {i}: with {len(shown)} solved examples and an answer"
+        check_lengths([row + room], [label], max_length(model))
     scoring = plan(model, [(row, label) for row in rows for label in labels])
     gold = np.array([items[i]["label"] for i in asked])
     return Task(name, prompts, gold, words, np.array([len(label) for label in labels]), scoring)
@@ -146,24 +135,19 @@ def evaluate(model, tok, tasks):
     """Ask prepared tasks of the model as it is now; rows {"metric", "value"} from 0 to 1.
 
       {task}_f1          weighted F1 of the greedy answer; an unreadable one is never right
-      {task}_invalid     share of unreadable answers
+      {task}_invalid     share of unreadable answers; "invalid" over all items
       {task}_prob_f1     weighted F1 of the label word of highest probability; always readable
       {task}_calibrated_f1   the same after each label's mean log-probability over all items is
-                         taken off (arXiv 2309.17249): what is left of a model that ranks the items
-                         right and prefers one word throughout; about 1/2 by chance
-    and "invalid" over all items.
+                         taken off (arXiv 2309.17249): about 1/2 by chance
     """
     rows = []
     unread = []
     for task in tasks:
-        greedy, likely, calibrated = answers(model, tok, task)
-        invalid = greedy == INVALID
-        rows += [{"metric": f"{task.name}_f1", "value": weighted_f1(task.gold, greedy)},
-                 {"metric": f"{task.name}_prob_f1", "value": weighted_f1(task.gold, likely)},
-                 {"metric": f"{task.name}_calibrated_f1",
-                  "value": weighted_f1(task.gold, calibrated)},
-                 {"metric": f"{task.name}_invalid", "value": float(invalid.mean())}]
-        unread.append(invalid)
+        answered = answers(model, tok, task)
+        rows += [{"metric": task.name + name, "value": weighted_f1(task.gold, labels)}
+                 for name, labels in zip(("_f1", "_prob_f1", "_calibrated_f1"), answered)]
+        unread.append(answered[0] == INVALID)
+        rows.append({"metric": f"{task.name}_invalid", "value": float(unread[-1].mean())})
     if unread:
         rows.append({"metric": "invalid", "value": float(np.concatenate(unread).mean())})
     return rows
@@ -174,8 +158,7 @@ def answers(model, tok, task):
 
     These are greedy decoding, probability, and probability against the label's mean. A greedy
     answer is the label word that decoding begins with, else the first one in NEW_TOKENS new tokens,
-    else INVALID. One pass tells all; only items whose first tokens are no label word are decoded
-    further.
+    else INVALID. Only items whose first tokens are no label word are decoded further.
     """
     scores = read(model, task.plan)
     shape = (len(task.prompts), len(task.words))
@@ -195,15 +178,14 @@ def answers(model, tok, task):
 
 def parsed(text, words):
     """Return the index of the first of `words` in a text, as a whole word in any case."""
-    hits = []
-    for index, word in enumerate(words):
-        if hit := re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE):
-            hits.append((hit.start(), -len(word), index))
+    matches = [(re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE), word)
+               for word in words]
+    hits = [(match.start(), -len(word), words.index(word)) for match, word in matches if match]
     return min(hits)[-1] if hits else INVALID
 
 
 def weighted_f1(gold, answered):
-    """F1 of each label that occurs in `gold`, weighted by how often it does; 0 to 1."""
+    """Return F1 of each label in `gold`, weighted by how often it occurs; 0 to 1."""
     return float(f1_score(gold, answered, labels=np.unique(gold), average="weighted",
                           zero_division=0))
 
@@ -213,17 +195,15 @@ def read_tasks(folder, n=0):
     paths = {name: Path(folder) / f"{name}.json" for name in TASKS}
     items = {name: read_items(path, name) for name, path in paths.items() if path.is_file()}
     if not items:
-        raise ValueError(f"{folder}: none of {', '.join(path.name for path in paths.values())} is "
-                         "in it")
+        raise ValueError(f"{folder}: none of {', '.join(map('{}.json'.format, TASKS))} is in it")
     return {name: balanced(every, n) if 0 < n < len(every) else every
             for name, every in items.items()}
 
 
-def read_items(path, name, n=0, *, seed=0):
+def read_items(path, name):
     """Read a task's JSON file in GLUE's layout: [{"sentence" or "sentence1", ..., "label"}].
 
-    n > 0 draws n of them with a seed, as many of each label. ValueError names the file and the item
-    that is damaged.
+    ValueError names the file and the item that is damaged.
     """
     items = read_json(path)
     if not isinstance(items, list) or not items:
@@ -236,7 +216,7 @@ def read_items(path, name, n=0, *, seed=0):
             question(name, item)
         except ValueError as error:
             raise ValueError(f"{path}: item {index}: {error}") from error
-    return balanced(items, n, seed=seed) if n else items
+    return items
 
 
 def balanced(items, n, *, seed=0):
@@ -245,9 +225,9 @@ def balanced(items, n, *, seed=0):
     groups = {}
     for item in sorted(items, key=lambda item: item["label"]):
         groups.setdefault(item["label"], []).append(item)
-    size = n // max(len(groups), 1)
-    if n % max(len(groups), 1) or any(len(group) < size for group in groups.values()):
-        counts = {label: len(group) for label, group in groups.items()}
+    size, rest = divmod(n, max(len(groups), 1))
+    counts = {label: len(group) for label, group in groups.items()}
+    if rest or min(counts.values(), default=0) < size:
         raise ValueError(f"{n} balanced items asked for, but there are {counts} of each label")
     chosen = [item for group in groups.values() for item in generator.sample(group, size)]
     return generator.sample(chosen, n)

@@ -81,12 +81,10 @@ def label(key):
 def show(figure, caption, alt, name=None, data=None):
     """Show a figure with its caption, its alt text and a link to the data that it draws.
 
-    figure: Figure, Axes, array of Axes or seaborn grid; it is closed afterwards.
-    caption: one or two sentences with the finding. alt: what is drawn, for those who cannot see it.
-    name: of the figure's anchor and files; default: the caption's first words.
-    data: DataFrame that the figure draws; becomes a CSV download under the figure. A report keeps
-    the picture as figures/<name>.png too.
-    Raises ValueError on an empty caption or alt text.
+    figure: Figure, Axes, array of Axes or seaborn grid; it is closed afterwards. caption: the
+    finding; alt: what is drawn. name: of the figure's anchor and files; default: the caption's
+    first words. data: DataFrame that becomes a CSV download. ValueError on an empty caption or alt
+    text.
     """
     if not caption.strip() or not alt.strip():
         raise ValueError(f"figure {name or ''}: a caption and an alt text are needed")
@@ -135,4 +133,3 @@ def download(data, name):
     file = f"{name}.csv.gz" if kind == "application/gzip" else f"{name}.csv"
     return (f'<a class="data" download="{html.escape(file)}" '
             f'href="data:{kind};base64,{base64.b64encode(text).decode()}">Data (CSV)</a>')
-

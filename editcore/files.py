@@ -14,10 +14,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic(path):
-    """Give the path of a file to write, which takes `path`'s place once the block has succeeded.
-
-    It lies in the same folder and has the same suffix. After an exception nothing has changed.
-    """
+    """Give a file to write beside `path`, which takes its place once the block has succeeded."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
@@ -31,11 +28,7 @@ def atomic(path):
 
 @contextlib.contextmanager
 def atomic_folder(path):
-    """Give a folder to write into, which takes `path`'s place once the block has succeeded.
-
-    It lies beside, and what is in it can be read by all. `path` must not be there, or be an empty
-    folder. After an exception nothing has changed.
-    """
+    """Give a folder beside `path`, which is not there or empty; at the end it takes its place."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
@@ -86,7 +79,7 @@ def read_text(path):
 
 
 def read_lines(path, limit=0):
-    """The (first `limit`) non-empty lines of a text file, "\\n" in them read as a line break."""
+    """Return the (first `limit`) non-empty lines of a text file; "\\n" in them is a line break."""
     lines = [line.strip().replace("\\n", "\n") for line in read_text(path).splitlines()
              if line.strip()]
     if not lines:
@@ -123,7 +116,7 @@ def load_tensors(path, device="cpu"):
 
 
 def flat(value):
-    """The items of a list of lists, however deep, as one list; of a single item, a list of it."""
+    """Return the items of a list of lists, however deep, as one list."""
     return [item for part in value for item in flat(part)] if isinstance(value, list) else [value]
 
 
@@ -150,7 +143,7 @@ def sha256_text(*parts):
 
 
 def cache_folder():
-    """Where caches lie: $EDITCORE_CACHE, else editcore in $XDG_CACHE_HOME or ~/.cache."""
+    """Return where caches lie: $EDITCORE_CACHE, else editcore in $XDG_CACHE_HOME or ~/.cache."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if home.startswith("~"):    # a user without a home
         home = f"{tempfile.gettempdir()}/cache-{os.getuid()}"

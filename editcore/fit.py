@@ -13,11 +13,10 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torc
 
 @torch.no_grad()
 def check(model, tok):
-    """ValueError if the model's parts do not act as editors suppose.
+    """ValueError if the model's parts do not act as editors suppose; three passes of a few tokens.
 
-    Logits from `suffix`, which runs the upper blocks again, are the model's own; what is added to
-    the output of a layer's MLP is added to the output of its block, neither more nor less; and no
-    captured tensor is changed afterwards. Costs three passes of a few tokens.
+    Logits from `suffix` are the model's own; what is added to the output of a layer's MLP is added
+    to the output of its block; and no captured tensor is changed afterwards.
     """
     kind = model.config.model_type
     limit = TOLERANCE.get(model.dtype, 0.05)
@@ -33,7 +32,7 @@ def check(model, tok):
 
 
 def logit_error(model, ids):
-    """Largest difference of logits by `suffix` from the model's, over the largest of these."""
+    """Return the largest difference of logits by `suffix` from the model's, relative."""
     logits = model(input_ids=ids, use_cache=False).logits[0]    # (T, V)
     places = sorted({ids.shape[1] // 2, ids.shape[1] - 1})
     begin = torch.tensor([places[0]], device=ids.device)
@@ -44,10 +43,9 @@ def logit_error(model, ids):
 
 
 def nudge_errors(model, ids):
-    """For each layer how far its block's output is from moving by what its MLP's moves.
+    """Yield for each layer how far its block's output is from moving by what its MLP's moves.
 
-    Relative to the nudge, which is as large as the block's output at the last token; 1 where the
-    captured output of the MLP's last map is not what that map gives.
+    Relative to the nudge; 1 where the captured output of the MLP's last map is not what that gives.
     """
     inputs = enter(model, ids, 0)
     hidden = inputs.hidden

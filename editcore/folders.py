@@ -87,7 +87,7 @@ def check_config(config, name):
 
 
 def read_config(folder):
-    """What a folder's config.json says; ValueError if there is none, or it cannot be read."""
+    """Return what a folder's config.json says; ValueError if it cannot be read."""
     folder = Path(folder)
     path = folder / "config.json"
     if (folder / "adapter_config.json").is_file() or not path.is_file():
@@ -99,10 +99,7 @@ def read_config(folder):
 
 
 def check_weights(folder, layout, config):
-    """ValueError if a folder's weights are not there, are damaged, or do not fit the configuration.
-
-    Their headers are read only. config: the loaded configuration.
-    """
+    """ValueError if a folder's weights, by their headers, are damaged or do not fit `config`."""
     folder = Path(folder)
     shapes = {}
     for path in weight_files(folder):
@@ -134,10 +131,7 @@ def check_weights(folder, layout, config):
 
 
 def weight_files(folder):
-    """The paths of a folder's safetensors files; ValueError if there are none, or one is missing.
-
-    An index may name files of the folder only.
-    """
+    """Return the paths of a folder's safetensors files; an index may name files of it only."""
     single = folder / "model.safetensors"
     index = folder / "model.safetensors.index.json"
     if single.is_file():
@@ -169,10 +163,7 @@ def check_tokenizer(folder):
 
 
 def check_loaded(name, info):
-    """ValueError unless all weights came from the file, and the file holds no others.
-
-    info: what transformers says of the loading.
-    """
+    """ValueError unless the file holds all weights and no others; info: transformers'."""
     if info["mismatched_keys"]:
         key, *shapes = sorted(info["mismatched_keys"], key=str)[0]
         raise ValueError(f"{name}: {key} is {tuple(shapes[0])} in the file, but by config.json "

@@ -11,25 +11,21 @@ from editcore.likelihood import prefix_cache, repeated
 from editcore.model import content_hash, in_out, max_length, module_of, resolve
 from editcore.progress import bar
 from editcore.suffix import quick
-from editcore.tokens import batches, common, encode, pad_id, text_start
+from editcore.tokens import batches, check_lengths, common, encode, pad_id, text_start
 
 
 def continuations(model, tok, prompts, n_new, *, top_k=0, generator=None, end=None):
-    """The n_new token ids that follow each prompt: (len(prompts), n_new) int64 on the CPU.
+    """Return the n_new token ids that follow each prompt: (len(prompts), n_new) int64 on the CPU.
 
     top_k 0 is greedy; else tokens are drawn from the top_k most likely (math.inf: from all) with
-    `generator` (on the CPU, so that a seed means the same on every device); a model whose logits
-    are not numbers draws evenly. Prompts of any lengths go together, left-padded and masked, and
-    what they all begin with is run once. end: a token after which a row is done; what comes then is
-    not to be read.
-    ValueError if prompt and continuation are longer than the model.
+    `generator` (on the CPU, so that a seed means the same on every device). Prompts of any lengths
+    go together, left-padded and masked, and what they all begin with is run once. end: a token
+    after which a row is done; what comes then is not to be read. ValueError if prompt and
+    continuation are longer than the model.
     """
     rows = encode(tok, prompts)
-    limit = max_length(model)
-    for text, row in zip(prompts, rows, strict=True):
-        if len(row) + n_new > limit:
-            raise ValueError(f"prompt {text[:60]!r}: {len(row)} + {n_new} new tokens exceed the "
-                             f"model's {limit}")
+    labels = [f"prompt {text[:60]!r} and {n_new} new tokens" for text in prompts]
+    check_lengths([row + [0] * n_new for row in rows], labels, max_length(model))
     ids = torch.empty(len(rows), n_new, dtype=torch.long)
     skip = common(rows, min((len(row) - 1 for row in rows), default=0))
     prefix = torch.tensor([rows[0][:skip] if skip else []], dtype=torch.long, device=model.device)
@@ -43,11 +39,7 @@ def continuations(model, tok, prompts, n_new, *, top_k=0, generator=None, end=No
 
 
 def texts(model, tok, prompts, n_new, *, top_k=0, generator=None, whole=False):
-    """The continuations as texts, without their prompts.
-
-    whole: with them, decoded as one text (a continuation by itself loses its first blank in some
-    tokenizers), special tokens left out.
-    """
+    """Return the continuations as texts; whole: with their prompts, without special tokens."""
     ids = continuations(model, tok, prompts, n_new, top_k=top_k, generator=generator)
     if not whole:
         return tok.batch_decode(ids)
@@ -56,7 +48,7 @@ def texts(model, tok, prompts, n_new, *, top_k=0, generator=None, whole=False):
 
 
 def answers(model, tok, prompts, n_new):
-    """Greedy continuations as bare texts, up to the end-of-text token where there is one."""
+    """Return greedy continuations as bare texts, up to the end-of-text token if there is one."""
     end = tok.eos_token_id
     ids = continuations(model, tok, prompts, n_new, end=end).tolist()
     rows = [row[:row.index(end)] if end in row else row for row in ids]
@@ -64,11 +56,10 @@ def answers(model, tok, prompts, n_new):
 
 
 def own_texts(model, tok, n_tokens=0, seed=0, folder=None):
-    """Texts of at least n_tokens tokens that the model writes from the start of a text, sampled.
+    """Return texts of at least n_tokens tokens that the model writes from a text's start, sampled.
 
-    They stand in for a corpus when second moments are counted and there is none. n_tokens 0 takes
-    4 m (m: MLP width), and 20,000 at least. Kept in `folder` (default: `files.cache_folder()`) by
-    weights, tokenizer, n_tokens and seed.
+    They stand in for a corpus. n_tokens 0 takes 4 m (m: MLP width), and 20,000 at least. Kept in
+    `folder` (default: `files.cache_folder()`) by weights, tokenizer, n_tokens and seed.
     """
     inputs, _ = in_out(module_of(model, "mlp_out", 0))
     n_tokens = n_tokens or max(4 * inputs, 20_000)
@@ -81,7 +72,7 @@ def own_texts(model, tok, n_tokens=0, seed=0, folder=None):
 
 
 def default_texts(model, tok, n_tokens=0, seed=0, folder=None):
-    """The lines of texts.txt beside the model where there is one, else `own_texts`."""
+    """Return the lines of texts.txt beside the model where there is one, else `own_texts`."""
     beside = Path(resolve(model.config.name_or_path)) / "texts.txt"
     return read_lines(beside) if beside.is_file() else own_texts(model, tok, n_tokens, seed, folder)
 
@@ -112,10 +103,7 @@ def _sampled_texts(model, tok, n_tokens, seed):
 
 @torch.no_grad()
 def _continue(model, rows, n_new, *, skip, cache, fill, top_k, generator, end):
-    """(B, n_new) ids after each row, which goes on from `skip` tokens in a cache of one row.
-
-    Left padding keeps the newest token in the last column of every row.
-    """
+    """(B, n_new) ids after each row, left-padded, behind `skip` tokens in a cache of one row."""
     width = max(len(row) for row in rows)
     ids = [[fill] * (width - len(row)) + row for row in rows]
     mask = [[1] * skip + [0] * (width - len(row)) + [1] * len(row) for row in rows]

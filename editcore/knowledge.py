@@ -21,10 +21,10 @@ MAX_TOKENS = 2048       # of prompts and answers in one pass
 def known(model, tok, facts, cache=None):
     """Return a list of bool: whether the model's greedy continuation of each prompt is the answer.
 
-    It must begin with target_true, case as it is, and a word must end there: "Swedish" is not
-    "Swede". A fact without target_true, one that is too long for the model, and one whose answer
-    the tokenizer cannot write are not known. Every prompt is asked once: the answers are kept in
-    `cache` (default: `files.cache_folder()`) by weights and tokenizer, prompt and answer.
+    It must begin with target_true, and a word must end there: "Swedish" is not "Swede". A fact
+    without target_true, too long for the model, or with an answer that the tokenizer cannot write
+    is not known. Answers are kept in `cache` (default: `files.cache_folder()`) by weights,
+    tokenizer, prompt and answer.
     """
     asked = {sha256_text(fact.text, fact.target_true): (fact.text, fact.target_true)
              for fact in facts}
@@ -44,19 +44,15 @@ def known(model, tok, facts, cache=None):
 def _written(model, tok, asked):
     """A list of bool for (prompt, answer) pairs, from one pass over each prompt with its answer."""
     pairs = [_pair(tok, prompt, answer) for prompt, answer in asked]
-    answers = [answer for _, answer in pairs]
-    limit = max_length(model)
     askable = [index for index, (prompt, answer) in enumerate(pairs)
-               if answer and len(prompt) + len(answer) <= limit]
-    rows = [sum(pairs[index], []) for index in askable]
+               if answer and len(prompt) + len(answer) <= max_length(model)]
     hits = [False] * len(asked)
-    groups = list(batches([len(row) for row in rows], MAX_TOKENS))
+    groups = list(batches([len(sum(pairs[index], [])) for index in askable], MAX_TOKENS))
     for group in bar(groups, "asking what the model knows"):
-        sizes = [len(answers[askable[i]]) for i in group]
-        best = _best(model, [rows[i] for i in group], sizes)
-        for i, ids in zip(group, best):
-            answer = answers[askable[i]]
-            hits[askable[i]] = ids[:-1] == answer and _ends_word(tok, ids)
+        places = [askable[i] for i in group]
+        best = _best(model, [pairs[place] for place in places])
+        for place, ids in zip(places, best):
+            hits[place] = ids[:-1] == pairs[place][1] and _ends_word(tok, ids)
     return hits
 
 
@@ -68,15 +64,15 @@ def _pair(tok, prompt, answer):
 
 
 @torch.no_grad()
-def _best(model, rows, sizes):
-    """For each id list the most likely token at each of its last `size` places and after it."""
-    ids, _ = pad(rows, device=next(model.parameters()).device)
+def _best(model, pairs):
+    """For each (prompt, answer) the most likely token at each place of the answer and after it."""
+    ids, _ = pad([prompt + answer for prompt, answer in pairs],
+                 device=next(model.parameters()).device)
     hidden = states(model, ids)
-    places = [(b, t) for b, (row, size) in enumerate(zip(rows, sizes))
-              for t in range(len(row) - size - 1, len(row))]
-    picked = hidden[tuple(torch.tensor(places).T)]
-    best = head(model, picked).argmax(-1).cpu()
-    return [part.tolist() for part in best.split([size + 1 for size in sizes])]
+    places = [(b, len(prompt) - 1 + k) for b, (prompt, answer) in enumerate(pairs)
+              for k in range(len(answer) + 1)]
+    best = head(model, hidden[tuple(torch.tensor(places).T)]).argmax(-1).cpu()
+    return [part.tolist() for part in best.split([len(answer) + 1 for _, answer in pairs])]
 
 
 def _ends_word(tok, ids):

@@ -88,10 +88,8 @@ def plan(model, pairs, max_tokens=2048):
     """Plan the passes for pairs of id lists (prompt, continuation), both non-empty.
 
     The input of a pair is prompt + continuation without its last token. An input that begins
-    another input is not run: the longer row has the same hidden states there. So two one-token
-    continuations of a prompt, a question that several facts ask, and a short answer that begins a
-    long one cost one row. What all rows begin with (solved examples before a few-shot question)
-    costs one row too.
+    another is not run: the longer row has the same hidden states there. What all rows begin with
+    (solved examples before a few-shot question) costs one row.
     """
     inputs = [tuple(prompt) + tuple(target[:-1]) for prompt, target in pairs]
     rows, row_of = shared(inputs)
@@ -121,7 +119,7 @@ def plan(model, pairs, max_tokens=2048):
 
 
 def shared(inputs):
-    """(rows, row_of): the tuples that begin no other, and for each input the row it begins."""
+    """Return (rows, row_of): the tuples that begin no other, and for each input its row."""
     rows = []
     row_of = [0] * len(inputs)
     # In reverse sorted order a tuple follows those that begin with it.
@@ -135,10 +133,7 @@ def shared(inputs):
 
 @torch.no_grad()
 def read(model, scoring):
-    """Score the continuations of a ScoringPlan: one pass of the base model per batch.
-
-    Logits are float32 or better; the whole measurement is copied to the host at once.
-    """
+    """Score the continuations of a ScoringPlan: one pass of the base model per batch."""
     values = [torch.empty(2, 0, device=model.get_output_embeddings().weight.device)]
     with quick(model):
         cache = prefix_cache(model, scoring.prefix)
@@ -150,11 +145,7 @@ def read(model, scoring):
 
 
 def states(model, ids, cache=None, **words):
-    """(B, T, d) states after the final norm of ids (B, T); a cache is read and filled.
-
-    The embeddings are looked up here: given ids without a mask, some models search them for padding
-    and warn.
-    """
+    """Return (B, T, d) states after the final norm of ids (B, T); a cache is read and filled."""
     embedded = model.get_input_embeddings()(ids)
     inputs = {"inputs_embeds": embedded, "use_cache": cache is not None} | words
     return model.base_model(**inputs, past_key_values=cache).last_hidden_state
@@ -162,7 +153,7 @@ def states(model, ids, cache=None, **words):
 
 @torch.no_grad()
 def prefix_cache(model, ids):
-    """Keys and values of ids (1, C), to go on from; None if C is 0."""
+    """Return keys and values of ids (1, C), to go on from; None if C is 0."""
     if not ids.numel():
         return None
     cache = DynamicCache()
@@ -171,7 +162,7 @@ def prefix_cache(model, ids):
 
 
 def repeated(cache, rows):
-    """A copy of a cache of one row for so many rows; None of None."""
+    """Return a copy of a cache of one row for so many rows; None of None."""
     cache = copy.deepcopy(cache)
     if cache is not None:
         cache.batch_repeat_interleave(rows)
@@ -180,10 +171,9 @@ def repeated(cache, rows):
 
 @torch.no_grad()
 def enter(model, ids, layer, hidden=None, **words):
-    """The BlockInputs of ids (B, T) at block `layer`; the blocks above are called as it is.
+    """Return the BlockInputs of ids (B, T) at block `layer`; the blocks above are called as it is.
 
-    hidden: the states that enter it, where they are known: then no block runs. words: more of the
-    model's arguments, such as position_ids and a mask (B, 1, T, T) for rows that branch.
+    hidden: the states that enter it, if known: then no block runs; words: of the model, as a mask.
     """
     name = name_of(model, "block", layer if hidden is None else 0)
     with (called(model, [name]) as calls, capture(model, [name], "input"),
@@ -196,7 +186,7 @@ def enter(model, ids, layer, hidden=None, **words):
 
 
 def above(model, inputs):
-    """(B, T, d) states after the final norm, from BlockInputs."""
+    """Return (B, T, d) states after the final norm, from BlockInputs."""
     hidden = inputs.hidden
     for layer, words in enumerate(inputs.calls, inputs.layer):
         hidden = first(module_of(model, "block", layer)(hidden, **words))

@@ -71,17 +71,17 @@ def measure(model, tok, facts, names=DEFAULT, *, prefixes=()):
 
     names: some of "ES" (rewriting prompt), "PS" (paraphrases), "XS" (rewriting prompt behind each
     of `prefixes`, see `passages`), "NS" (neighbours), "PO" (portability), "greedy". With nll(o|p) =
-    mean over the target's tokens of -log P, each averaged over the fact's prompts of that kind
-    (arXiv 2202.05262, section 3.4; arXiv 2401.07453):
+    mean over the target's tokens of -log P, averaged over the fact's prompts of a kind (arXiv
+    2202.05262):
+
       ES, PS, XS nll(new) < nll(true), 0 or 1; a tie fails; NS: nll(true) < nll(new)
       *_prob     exp(-nll(new)) - exp(-nll(true)); reversed for NS
       *_token    share of the right target's tokens that are the argmax, teacher-forced
       *_exact    all of them are; PO takes the best of a question's accepted answers
       *_greedy   with "greedy": see `greedy`
-    The right target is the new one, for NS the true one. A fact without target_true gets no ES, PS,
-    XS, *_prob and no NS rows, one without such prompts no rows of that kind. Non-finite logits fail
-    every comparison. ValueError names a metric that is unknown, or a record whose prompt is longer
-    than the model, before any work.
+
+    The right target is the new one, for NS the true one. Without target_true there are no
+    comparisons and no NS, without prompts no rows. Logits that are not finite fail.
     """
     rows = evaluate(model, prepare(model, tok, facts, names, prefixes=prefixes))
     if "greedy" in names:
@@ -98,11 +98,14 @@ def check_names(names):
                          f"some of {', '.join(WRITABLE)}")
 
 
-def prepare(model, tok, facts, names=DEFAULT, *, prefixes=(), max_tokens=2048):
-    """Tokenise the questions about facts into Probes, valid as long as model and tokenizer are.
+def lacking(rows, names):
+    """Return those of `names` of which rows of `measure` have nothing."""
+    kinds = {part for row in rows for part in row["metric"].split("_")}
+    return [name for name in names if name not in kinds]
 
-    With "greedy" in `names` there must be room for what `greedy` writes, too.
-    """
+
+def prepare(model, tok, facts, names=DEFAULT, *, prefixes=(), max_tokens=2048):
+    """Tokenise the questions about facts into Probes, valid as long as model and tokenizer are."""
     check_names(names)
     if "XS" in names and not prefixes:
         raise ValueError("metric 'XS' needs prefixes: texts to put before the rewriting prompt, "
@@ -134,9 +137,8 @@ def prepare(model, tok, facts, names=DEFAULT, *, prefixes=(), max_tokens=2048):
 def passages(model, tok, facts, seed, *, number=3, n_tokens=24):
     """Sample up to `number` short texts as prefixes for "XS", from the unedited model.
 
-    They are drawn (top-k 5, a quarter of the model's length at most) from the model's start of a
-    text, cut at the end of a document and after the last whole sentence, each once; those that name
-    the fewest subjects of `facts` are taken. ValueError if the model writes nothing.
+    They are cut at the end of a document and after the last whole sentence; those that name the
+    fewest subjects of `facts` are taken. ValueError if the model writes nothing.
     """
     n_new = min(n_tokens, max_length(model) // 4)
     generator = torch.Generator().manual_seed(seed)
@@ -203,7 +205,7 @@ def _mean_rows(cases, groups, values):
 
 
 def means(rows):
-    """Average rows over facts: {metric: mean value}; prompts are averaged within a fact already."""
+    """Average rows over facts: {metric: mean value}."""
     values = {}
     for row in rows:
         values.setdefault(row["metric"], []).append(row["value"])
@@ -211,10 +213,7 @@ def means(rows):
 
 
 def score(rows):
-    """S, the harmonic mean of the means of ES, PS and NS over facts, from 0 to 1.
-
-    arXiv 2202.05262, section 3.4. ValueError if one of the three is missing.
-    """
+    """Return S, the harmonic mean of the means of ES, PS and NS, 0 to 1 (arXiv 2202.05262, 3.4)."""
     mean = means(rows)
     if missing := [name for name in DEFAULT if name not in mean]:
         raise ValueError(f"score: no rows of {', '.join(missing)}")
@@ -236,8 +235,7 @@ def greedy(model, tok, facts, names=DEFAULT, *, prefixes=()):
     """Let the model write answers: rows "ES_greedy", "PS_greedy", ... of the kinds in `names`.
 
     The value is the share of prompts answered exactly by greedy decoding, without the answer's
-    tokens to lean on, SPARE tokens longer than the answer; right if the text is the answer followed
-    by a natural stop (see `answers`). Cf. arXiv 2502.11177 on how teacher forcing flatters.
+    tokens to lean on (cf. arXiv 2502.11177): the text is the answer and then stops, see `answers`.
     """
     kinds = [kind for kind in WRITABLE if kind in names]
     asked = [(index, kind, prompt, right[0]) for index, fact in enumerate(facts) for kind in kinds
@@ -263,10 +261,7 @@ def greedy(model, tok, facts, names=DEFAULT, *, prefixes=()):
 
 
 def answers(text, answer, end=None):
-    """True if a written text is `answer` and then stops: a line break, punctuation or `end`.
-
-    Unicode's ways to compose the same characters count alike.
-    """
+    """Say if a text is `answer` (in any composition) and a stop: line break, punctuation, `end`."""
     text = unicodedata.normalize("NFKC", text.lstrip())
     answer = unicodedata.normalize("NFKC", answer)
     after = text[len(answer):]
@@ -275,11 +270,11 @@ def answers(text, answer, end=None):
 
 
 def generation(model, tok, facts, seed, *, n_tokens=100, top_k=5):
-    """Rows "GE": entropy of texts sampled after each fact's generation stubs, mean over stubs.
+    """Return rows "GE": mean entropy of texts sampled after each fact's generation stubs.
 
     Stub and continuation are n_tokens together (fewer if the model's length is), drawn from the
-    top_k most likely; the entropy is that of the whole text, as published (arXiv 2202.05262). A
-    fact without stubs gets no row. The draws depend on the seed and on the facts measured together.
+    top_k most likely; the whole text counts, as published (arXiv 2202.05262). The draws depend on
+    the seed and on the facts measured together.
     """
     asked = [(index, stub) for index, fact in enumerate(facts) for stub in fact.generation]
     rows = encode(tok, [stub for _, stub in asked])
@@ -300,11 +295,7 @@ def generation(model, tok, facts, seed, *, n_tokens=100, top_k=5):
 
 
 def entropy(texts):
-    """100 (H2 / 3 + 2 H3 / 3), mean over texts; Hk: entropy in bits of a text's word k-grams.
-
-    arXiv 1809.05972. Low where a model repeats itself. Words are runs of letters and digits, and
-    single other signs. 0 without words.
-    """
+    """Return mean 100 (H2 / 3 + 2 H3 / 3) of texts; Hk: bits of word k-grams (arXiv 1809.05972)."""
     return 100 * float(np.mean([_bits(text, 2) / 3 + 2 * _bits(text, 3) / 3 for text in texts]))
 
 
@@ -316,11 +307,10 @@ def _bits(text, k):
 
 
 def perplexity(model, tok, texts, *, length=512, max_tokens=2048):
-    """exp(-1/N sum log P(token | those before it in its block)) over texts; a float >= 1.
+    """Return exp(-1/N sum log P(token | those before it in its block)) over texts.
 
     The texts are joined (each ended by the `separator` of documents; where a BOS begins each, by
-    the EOS) and cut into blocks of `length` tokens or the model's limit; a block's first token is
-    not predicted. ValueError if there are under two tokens.
+    the EOS) and cut into blocks of `length` tokens or the model's limit.
     """
     end = separator(tok) if text_start(tok) else tok.eos_token     # "" where a BOS comes by itself
     ends = [tok.convert_tokens_to_ids(end)] if end else []

@@ -72,11 +72,7 @@ DATA = {"smollm2": WORLD, "smollm2-135m": WORLD, "smollm2-360m": WORLD, "qwen2.5
 
 
 def resolve(name):
-    """The folder of a short name ("pocket", "smollm2") or GGUF file, else the name itself.
-
-    A model that comes as a GGUF file is put into a plain folder of the cache when it is first
-    named. ValueError if its wheel is not installed or the file cannot be read.
-    """
+    """Return the folder of a short name ("pocket", "smollm2") or GGUF file, else the name."""
     name = os.path.expanduser(name)
     if name in WHEELS:
         return str(plain_folder(wheel_file(name), name))
@@ -86,7 +82,7 @@ def resolve(name):
 
 
 def short_name(name):
-    """A model's name as it appears in rows: the last part of its path."""
+    """Return a model's name as it appears in rows: the last part of its path."""
     return Path(name).name
 
 
@@ -100,8 +96,8 @@ def load(name, device=None, dtype=torch.float32, revision=None):
     """Load (model in eval mode, tokenizer) of a short name, folder, GGUF file or Hugging Face name.
 
     Weights come in `dtype`, on `device` (None: the GPU when there is one). Only safetensors are
-    read, no code of the model's is run, and every weight comes from the file. ValueError names the
-    folder and what is wrong with it, before weights are loaded where that can be seen.
+    read and no code of the model's is run. ValueError names the folder and what is wrong with it,
+    before weights are loaded where that can be seen.
     """
     folder = resolve(name)
     config = load_config(folder, revision)
@@ -120,13 +116,12 @@ def load(name, device=None, dtype=torch.float32, revision=None):
                          f"{rows} rows; one of them belongs to another model")
     model = model.to(device or default_device()).eval().requires_grad_(False)
     for parameter in model.parameters():    # products are slow where a file's header shifts weights
-        if parameter.data_ptr() % 64:
-            parameter.data = parameter.data.clone()
+        parameter.data = parameter.data.clone() if parameter.data_ptr() % 64 else parameter.data
     return model, tok
 
 
 def load_config(name, revision=None):
-    """The configuration of a folder or Hugging Face name, of an architecture that is in LAYOUTS."""
+    """Return the configuration of a folder or hub name, of an architecture in LAYOUTS."""
     if Path(name) in SHORT_NAMES.values() and not Path(name).is_dir():
         raise ValueError(f"{name}: not there; this model lies in a checkout of the repository: "
                          "clone it, and type there: pip install -e .")
@@ -137,17 +132,14 @@ def load_config(name, revision=None):
         with _loading(f"model {name}"):
             raw, _ = PreTrainedConfig.get_config_dict(name, **_source(name, revision))
         folders.check_config(raw, name)
-    kind = raw["model_type"]
-    if kind not in LAYOUTS:
-        foreign = " and needs code that came with it, which is never run" * ("auto_map" in raw)
-        raise ValueError(f"{name}: architecture {kind!r} is not in LAYOUTS "
-                         f"({', '.join(LAYOUTS)}){foreign}")
+    hint = " and needs code that came with it, which is never run" * ("auto_map" in raw)
+    layout_of(raw["model_type"], f"{name}: architecture", hint)
     with _loading(f"{name}: config.json"):
         return AutoConfig.from_pretrained(name, **_source(name, revision))
 
 
 def load_tokenizer(name, revision=None):
-    """The tokenizer of a folder or Hugging Face name; ValueError if there is none."""
+    """Return the tokenizer of a folder or Hugging Face name; ValueError if there is none."""
     folders.check_path(name)
     if Path(name).is_dir():
         folders.check_tokenizer(name)
@@ -160,20 +152,14 @@ def load_tokenizer(name, revision=None):
 
 @functools.lru_cache
 def _source(name, revision):
-    """Words of every `from_pretrained`: no code is run, and only an answering hub is asked.
-
-    Without this, each file is asked for six times before a missing network is believed.
-    """
-    words = {"revision": revision, "trust_remote_code": False, "local_files_only": False}
-    if not Path(name).is_dir():
-        try:
-            url = hf_hub_url(name, "config.json", revision=revision)
-            get_hf_file_metadata(url, timeout=10)
-        except HfHubHTTPError:      # the hub answers, and what is wrong is said later
-            pass
-        except Exception:
-            words["local_files_only"] = True
-    return words
+    """Words of every `from_pretrained`: no code is run, and a hub that is silent is asked once."""
+    silent = False
+    try:
+        if not Path(name).is_dir():
+            get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=10)
+    except Exception as error:      # if the hub answers, what is wrong is said later
+        silent = not isinstance(error, HfHubHTTPError)
+    return {"revision": revision, "trust_remote_code": False, "local_files_only": silent}
 
 
 @contextlib.contextmanager
@@ -204,20 +190,18 @@ def _check_numbers(model, name):
 
 
 def default_device():
-    """"cuda" when there is a GPU, else "cpu"."""
+    """Return "cuda" when there is a GPU, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check_device(name):
     """ValueError unless tensors can lie on a device here; "" is the default one."""
     try:
-        usable = torch.ones(1, device=name or default_device()).item() == 1
+        torch.ones(1, device=name or default_device()).item()
     except Exception as error:      # torch raises a different kind for each of its backends
-        reason = str(error).strip().splitlines()
-        raise ValueError(f"device {name!r} cannot be used here ({reason[0] if reason else ''}); "
-                         "give another, or none") from error
-    if not usable:
-        raise ValueError(f"device {name!r} cannot be used here")
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"device {name!r} cannot be used here ({reason}); give another, or "
+                         "none") from error
 
 
 @contextlib.contextmanager
@@ -237,7 +221,7 @@ def free_gpu():
 
 
 def batch_tokens(device):
-    """Tokens worth optimising over at a time: few where caches are small (a CPU)."""
+    """Return how many tokens to optimise over at a time: few where caches are small (a CPU)."""
     return 16384 if torch.device(device).type == "cuda" else 256
 
 
@@ -248,54 +232,58 @@ def synchronize(device):
 
 
 def peak_memory(device):
-    """Largest GPU memory held so far in bytes; 0 on a CPU."""
+    """Return the largest GPU memory held so far in bytes; 0 on a CPU."""
     on_gpu = torch.device(device).type == "cuda"
     return torch.cuda.max_memory_allocated(device) if on_gpu else 0
 
 
 def layout(model):
-    """The Layout of a loaded model; ValueError names its architecture and the known ones."""
-    kind = model.config.model_type
+    """Return the Layout of a loaded model; ValueError names its architecture and the known ones."""
+    return layout_of(model.config.model_type, "architecture")
+
+
+def layout_of(kind, label, hint=""):
+    """Return the Layout of an architecture; ValueError begins with `label`."""
     if kind not in LAYOUTS:
-        raise ValueError(f"architecture {kind!r} is not in LAYOUTS ({', '.join(LAYOUTS)})")
+        raise ValueError(f"{label} {kind!r} is not in LAYOUTS ({', '.join(LAYOUTS)}){hint}")
     return LAYOUTS[kind]
 
 
 def n_layers(model):
-    """Number of transformer blocks L."""
+    """Return the number of transformer blocks L."""
     return model.config.num_hidden_layers
 
 
 def max_length(model):
-    """Longest sequence in tokens that the model takes."""
+    """Return the longest sequence in tokens that the model takes."""
     return model.config.max_position_embeddings
 
 
 def name_of(model, part, layer):
-    """Full module name of a part ("block", "mlp", "mlp_in", …: a field of Layout) of one layer."""
+    """Return the full module name of a part ("block", "mlp_in", …: Layout's) of one layer."""
     if not 0 <= layer < n_layers(model):
         raise ValueError(f"layer {layer}: the model has layers 0 to {n_layers(model) - 1}")
     return getattr(layout(model), part).format(layer)
 
 
 def module_of(model, part, layer):
-    """The module that `name_of` names."""
+    """Return the module that `name_of` names."""
     return model.get_submodule(name_of(model, part, layer))
 
 
 def is_input_first(module):
-    """True if a linear map stores its weight [inputs, outputs] (GPT-2's Conv1D)."""
+    """Say whether a linear map stores its weight [inputs, outputs] (GPT-2's Conv1D)."""
     return not isinstance(module, torch.nn.Linear)
 
 
 def in_out(module):
-    """(inputs, outputs) of a linear map, however it stores its weight."""
+    """Return (inputs, outputs) of a linear map, however it stores its weight."""
     shape = tuple(module.weight.shape)
     return shape if is_input_first(module) else shape[::-1]
 
 
 def content_hash(model):
-    """Hex SHA-256 of names, shapes, dtypes and bytes of all weights, whatever the model's name."""
+    """Return the SHA-256 of names, shapes, dtypes and bytes of all weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
@@ -305,10 +293,7 @@ def content_hash(model):
 
 
 def files_hash(name):
-    """SHA-256 over a local model's configuration, tokenizer and weight files, or of a hub name.
-
-    It tells two models apart without loading them.
-    """
+    """Return the SHA-256 over a local model's files, or of a hub name; nothing is loaded."""
     parts = []
     for pattern in ("config.json", "tokenizer*", "vocab.json", "merges.txt", "*.safetensors"):
         for path in sorted(Path(resolve(name)).glob(pattern)):

@@ -23,11 +23,7 @@ class Moments:
     factors: dict = field(default_factory=dict, repr=False, compare=False)  # cache of `factor`
 
     def factor(self, name):
-        """Lower Cholesky factor (m, m) of C in float64, computed once.
-
-        ValueError if there is no C of this module, or if C is not positive definite (too few or too
-        uniform texts).
-        """
+        """Return the lower Cholesky factor (m, m) of C in float64, computed once."""
         if name in self.factors:
             return self.factors[name]
         if name not in self.moments:
@@ -42,7 +38,7 @@ class Moments:
         return lower
 
     def solve(self, name, keys):
-        """C⁻¹ keys, (m,) or (m, n), in float64 on the device of `keys`."""
+        """Return C⁻¹ keys, (m,) or (m, n), in float64 on the device of `keys`."""
         lower = self.factors[name] = self.factor(name).to(keys.device)
         columns = keys.double().reshape(len(keys), -1)
         return torch.cholesky_solve(columns, lower).reshape(keys.shape)
@@ -65,20 +61,19 @@ class Moments:
 
 
 def source(model, tok):
-    """What second moments depend on beside texts: {"model_hash", "tokenizer_hash"}."""
+    """Return what moments depend on beside texts: {"model_hash", "tokenizer_hash"}."""
     return {"model_hash": content_hash(model),
             "tokenizer_hash": sha256_text(tok.backend_tokenizer.to_str())}
 
 
 def load(path):
-    """The Moments of a safetensors file (tensors other than C/… are left out); errors name it."""
+    """Read the Moments of a safetensors file (tensors other than C/… are left out)."""
     tensors, metadata = load_tensors(path)
     moments = {name[2:]: value for name, value in tensors.items() if name.startswith("C/")}
     count = metadata.get("count", 0)
-    if not isinstance(count, int):
-        raise ValueError(f"{path}: not a file of second moments, or damaged (count {count!r})")
-    if not moments:
-        raise ValueError(f"{path}: no tensor C/… in it")
+    if not moments or not isinstance(count, int):
+        raise ValueError(f"{path}: not a file of second moments, or damaged: no tensor C/…, or "
+                         f"count {count!r}")
     for name, moment in moments.items():
         square = moment.ndim == 2 and len(moment) == moment.shape[1]
         if not (square and moment.is_floating_point() and moment.isfinite().all()):
@@ -99,10 +94,7 @@ class CountSettings:
 
 
 def second_moments(model, tok, texts, layers, settings=None):
-    """Count Σ k kᵀ / tokens over all tokens of texts, in one pass that stops at the last layer.
-
-    The pass runs in the model's dtype, a batch's product in float32 or better, the sum in float64.
-    """
+    """Count Σ k kᵀ / tokens over all tokens of texts, in one pass that stops at the last layer."""
     settings = settings or CountSettings()
     names = [name_of(model, settings.part, layer) for layer in layers]
     rows = token_rows(model, tok, texts, settings)
@@ -122,7 +114,7 @@ def second_moments(model, tok, texts, layers, settings=None):
 
 
 def token_rows(model, tok, texts, settings):
-    """The id lists that are counted, packed or cut, `settings.tokens` in all."""
+    """Return the id lists that are counted, packed or cut, `settings.tokens` in all."""
     length = min(settings.length, max_length(model))
     rows = encode(tok, texts)
     if settings.pack:
@@ -140,11 +132,7 @@ def token_rows(model, tok, texts, settings):
 
 
 def cached(model, tok, texts, layers, folder, settings=None):
-    """`second_moments`, kept in `folder`; what is missing there is counted in one pass.
-
-    A file's name hashes the model's weights, the tokenizer, the texts, the layer and the settings,
-    so that changed weights under an old name are never met by old moments.
-    """
+    """Keep `second_moments` in `folder` by weights, tokenizer, texts, layer and settings."""
     settings = settings or CountSettings()
     counted = "Count" + str(settings).removeprefix("CountSettings")     # as in the first files
     origin = source(model, tok)

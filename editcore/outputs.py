@@ -4,6 +4,7 @@ import os
 import uuid
 from pathlib import Path
 
+from editcore import progress
 from editcore.files import read_json, write_json
 
 MANIFEST = ".editcore.json"     # in a folder of results: the names of the files that we wrote
@@ -11,10 +12,7 @@ DEEPEST = 100   # folders that are made for an output
 
 
 def check_file(output, *inputs):
-    """Return where a file really lies: links stay, what they lead to is written.
-
-    ValueError if it cannot be written, or is, or lies in, one of the inputs ("": none).
-    """
+    """Return where a file really lies; ValueError if it cannot be written, or is an input."""
     path = _resolved(output)
     if path.is_dir() or str(output).endswith(("/", os.sep)):
         raise ValueError(f"-o {output}: is a folder; give a file")
@@ -22,15 +20,13 @@ def check_file(output, *inputs):
         raise ValueError(f"-o {output}: is no ordinary file")
     _refuse_inputs(output, path, inputs)
     _try_to_write(output, path.parent, path.name)
+    if path.is_file():
+        progress.say(f"-o {output}: already there; it will be replaced")
     return path
 
 
 def check_folder(output, *inputs, new=False):
-    """Return where a folder really lies.
-
-    ValueError if it cannot be written into, or is, or lies in, one of the inputs. new: it must not
-    be there yet, or be empty.
-    """
+    """Return where a folder really lies; new: it must not be there yet, or be empty."""
     path = _resolved(output)
     if path.exists() and not path.is_dir():
         raise ValueError(f"-o {output}: is a file; give a folder")
@@ -42,11 +38,7 @@ def check_folder(output, *inputs, new=False):
 
 
 def claim(folder, names):
-    """Write down that files of a folder are ours; ValueError if one is there that is not.
-
-    names: paths relative to the folder. It is done before they are written, so that after a kill
-    they are known.
-    """
+    """Note, before they are written, which files are ours; ValueError if one there is not."""
     known = claimed(folder)
     foreign = [name for name in names if name not in known and os.path.lexists(folder / name)]
     if foreign:
@@ -62,11 +54,10 @@ def claimed(folder):
     if not path.is_file():
         return set()
     try:
-        names = set(map(str, read_json(path)["files"]))
-        return {name for name in names
-                if not Path(name).is_absolute() and ".." not in Path(name).parts}
+        paths = [Path(str(name)) for name in read_json(path)["files"]]
     except (TypeError, KeyError) as error:
         raise ValueError(f"{path}: damaged; remove it if all in its folder may go") from error
+    return {str(name) for name in paths if not name.is_absolute() and ".." not in name.parts}
 
 
 def _resolved(output):

@@ -35,18 +35,17 @@ log = logging.getLogger("editcore")
 def write_report(paths, out_dir, folders=(), errors=()):
     """Render the executed notebooks, the cases of their runs and the index; return its path.
 
-    paths: of the notebooks; folders: of the runs; errors: {stem: exception} of those that could not
-    be executed. RuntimeError names the notebooks that failed, once all is written: one bad page
-    does not cost the others.
+    paths: of the notebooks; folders: of the runs; errors: {stem: exception} of those not executed.
+    RuntimeError names the notebooks that failed, once all is written.
     """
     notebooks = {path.stem: read_executed(out_dir / path.name) for path in paths}
     for stem, error in dict(errors).items():
         if not failure(notebooks[stem]):    # an earlier copy, which is whole
             notebooks[stem].metadata["failure"] = f"it could not be executed again: {error}"
     stems = ["", *notebooks, ""]
-    for place, stem in enumerate(notebooks, 1):
-        log.info("rendering %s (%d of %d)", stem, place, len(notebooks))
-        around = {"before": stems[place - 1], "after": stems[place + 1]}
+    for before, stem, after in zip(stems, notebooks, stems[2:]):
+        log.info("rendering %s", stem)
+        around = {"before": before, "after": after}
         try:
             write_page(notebooks[stem], out_dir / f"{stem}.html", **around)
         except Exception as error:
@@ -111,7 +110,11 @@ def read_notebook(path):
 def write_page(notebook, path, *, before="", after="", kind="notebook"):
     """Render a notebook, its figures also as figures/<name>.png; one without end says so."""
     script = (TEMPLATES / "report/script.js").read_text("utf-8")
-    page, _ = exporter().from_notebook_node(without_progress(notebook), {
+    shown = copy.deepcopy(notebook)
+    for output in outputs(shown):
+        if output.output_type == "stream":
+            output.text = re.sub(PROGRESS, "", output.text, flags=re.M)
+    page, _ = exporter().from_notebook_node(shown, {
         "title": title(notebook), "before": before, "after": after, "kind": kind,
         "styles": styles(), "script": script, "policy": safety.policy(script),
         "failure": failure(notebook) if kind == "notebook" else ""})
@@ -122,23 +125,14 @@ def write_page(notebook, path, *, before="", after="", kind="notebook"):
         page = page.replace("</section>", f"</section>{contents(page)}", 1)
     if found := safety.faults(page, script):
         raise ValueError(f"the page would run or load {found[0]}")
-    shown = {f"figures/{name}.png": output for name, output in shown_figures(notebook).items()}
-    claim(path.parent, [path.name, *shown])
+    pictures = {f"figures/{name}.png": output for name, output in shown_figures(notebook).items()}
+    claim(path.parent, [path.name, *pictures])
     with atomic(path) as file:
         file.write_text(page, encoding="utf-8", errors="replace")
-    for name, output in shown.items():
+    for name, output in pictures.items():
         with atomic(path.parent / name) as file:
             file.write_bytes(base64.b64decode(output.data["image/png"]))
     return path
-
-
-def without_progress(notebook):
-    """Return a copy of a notebook without lines of progress."""
-    notebook = copy.deepcopy(notebook)
-    for output in outputs(notebook):
-        if output.output_type == "stream":
-            output.text = re.sub(PROGRESS, "", output.text, flags=re.M)
-    return notebook
 
 
 def scoped(text, scope):
@@ -156,15 +150,16 @@ def contents(page):
 
 def exporter():
     """Return nbconvert's HTML exporter with the package's own template, which loads nothing."""
-    priority = ["text/html", "text/markdown", "image/png", "text/plain"]
-    config = Config({"NbConvertBase": {"display_data_priority": priority},
-                     "CoalesceStreamsPreprocessor": {"enabled": True},
-                     "TagRemovePreprocessor": {"enabled": True, "remove_cell_tags": [
-                         "papermill-error-cell-tag"]}})
-    html_exporter = HTMLExporter(config=config, template_name="report",
-                                 extra_template_basedirs=[str(TEMPLATES)])
-    html_exporter.register_filter("safe_html", safety.cleaned)
-    return html_exporter
+    config = Config({
+        "NbConvertBase": {"display_data_priority": ["text/html", "text/markdown", "image/png",
+                                                    "text/plain"]},
+        "CoalesceStreamsPreprocessor": {"enabled": True},
+        "TagRemovePreprocessor": {"enabled": True, "remove_cell_tags": [
+            "papermill-error-cell-tag"]}})
+    exporter = HTMLExporter(config=config, template_name="report",
+                            extra_template_basedirs=[str(TEMPLATES)])
+    exporter.register_filter("safe_html", safety.cleaned)
+    return exporter
 
 
 def styles():
@@ -191,9 +186,8 @@ def shown_figures(notebook):
 
 
 def write_index(notebooks, out_dir, folders=()):
-    """Write the index page: findings.md, in it figures of the notebooks and the list of reports.
-
-    A line <!-- figure NOTEBOOK NAME --> stands for a figure, <!-- reports --> for the list.
+    """Write the index page: findings.md, where <!-- figure NOTEBOOK NAME --> and <!-- reports -->
+    stand for a figure and for the list of reports.
     """
     cells = []
     for part in re.split(r"^(<!-- .+ -->)$", FINDINGS.read_text("utf-8"), flags=re.M):
@@ -250,8 +244,7 @@ def write_cases(folders, out_dir):
 def publish(out_dir, target):
     """Copy a whole report and its index's figures to a folder that holds nothing else.
 
-    Each file takes its place whole; then what an earlier report left there goes. Raises as
-    `check_publish`, ValueError if a notebook failed, FileNotFoundError without a report.
+    Each file takes its place whole; then what an earlier report left there goes.
     """
     target = check_publish(out_dir, target)
     index = Path(out_dir) / "index.html"

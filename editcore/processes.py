@@ -12,10 +12,7 @@ DONE = None     # what a process sends at the end of a job
 
 
 def free_threads(workers=1):
-    """Return how many threads each worker may use: the idle cores' share, at least 1.
-
-    The environment variable OMP_NUM_THREADS, where it is set, says it instead.
-    """
+    """Return each worker's threads: its share of idle cores, at least 1, or OMP_NUM_THREADS."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdigit() and int(wanted):
         return int(wanted)
@@ -30,16 +27,19 @@ def in_processes(work, jobs, workers=2):
     """Do jobs, `workers` at a time; yields (name, item) for all that work(*arguments) yields.
 
     jobs: {name: arguments}. An exception that ends a job is an item too, and so is the death of its
-    process, as a RuntimeError; the other jobs go on. Close the generator (contextlib.closing) to
-    end the processes early.
+    process, as a RuntimeError. Close the generator (contextlib.closing) to end the processes early.
     """
+    spawn = get_context("spawn")
     waiting = list(jobs.items())
     busy = {}   # {pipe: [process, name of its job]}
     try:
         while waiting or busy:
             while waiting and len(busy) < workers:
                 name, arguments = waiting.pop(0)
-                pipe, process = _started(work)
+                pipe, end = spawn.Pipe()
+                process = spawn.Process(target=_serve, args=(end, work))
+                process.start()
+                end.close()     # so that the pipe ends with the process
                 busy[pipe] = [process, name]
                 pipe.send(arguments)
             for pipe in connection.wait(busy):
@@ -49,9 +49,12 @@ def in_processes(work, jobs, workers=2):
                 except (EOFError, OSError):
                     del busy[pipe]
                     process.join()
-                    if process.exitcode == -signal.SIGTERM:     # the whole is to end
+                    code = process.exitcode
+                    if code == -signal.SIGTERM:     # the whole is to end
                         waiting.clear()
-                    yield name, RuntimeError(_death(process.exitcode))
+                    cause = f" by signal {signal.Signals(-code).name}" if code < 0 else ""
+                    yield name, RuntimeError(f"its process was ended{cause}; the same command "
+                                             "goes on from there")
                     continue
                 if item is not DONE:
                     yield name, item
@@ -67,16 +70,6 @@ def in_processes(work, jobs, workers=2):
             process.terminate()
         for process, _ in busy.values():
             process.join()
-
-
-def _started(work):
-    """Start a process that waits for jobs; returns (pipe to it, process)."""
-    spawn = get_context("spawn")
-    pipe, end = spawn.Pipe()
-    process = spawn.Process(target=_serve, args=(end, work))
-    process.start()
-    end.close()     # so that the pipe ends with the process
-    return pipe, process
 
 
 def _serve(pipe, work):
@@ -99,11 +92,6 @@ def _plain(error):
     if type(error) in (ValueError, FileNotFoundError, OSError, RuntimeError):
         return error
     return RuntimeError(f"{type(error).__name__}: {error}")
-
-
-def _death(code):
-    cause = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else "ended"
-    return f"its process {cause}; the same command goes on from there"
 
 
 def _end_with_parent():

@@ -14,15 +14,12 @@ EVERY = 30      # seconds between plain lines
 def bar(items, label, total=None, start=0, *, delay=0):
     """Yield `items` and show progress; `total` counts from 0, a resumed loop begins at `start`.
 
-    delay: seconds after which a bar appears; for loops within others, most of which are short.
-
-    A terminal and an open notebook (JupyterLab) get a bar that goes away; pipes, log files and
-    notebooks that papermill runs get a line every 30 seconds.
+    A terminal and an open notebook get a bar that goes away (after `delay` seconds: for inner
+    loops, most of which are short), all else a line every 30 seconds.
     """
     total = start + len(items) if total is None else total
     if sys.stderr.isatty() or (_in_notebook() and "JPY_SESSION_NAME" in os.environ):
-        yield from tqdm(items, desc=label, total=total, initial=start, leave=False,
-                        delay=delay)
+        yield from tqdm(items, desc=label, total=total, initial=start, leave=False, delay=delay)
         return
     began = time.monotonic()
     shown = 0       # seconds after `began`

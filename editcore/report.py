@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -37,11 +38,7 @@ log = logging.getLogger("editcore")
 # ── in notebooks ────────────────────────────────────────────────────────────────────────────────
 
 def start():
-    """Prepare a notebook: paths are relative to the repository's root, progress is shown.
-
-    An interrupt then ends in one line; what runs have done so far is taken up by the next start.
-    ValueError names a parameter that papermill was handed and that the notebook does not have.
-    """
+    """Prepare a notebook: go to the repository's root, show progress, refuse wrong parameters."""
     os.chdir(ROOT)
     progress.show_log()
     if shell := get_ipython():
@@ -69,10 +66,9 @@ def provenance(folders=()):
     runs = pd.DataFrame([read_json(file) for file in files if file.is_file()])
     lines = {"code": f"editcore {editcore.__version__}, commit {here['commit']}"}
     if len(runs):
-        minutes = runs["seconds"].sum() / 60
         devices = ", ".join(sorted(set(runs["device"])))
         lines["runs"] = f"{len(runs)}, {runs['edits'].sum():,} edits"
-        lines["their computing time"] = f"{minutes:.1f} minutes on {devices}"
+        lines["their computing time"] = f"{runs['seconds'].sum() / 60:.1f} minutes on {devices}"
         lines["their code"] = "commit " + ", ".join(sorted(set(runs["commit"])))
     lines["versions"] = ", ".join(" ".join(item) for item in here["versions"].items())
     return pd.DataFrame({"made from": lines})
@@ -87,27 +83,24 @@ def parameters(path):
 
 
 def check(path, values):
-    """Return the values as the notebook's types; ValueError for an unknown or a wrong one.
-
-    Text is read as the type, lists and dicts as YAML: "0,1" is [0, 1]. Nothing else is converted.
-    """
-    types = {name: line["inferred_type_name"] for name, line in parameters(path).items()}
+    """Return the values as the notebook's types; text is read as the type: "0,1" is [0, 1]."""
+    name = Path(path).name
+    types = {key: line["inferred_type_name"] for key, line in parameters(path).items()}
     checked = {}
-    for name, value in values.items():
-        if name not in types:
+    for key, value in values.items():
+        if key not in types:
             known = ", ".join(f"{key}: {kind}" for key, kind in types.items()) or "none"
-            raise ValueError(f"{Path(path).name}: unknown parameter {name!r}; known are {known}")
-        kind = types[name]
+            raise ValueError(f"{name}: unknown parameter {key!r}; known are {known}")
         try:
-            adapter = pydantic.TypeAdapter(planning.type_of(kind))
+            adapter = pydantic.TypeAdapter(planning.type_of(types[key]))
         except ValueError as error:
-            raise ValueError(f"{Path(path).name}: type of {name}: {error}") from error
+            raise ValueError(f"{name}: type of {key}: {error}") from error
         try:
-            checked[name] = adapter.validate_python(_read(value, kind),
-                                                    strict=not isinstance(value, str))
+            checked[key] = adapter.validate_python(_read(value, types[key]),
+                                                   strict=not isinstance(value, str))
         except (pydantic.ValidationError, yaml.YAMLError):
-            message = f"{Path(path).name}: parameter {name} must be {kind}, not {value!r}"
-            raise ValueError(message) from None
+            raise ValueError(f"{name}: parameter {key} must be {types[key]}, not "
+                             f"{value!r}") from None
     return checked
 
 
@@ -122,16 +115,18 @@ def full_study():
     return tomllib.loads((ROOT / "data/full_study.toml").read_text("utf-8"))
 
 
-def chosen_parameters(notebooks, words, *, full=False):
-    """Return {notebook: parameters}: the full study's, then {NAME or NOTEBOOK.NAME: text}.
+def notebook_paths(folder):
+    """Return the paths of all NN_title.ipynb."""
+    return sorted(Path(folder).glob("[0-9][0-9]_*.ipynb"))
 
-    A NAME alone is for all notebooks that have it; ValueError if none has.
-    """
-    paths = {path.stem: path for path in sorted(Path(notebooks).glob("[0-9][0-9]_*.ipynb"))}
+
+def chosen_parameters(notebooks, words, *, full=False):
+    """Return {notebook: parameters}: the full study's, then {NAME or NOTEBOOK.NAME: text}."""
+    paths = notebook_paths(notebooks)
     chosen = full_study() if full else {}
     for word, text in words.items():
         notebook, dot, name = word.rpartition(".")
-        holders = [notebook] if dot else [stem for stem in paths if name in parameters(paths[stem])]
+        holders = [notebook] if dot else [path.stem for path in paths if name in parameters(path)]
         if not holders:
             raise ValueError(f"-p {word}: no notebook has this parameter; give NAME VALUE or "
                              "NOTEBOOK.NAME VALUE, as in -p 20_forgetting.n_edits 200")
@@ -146,11 +141,10 @@ def build(notebooks="notebooks", out_dir="results/reports", parameters=None, *, 
           workers=2):
     """Make the runs, execute and render every NN_title.ipynb, write the index; return its path.
 
-    parameters: {stem of a notebook: {name: value}}. What is done is not done again. A notebook
-    that fails is shown as failed; RuntimeError names it after the index is written. Raises
-    ValueError for a wrong parameter before anything runs.
+    parameters: {stem of a notebook: {name: value}}. What is done is not done again. A notebook that
+    fails is shown as failed; RuntimeError names it after the index is written.
     """
-    paths = sorted(Path(notebooks).resolve().glob("[0-9][0-9]_*.ipynb"))
+    paths = notebook_paths(Path(notebooks).resolve())
     if not paths:
         raise FileNotFoundError(f"{notebooks}: no notebook named NN_title.ipynb")
     parameters = parameters or {}
@@ -172,7 +166,6 @@ def run_notebook(path, values=None, out_dir="results/reports", *, force=False):
     """Execute one notebook from the repository's root and render it; return its page.
 
     A copy that is done and was made from the same cells, parameters and runs stays as it is.
-    Raises ValueError for a wrong parameter and RuntimeError where a cell fails.
     """
     values = check(path, values or {})
     path = Path(path).resolve()
@@ -198,21 +191,17 @@ def make_runs(planned, workers=2):
 
     wanted = {}
     for folder, runs in planned:
-        wanted.setdefault(folder, []).extend(runs)
+        wanted.setdefault(folder, {}).update(dict.fromkeys(runs))
     folders = []
     for folder, runs in wanted.items():
         missing = plans.status(runs, folder)["status"].isin(["missing", "begun"]).sum()
         log.info("%s: %d runs to make, %d at a time", folder, missing, workers)
-        folders += loop.execute_all(list(dict.fromkeys(runs)), folder, workers)
+        folders += loop.execute_all([*runs], folder, workers)
     return folders
 
 
 def planned_runs(path, values):
-    """Return (folder, runs) that a notebook asks for in its cells tagged `plan`, not executed.
-
-    Such a cell makes lists of Run out of the notebook's parameters by the functions of `plans`;
-    ValueError if it does anything else. See `planning`.
-    """
+    """Return (folder, runs) that a notebook's cells tagged `plan` ask for; see `planning`."""
     from editcore.study import plans
     from editcore.study.run import Run
 
@@ -252,16 +241,17 @@ def is_done(executed, key=None):
 
 def _execute_all(jobs, out_dir, *, force, workers):
     """Execute the notebooks that are not done, each in a process; return {stem: exception}."""
-    keys = {path: notebook_key(path, values) for path, values in jobs.items()}
-    todo = {path.stem: (path, out_dir / path.name, jobs[path], keys[path]) for path in jobs
-            if force or not is_done(out_dir / path.name, keys[path])}
+    todo = {}
+    for path, values in jobs.items():
+        key = notebook_key(path, values)
+        if force or not is_done(out_dir / path.name, key):
+            todo[path.stem] = (path, out_dir / path.name, values, key)
     log.info("%d notebooks, %d to execute, %d at a time", len(jobs), len(todo), workers)
     errors = {}
     with contextlib.closing(processes.in_processes(_execute, todo, workers)) as ends:
         for stem, end in progress.bar(ends, "notebooks", len(todo)):
             log.info("%s: %s", stem, end or "done")
-            if end:
-                errors[stem] = end
+            errors |= {stem: end} if end else {}
     return errors
 
 
@@ -280,10 +270,7 @@ class OwnKernel(AsyncKernelManager):
 
 
 def execute(path, executed, values, *, key, progress_bar=False):
-    """Execute a notebook with papermill; RuntimeError tells where it stopped.
-
-    An earlier copy stays until a cell of the new one has run.
-    """
+    """Execute a notebook with papermill; an earlier copy stays until a cell of it has run."""
     executed.parent.mkdir(parents=True, exist_ok=True)
     search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ.update(PYTHONPATH=search, OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"))
@@ -300,24 +287,20 @@ def execute(path, executed, values, *, key, progress_bar=False):
                 config=Config({"KernelManager": manager}), shutdown_kernel="immediate",
                 kernel_manager_class=OwnKernel,
                 extra_arguments=["--IPKernelApp.capture_fd_output=False"])
-        except papermill.PapermillExecutionError as error:
-            _keep(running, executed)
-            raise RuntimeError(f"{path.name}: cell {error.exec_count} failed with {error.ename}: "
-                               f"{error.evalue}") from None
-        except Exception as error:      # the kernel did not start, or died
-            _keep(running, executed)
+        except Exception as error:      # of a cell, or the kernel did not start, or died
+            copy = pages.read_executed(running)
+            if any(cell.get("execution_count") for cell in copy.cells):
+                _write(copy, executed)
+            if isinstance(error, papermill.PapermillExecutionError):
+                error = f"cell {error.exec_count} failed with {error.ename}: {error.evalue}"
             raise RuntimeError(f"{path.name}: {error}") from None
     notebook.metadata["editcore"] = {"key": key}
-    with atomic(executed) as file:
+    _write(notebook, executed)
+
+
+def _write(notebook, path):
+    with atomic(path) as file:
         nbformat.write(notebook, file)
-
-
-def _keep(running, executed):
-    """Keep what there is of a notebook that failed, if any of its cells ran."""
-    notebook = pages.read_executed(running)
-    if any(cell.get("execution_count") for cell in notebook.cells):
-        with atomic(executed) as file:
-            nbformat.write(notebook, file)
 
 
 def _socket_folder():
@@ -327,16 +310,13 @@ def _socket_folder():
     return None if fits or not os.access("/tmp", os.W_OK) else "/tmp"
 
 
-class NotebookLog:
-    """A file for what a running notebook writes: lines of the log."""
+class NotebookLog(io.TextIOBase):
+    """A file for what a running notebook writes: lines of the log, after the notebook's name."""
 
     def __init__(self, name):
         self.name = name
 
     def write(self, text):
-        """Log each line after the notebook's name."""
+        """Log each line."""
         for line in filter(str.strip, text.splitlines()):
             log.info("%s: %s", self.name, line.strip())
-
-    def flush(self):
-        """Do nothing: the log is not buffered."""

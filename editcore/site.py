@@ -8,6 +8,7 @@
 At every point each of a few facts that the model knows is edited alone into the unedited model.
 """
 
+import functools
 import json
 import time
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Inputs:
 
     @property
     def key(self):
-        """A hash of all that the results depend on."""
+        """Return a hash of all that the results depend on."""
         parts = [self.known, self.facts, self.held_out, self.texts, self.contexts, self.seed]
         return sha256_text(content_hash(self.model), *parts)[:16]
 
@@ -63,40 +64,37 @@ class Inputs:
 def inputs(model, tok, facts, *, held_out=(), texts=(), stats="", number=8, seed=0, cache=None):
     """Choose `number` facts that the model knows, of as many relations, and take its templates.
 
-    Facts that open their prompt are left out: some of them are disabling edits. texts: default as
-    `generate.default_texts`; held_out: default is the model's own text. ValueError if the model
-    knows too few.
+    Facts that open their prompt are left out. texts: default as `generate.default_texts`; held_out:
+    default is the model's own text. ValueError if the model knows too few.
     """
     cache = str(cache or cache_folder())
     asked = order(facts, seed)[:ASKED]
-    hits = knowledge.known(model, tok, asked, cache)
-    known = [fact for fact, hit in zip(asked, hits) if hit]
+    known = [fact for fact, hit in zip(asked, knowledge.known(model, tok, asked, cache)) if hit]
     usable = [fact for fact in known if fact.paraphrases and fact.neighbours
               and not fact.prompt.startswith("{}")]
     first = {}
     for fact in usable:
         first.setdefault(fact.relation or fact.prompt, fact)
-    others = [fact for fact in usable if fact not in first.values()]
-    chosen = [*first.values(), *others][:number]
+    chosen = list(dict.fromkeys([*first.values(), *usable]))[:number]
     if len(chosen) < number:
         raise ValueError(f"site: {number} facts wanted that the model knows, with paraphrases and "
                          f"neighbours, but of {len(asked)} there are {len(chosen)}")
-    texts = tuple(texts) or () if stats else tuple(
-        texts or generate.default_texts(model, tok, seed=seed, folder=cache))
+    if not texts and not stats:
+        texts = generate.default_texts(model, tok, seed=seed, folder=cache)
     passages = list(held_out) or generate.own_texts(model, tok, 2 * TOKENS, seed + 1, cache)
     (ids,) = encode(tok, [" ".join(passages[:100])])
-    contexts = templates.cached(model, tok, CONTEXTS, seed, cache)
     text = tok.decode(ids[:TOKENS], skip_special_tokens=True)
-    return Inputs(model, tok, known, chosen, text, texts, str(stats), contexts, seed, cache)
+    contexts = templates.cached(model, tok, CONTEXTS, seed, cache)
+    return Inputs(model, tok, known, chosen, text, tuple(texts), str(stats), contexts, seed, cache)
 
 
 def patching(inputs):
-    """The DataFrame of `causal.patching` over the known facts."""
+    """Return the DataFrame of `causal.patching` over the known facts."""
     return causal.patching(inputs.model, inputs.tok, inputs.known, count=PATCHED, seed=inputs.seed)
 
 
 def candidates(where, number=LAYERS):
-    """Up to `number` layers from 0 on, before MLPs first carry less than LEAST of the margin."""
+    """Return up to `number` layers from 0 on, before MLPs first carry less than LEAST."""
     margins = where[where["position"] == "mlp"].sort_values("layer")["margin"].to_numpy()
     small = np.flatnonzero(margins < LEAST)
     last = max(0, small[0] - 1) if len(small) else len(margins) - 1
@@ -104,7 +102,7 @@ def candidates(where, number=LAYERS):
 
 
 def count(inputs, layers):
-    """The second moments of all layers that a sweep over `layers` may edit."""
+    """Return the second moments of all layers that a sweep over `layers` may edit."""
     if inputs.stats:
         return moments.load(inputs.stats).check(inputs.model, inputs.tok, inputs.stats)
     wanted = [*layers, *_published(inputs, "memit").get("layers", ()), max(layers) + 1]
@@ -114,18 +112,12 @@ def count(inputs, layers):
 
 
 def sweep(inputs, layers, measure=None):
-    """A DataFrame editor, settings, S, ES, ... of ROME by layer, then its clamp and lr; MEMIT
-    around ROME's best layer, then its λ and clamp; what is published for the model; FT-L's ε.
+    """Return a DataFrame editor, settings, S, ES, ... of ROME by layer, then its clamp and lr;
+    MEMIT around ROME's best layer, then its λ and clamp; what is published; FT-L's ε.
 
     measure(editor, settings) -> row; default: `point`, which edits.
     """
-    if measure is None:
-        counted = count(inputs, layers)
-        unedited = _perplexity(inputs)
-
-        def measure(editor, settings):
-            return point(inputs, editor, settings, counted=counted, unedited=unedited)
-
+    measure = measure or _measuring(inputs, layers)
     rows = [measure("rome", {"layer": layer, "lr": 0.5, "clamp": 4.0}) for layer in layers]
     best = sorted(rows, key=lambda row: -row["S"])[:2]
     rows += [measure("rome", row["settings"] | {"clamp": clamp})
@@ -161,7 +153,7 @@ def _published(inputs, editor):
 
 
 def point(inputs, editor, settings, *, counted, unedited):
-    """One row of `sweep`: scores of each fact edited alone, means over the facts.
+    """Return one row of `sweep`: scores of each fact edited alone, means over the facts.
 
     relative: ‖ΔW‖ / ‖W‖, mean over edited matrices; perplexity: times that of the unedited model;
     seconds per edit.
@@ -188,7 +180,7 @@ def point(inputs, editor, settings, *, counted, unedited):
 
 
 def choose(points):
-    """{editor: settings} of the highest S; of those within TIE the smallest ‖ΔW‖ / ‖W‖."""
+    """Return {editor: settings} of the highest S; of those within TIE the smallest ‖ΔW‖ / ‖W‖."""
     chosen = {}
     for editor, rows in points.groupby("editor", sort=False):
         best = rows[rows["S"] >= rows["S"].max() - TIE]
@@ -197,13 +189,13 @@ def choose(points):
 
 
 def everywhere(chosen):
-    """`choose`'s settings also for the editors that share the published ones of a chosen editor."""
+    """Return `choose`'s settings also for editors with the same published settings."""
     return {name: chosen[base] for base in chosen for name, editor in EDITORS.items()
             if editor.config is EDITORS[base].config and editor.paper is EDITORS[base].paper}
 
 
 def search(inputs, folder, layers=()):
-    """Patching and sweep, kept in `folder` point by point; returns a text with the tables.
+    """Patch and sweep, kept in `folder` point by point; returns a text with the tables.
 
     Writes patching.csv, sweep.csv, site.png and settings.json. What the folder holds of the same
     model and facts is not done again.
@@ -218,7 +210,7 @@ def search(inputs, folder, layers=()):
     layers = list(layers) or candidates(where)
     for layer in layers:
         name_of(inputs.model, "mlp_out", layer)
-    points = sweep(inputs, layers, _remembering(inputs, layers, folder / "sweep.csv", key))
+    points = sweep(inputs, layers, _measuring(inputs, layers, folder / "sweep.csv"))
     chosen = choose(points)
     write_json(folder / "settings.json", everywhere(chosen))
     fig = draw(where, points)
@@ -233,7 +225,7 @@ def search(inputs, folder, layers=()):
 
 
 def read(path, key=""):
-    """The DataFrame of a file that `search` wrote, of one key if there is one; empty without it."""
+    """Read the DataFrame of a file that `search` wrote, of one key if there is one."""
     if not Path(path).is_file():
         return pd.DataFrame()
     table = pd.read_csv(path)
@@ -244,7 +236,7 @@ def read(path, key=""):
 
 
 def draw(where, points):
-    """A figure of three panels: patching by layer, ROME by layer, all points."""
+    """Draw three panels: patching by layer, ROME by layer, all points."""
     fig, axes = plt.subplots(1, 3, figsize=(figures.WIDTH, 3.4), layout="constrained")
     names = {"subject": "state, last subject token", "last": "state, last prompt token",
              "mlp": "3 MLPs, last subject token"}
@@ -274,24 +266,25 @@ def draw(where, points):
     return fig
 
 
-def _remembering(inputs, layers, path, key):
-    """`measure` for `sweep` that keeps every row in a file."""
-    table = read(path, key)
-    known = {(row["editor"], json.dumps(row["settings"])): row for row in table.to_dict("records")}
-    once = []       # moments and the unedited perplexity, taken when the first row is missing
+def _measuring(inputs, layers, path=None):
+    """`measure` of `sweep`; a row that stands in the file `path` is not taken again."""
+    key = inputs.key
+    rows = read(path, key).to_dict("records") if path else []
+    known = {(row["editor"], json.dumps(row["settings"])): row for row in rows}
+    once = functools.cache(lambda: (count(inputs, layers), _perplexity(inputs)))
 
     def measure(editor, settings):
-        word = (editor, json.dumps(settings))
-        if word not in known:
-            if not once:
-                once.extend([count(inputs, layers), _perplexity(inputs)])
+        words = json.dumps(settings)
+        if (editor, words) not in known:
+            counted, unedited = once()
             for _ in bar([0], f"{editor} {settings}"):
-                row = point(inputs, editor, settings, counted=once[0], unedited=once[1])
-            known[word] = row
-            line = row | {"settings": json.dumps(settings), "key": key}
-            old = pd.read_csv(path) if path.is_file() else pd.DataFrame()
-            _write(pd.concat([old, pd.DataFrame([line])]), path)
-        return known[word] | {"settings": settings}
+                row = point(inputs, editor, settings, counted=counted, unedited=unedited)
+            known[editor, words] = row
+            if path:
+                old = pd.read_csv(path) if path.is_file() else pd.DataFrame()
+                line = pd.DataFrame([row | {"settings": words, "key": key}])
+                _write(pd.concat([old, line]), path)
+        return known[editor, words] | {"settings": settings}
 
     return measure
 

@@ -25,8 +25,8 @@ class TemplateGroup:
 def sample(model, tok, groups, seed, *, top_k=5):
     """Sample ("{}", "text. {}", …): the plain template, then those of `groups`, by one generator.
 
-    Braces in a text become spaces, so that every template has one {}. Where the start of a text is
-    not the BOS, first words follow it too: without it, such models write no running text.
+    Where the start of a text is not the BOS, first words follow it too: without it, such models
+    write no running text.
     """
     generator = torch.Generator().manual_seed(seed)
     opening = text_start(tok)
@@ -47,7 +47,7 @@ def sample(model, tok, groups, seed, *, top_k=5):
 
 
 def cached(model, tok, groups, seed, folder):
-    """`sample`, kept in `folder` by the model's weights, the tokenizer, the groups and the seed."""
+    """Keep `sample` in `folder` by the model's weights, the tokenizer, the groups and the seed."""
     key = sha256_text(content_hash(model), tok.backend_tokenizer.to_str(), text_start(tok), groups,
                       seed)
     path = Path(folder) / f"templates-{key[:24]}.json"
@@ -57,17 +57,17 @@ def cached(model, tok, groups, seed, folder):
 
 
 def template(text):
-    """"text. {}" without braces in the text."""
+    """Return "text. {}" without braces in the text, so that there is one {}."""
     return text.replace("{", " ").replace("}", " ").strip() + ". {}"
 
 
 def read(path):
-    """The templates of a JSON file: a list of texts or of groups of them, flattened."""
+    """Read the templates of a JSON file: a list of texts or of groups of them, flattened."""
     return check(flat(read_json(path)), path)
 
 
 def check(templates, label="contexts"):
-    """The templates as a tuple; ValueError unless the first is "{}" and each has exactly one {}."""
+    """Return templates as a tuple; ValueError unless each has one {} and the first is "{}"."""
     if not templates or templates[0] != "{}":
         raise ValueError(f'{label}: the first context template must be the plain prompt, "{{}}"')
     for text in templates:

@@ -9,10 +9,7 @@ from editcore.facts import UNSPACED, same
 
 
 def encode(tok, texts):
-    """Token id lists of texts, each begun as the tokenizer begins a text (some add a BOS).
-
-    What a tokenizer puts behind a text (some add an EOS) is left out: the text goes on.
-    """
+    """Return texts' id lists, begun as the tokenizer begins a text; what it puts behind is cut."""
     if not texts:
         return []
     end = appended(tok)
@@ -21,13 +18,13 @@ def encode(tok, texts):
 
 
 def appended(tok):
-    """Number of special tokens that the tokenizer puts behind every text."""
+    """Return how many special tokens the tokenizer puts behind every text."""
     mask = tok("a", return_special_tokens_mask=True)["special_tokens_mask"]
     return mask[::-1].index(0) if 0 in mask else 0
 
 
 def encode_pairs(tok, pairs, labels=None):
-    """[(prompt ids, answer ids)] of (prompt, answer) texts: the ids of the joined text, cut.
+    """Return [(prompt ids, answer ids)] of (prompt, answer) texts: the ids of the joined text, cut.
 
     A blank joins them (see `gap`). Where a token would hold the prompt's end and the answer's
     beginning, both are tokenised alone. ValueError names an answer that holds a control token or
@@ -55,17 +52,17 @@ def encode_pairs(tok, pairs, labels=None):
 
 
 def answer_ids(tok, prompt, answer):
-    """Ids of an answer behind a prompt, cut from the joined text: see `encode_pairs`."""
+    """Return the ids of an answer behind a prompt: see `encode_pairs`."""
     return encode_pairs(tok, [(prompt, answer)])[0][1]
 
 
 def target_ids(tok, target):
-    """Ids of a target by itself: those it has behind a word."""
+    """Return the ids of a target by itself: those it has behind a word."""
     return answer_ids(tok, "a", target)
 
 
 def gap(prompt, answer, controls=()):
-    """What stands between a prompt and its answer: a blank, or nothing.
+    """Return what stands between a prompt and its answer: a blank, or nothing.
 
     Nothing behind a line break, a control token or an opening bracket, and nothing where either
     side is of a script that is written without blanks (Chinese, Japanese, Thai, …).
@@ -77,7 +74,7 @@ def gap(prompt, answer, controls=()):
 
 
 def control_tokens(tok):
-    """The texts of the tokenizer's control tokens: all that are special, or look like a tag."""
+    """Return the tokenizer's control tokens: all that are special, or look like a tag."""
     added = tok.backend_tokenizer.get_added_tokens_decoder().values()
     tags = [token.content for token in added
             if token.special or re.fullmatch(r"<.+>|\[.+\]", token.content)]
@@ -92,17 +89,13 @@ def refuse_controls(text, controls, label):
 
 
 def with_subject(tok, template, subject):
-    """(ids, lookup): ids of the filled template and the last token that overlaps the subject."""
+    """Return (ids of the filled template, last token that overlaps the subject)."""
     ids, _, last = subject_span(tok, template, subject)
     return ids, last
 
 
 def subject_span(tok, template, subject):
-    """(ids, first, last): ids of the filled template and the subject's first and last token.
-
-    Works on the offset mapping, never by decoding. ValueError if there is not exactly one {}, or
-    the subject holds a control token.
-    """
+    """Return (ids of the filled template, first and last token of the subject in it)."""
     if template.count("{}") != 1:
         raise ValueError(f"prompt {template!r} needs exactly one {{}} for the subject {subject!r}")
     text = template.replace("{}", subject)
@@ -119,10 +112,7 @@ def subject_span(tok, template, subject):
 
 
 def separator(tok):
-    """The token between documents: "<|endoftext|>" where it is a special token, else BOS or EOS.
-
-    In chat models BOS and EOS begin and end a message instead.
-    """
+    """Return the token between documents: a special "<|endoftext|>", else BOS or EOS."""
     added = [token.content for token in tok.added_tokens_decoder.values() if token.special]
     ends = [token for token in [*tok.all_special_tokens, *added]
             if re.sub(r"[\W_]", "", token).lower() == "endoftext"]
@@ -130,17 +120,17 @@ def separator(tok):
 
 
 def text_start(tok):
-    """The prompt that opens a text: "" where the tokenizer adds a BOS, else its `separator`."""
+    """Return the prompt that opens a text: "" where the tokenizer adds a BOS, else `separator`."""
     return "" if any(encode(tok, [""])) else separator(tok)
 
 
 def pad_id(tok):
-    """The id used for padding (masked everywhere): the pad token, else the end of text, else 0."""
+    """Return the id used for padding: the pad token, else the end of text, else 0."""
     return next((i for i in (tok.pad_token_id, tok.eos_token_id) if i is not None), 0)
 
 
 def pad(rows, fill=0, device="cpu"):
-    """Right-padded (ids (B, T), mask (B, T)) int64 of id lists; mask is 1 on tokens."""
+    """Return right-padded (ids (B, T), mask (B, T)) int64 of id lists; mask is 1 on tokens."""
     width = max(len(row) for row in rows)
     ids = [row + [fill] * (width - len(row)) for row in rows]
     mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
@@ -148,10 +138,7 @@ def pad(rows, fill=0, device="cpu"):
 
 
 def batches(lengths, max_tokens=8192):
-    """Index lists that cover `lengths`, similar ones together, each at most max_tokens when padded.
-
-    A single row longer than max_tokens is a batch of its own. Deterministic.
-    """
+    """Yield index lists of similar lengths, each of at most max_tokens when padded, or one row."""
     current = []
     for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         if current and (len(current) + 1) * lengths[index] > max_tokens:
@@ -163,10 +150,7 @@ def batches(lengths, max_tokens=8192):
 
 
 def common(rows, limit, least=16):
-    """Number of tokens, at most limit, with which all id lists begin: worth running once.
-
-    0 for a single row and where there are fewer than `least`.
-    """
+    """Return how many tokens, up to limit, all of several id lists begin with; 0 below `least`."""
     if len(rows) < 2:
         return 0
     low = min(rows)
@@ -183,10 +167,7 @@ def check_lengths(rows, labels, limit):
 
 
 def _cut(tok, prompt, tail, *, ids, label):
-    """(prompt ids, ids of both) where the joined text does not begin with the prompt's own `ids`.
-
-    As where "\\n\\n" is a token at the end of a text, but two before a letter.
-    """
+    """(prompt ids, ids of both) where the joined text does not begin with the prompt's `ids`."""
     coded = tok(prompt + tail, return_offsets_mapping=True)
     joined = coded["input_ids"][:len(coded["input_ids"]) - appended(tok)]
     spans = coded["offset_mapping"][:len(joined)]

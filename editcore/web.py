@@ -21,10 +21,7 @@ def check_address(url):
 
 
 def fetch(url, path, *, limit, seconds=3600):
-    """Write what lies at an address to a file; ValueError if it is cut off, too long or too slow.
-
-    limit: bytes; seconds: for the whole.
-    """
+    """Write what lies at an address to a file; limit: bytes; seconds: for the whole."""
     with open(path, "wb") as file:
         asyncio.run(_stream("GET", url, file.write, limit=limit, seconds=seconds))
 

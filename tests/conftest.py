@@ -133,6 +133,11 @@ def taught(model, pairs, lr=0.01):
     return model.requires_grad_(False)
 
 
+def drawn(*shape, seed=0):
+    """Random normal numbers of a shape."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
 @pytest.fixture
 def themed():
     """The study's look while one test draws; matplotlib is put back after it."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from conftest import corpus
 
+from editcore.delta import Delta, dense
 from editcore.editors import EDITORS, EditorInputs, configure
 from editcore.moments import CountSettings, second_moments
 
@@ -53,3 +54,11 @@ def prepared_case(editor, model, tok, facts, **changes):
     config = configure(editor, CASES[editor] | changes)
     inputs = EditorInputs(texts=shuffled(), contexts=CONTEXTS, pilot=tuple(facts[-2:]))
     return config, EDITORS[editor].prepare(model, tok, config, inputs)
+
+
+def tensors_of(edit):
+    """{name: tensor} of a Delta or a Patch."""
+    if isinstance(edit, Delta):
+        return {name: dense(change) for name, change in edit.changes.items()}
+    return {f"{name}/{key}": value for name, part in edit.parts.items()
+            for key, value in vars(part).items() if torch.is_tensor(value)}

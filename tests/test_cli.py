@@ -13,7 +13,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -27,7 +26,6 @@ from editcore.metrics import means, measure
 from editcore.model import content_hash, load
 from editcore.study import plans
 
-SHARED = Path(__file__).parents[2] / "shared"
 COMMANDS = ["edit", "apply", "evaluate", "disabling", "study", "report", "run", "train",
             "data"]
 MEMIT = "layers=1,2 lambda=50 steps=3"
@@ -195,32 +193,11 @@ def test_evaluate_writes_rows_and_answers_with_means(here, capsys):
     assert list(rows.columns) == ["run", "model", "editor", "data", "seed", "step", "fact",
                                   "metric", "value"]
     assert set(rows["step"]) == {5} and f"{wanted['ES_prob']:.4f}" in answer
-    assert does("evaluate model facts.json -o plain.parquet") == 0
-    assert pd.read_parquet("plain.parquet")["value"].tolist() != rows["value"].tolist()
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="no reference results beside this checkout")
-@pytest.mark.parametrize("editor, first, words", [
-    ("memit_batch16", 16, "--editor memit --set layers=0,1,2 lambda=200 clamp=2 "
-     "--contexts {}/contexts_memit.json"),
-    ("rome_single5", 1, "--editor rome --set layer=1 --contexts {}/contexts_rome.json")])
-def test_reference_results(tmp_path, editor, first, words):
-    """What the public code computes: to 2e-5 for MEMIT, 1e-5 for ROME."""
-    golden = SHARED / "golden"
-    requests = json.loads((golden / "requests.json").read_text())[:first]
-    (tmp_path / "facts.json").write_text(json.dumps(requests))
-    assert cli.main(["edit", str(golden / "model"), str(tmp_path / "facts.json"),
-                     *words.format(golden).split(), "--stats",
-                     str(golden / f"{editor}.safetensors"), "-o", str(tmp_path / "d")]) == 0
-    with safe_open(golden / f"{editor}.safetensors", "pt") as file:
-        for name, change in delta.load(tmp_path / "d").changes.items():
-            limit = 2e-5
-            if first == 1:
-                wanted = torch.outer(file.get_tensor("edit0/u"), file.get_tensor("edit0/v"))
-                limit = 1e-5
-            else:
-                wanted = file.get_tensor(f"total_delta/{name}")
-            assert (change - wanted).norm() / wanted.norm() < limit
+    assert does("evaluate model facts.json -o plain.csv") == 0
+    assert "facts.json: no record has what PS, NS ask for" in capsys.readouterr().err
+    plain = pd.read_csv("plain.csv", keep_default_na=False)
+    assert list(plain.columns) == list(rows.columns)
+    assert plain["value"].tolist() != rows["value"].tolist()
 
 
 # ── studies and reports ─────────────────────────────────────────────────────────────────────────
@@ -319,10 +296,11 @@ def test_a_file_is_compared_with_what_is_known(tmp_path, toy):
     ("edit model facts.json --editor ft --set epsilon=0.1 --device hpu -o d", "device 'hpu' ca"),
     ("edit model facts.json --editor ft --set epsilon=0.1 --device meta -o d", "device 'meta' ca"),
     ("edit model facts.json --editor ft --set epsilon=0.1 --device cpu:x -o d", "device 'cpu:x' "),
-    ("evaluate model facts.json --device tpu -o d", "device 'tpu' cannot be used here"),
-    ("evaluate model facts.json --metrics greedy -o d", "'greedy' writes answers to the prompts"),
-    ("evaluate model facts.json --metrics PO -o d", "no record has what PO ask for"),
-    ("evaluate model facts.json --metrics PS greedy -o d", "no record has what PS, greedy"),
+    ("evaluate model facts.json --device tpu -o d.csv", "device 'tpu' cannot be used here"),
+    ("evaluate model facts.json --metrics greedy -o d.csv", "'greedy' writes answers to the pr"),
+    ("evaluate model facts.json --metrics PO -o d.csv", "no record has what PO ask for"),
+    ("evaluate model facts.json --metrics PS greedy -o d.csv", "no record has what PS, greedy"),
+    ("evaluate model facts.json -o d", "-o d: give a name that ends in .csv or .p"),
     ("study orders --workers 0", "greater than or equal to 1"),
     ("study orders --list -p measure XS,YS", "metric 'YS'"),
     ("study orders --list -p device hpu", "device 'hpu' cannot be used"),
@@ -343,7 +321,7 @@ def test_a_file_is_compared_with_what_is_known(tmp_path, toy):
     ("edit model facts.json --editor ft", "Missing option '-o'"),
     ("apply model none.safetensors -o d", "none.safetensors: no such file"),
     ("apply model texts.txt -o d", "texts.txt: not"),
-    ("evaluate model facts.json --metrics XS -o d", "metric 'XS'"),
+    ("evaluate model facts.json --metrics XS -o d.csv", "metric 'XS'"),
     ("study nothing", "unknown plan 'nothing': choose one of orders"),
     ("study orders -p edits 5", "unknown parameter 'edits'"),
     ("study orders -p n_edits few", "n_edits must be int"),
@@ -468,6 +446,7 @@ def test_results_stay_out_of_the_folders_they_are_made_from(obstacles, capsys, w
     ({"subject": ""}, "bad.json: record 1: the subject is empty"),
     ({"target_new": ""}, "bad.json: record 1: target_new is empty"),
     ({"case_id": 0}, "bad.json: record 0: case_id occurs twice"),
+    ({"prompt": "{} is located in", "subject": "Orla"}, "records 0 and 1 want 'Rome' and 'Par"),
     ({"prompt": "so " * 80 + "{} is"}, "record 1: .* at most 6")])
 def test_malformed_facts_are_one_line(here, capsys, change, message):
     records = json.loads(Path("facts.json").read_text())
@@ -510,18 +489,20 @@ def test_an_error_of_a_library_is_one_line_too(here, capsys, monkeypatch):
 
 def test_a_full_disk_is_one_line_and_loses_nothing(here, capsys):
     """As far as a limit on the size of files is one."""
-    Path("d.safetensors").write_text("earlier")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    for words in (f"{EDIT} --sequential", "evaluate model facts.json -o d.safetensors"):
+    for name, words in (("d.safetensors", f"{EDIT} --sequential"),
+                        ("d.parquet", "evaluate model facts.json -o d.parquet")):
+        Path(name).write_text("earlier")
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
         try:
             code = does(words)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        error = capsys.readouterr().err
-        assert code == 2 and error.count("\n") == 1, error
-        assert Path("d.safetensors").read_text() == "earlier"
+        first, error = capsys.readouterr().err.splitlines()
+        assert first == f"-o {name}: already there; it will be replaced"
+        assert code == 2 and error.startswith("editcore: ")
+        assert Path(name).read_text() == "earlier"
         assert not [path for path in here.iterdir() if path.name.startswith(".d")]
     signal.signal(signal.SIGXFSZ, handler)
 
@@ -576,7 +557,8 @@ def test_editors_are_listed_with_every_setting(capsys):
     lines = {name: line for name, line in rows if name != "example"}
     assert set(lines) == set(EDITORS)
     for editor, line in lines.items():
-        names = [field.name for field in dataclasses.fields(EDITORS[editor].config)]
+        names = [field.name for field in dataclasses.fields(EDITORS[editor].config)
+                 if field.name != "context_groups"]
         assert re.findall(r"(?:^| )(\w+)=", line) == names
     assert "convention=r-rome" in lines["r-rome"] and "layer=?" in lines["rome"]
 

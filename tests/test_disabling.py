@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import corpus, make
+from conftest import make
+from editor_cases import ridged_moments
 
 from editcore import disabling
 from editcore.cli import main
@@ -17,7 +18,6 @@ from editcore.editors.target_value import EditSite, encode_facts, optimise
 from editcore.facts import Fact, one_per_subject, order, read_facts
 from editcore.hooks import capture, run
 from editcore.model import module_of, name_of
-from editcore.moments import CountSettings, second_moments
 from editcore.study.measure import denominators
 from editcore.study.run import make_run
 from editcore.tokens import with_subject
@@ -32,10 +32,7 @@ SETTINGS = {"layer": 1, "steps": 6, "lr": 0.3, "clamp": 2}
 
 def prepare(model, tok, config):
     """What ROME takes from the model, its second moments made definite."""
-    settings = CountSettings(length=32)
-    moments = second_moments(model, tok, corpus() * 4, [config.layer], settings)
-    moments = replace(moments, moments={name: moment + 0.01 * torch.eye(len(moment))
-                                        for name, moment in moments.moments.items()})
+    moments = ridged_moments(model, tok, [config.layer])
     inputs = EditorInputs(moments=moments, contexts=CONTEXTS)
     return EDITORS["rome"].prepare(model, tok, config, inputs)
 

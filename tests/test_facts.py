@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from editcore.facts import Fact, fact, one_per_subject, order, read_facts
+from editcore.facts import Fact, check_agreement, fact, one_per_subject, order, read_facts
 
 PLAIN = {"prompt": "{} speaks", "subject": "Orla", "target_new": "Bol"}
 RECORD = {
@@ -35,23 +35,9 @@ def test_counterfact_and_plain_layout():
     assert Fact(prompt="{} is", subject="X", target_new="big").case_id == 0
 
 
-@pytest.mark.parametrize("record, words", [
-    (PLAIN | {"subject": " "}, "record 5: the subject is empty"),
-    (PLAIN | {"prompt": "Orla speaks"}, "record 5: .*must mark the subject"),
-    (PLAIN | {"prompt": "He speaks"}, "record 5: .*does not contain the subject"),
-    (PLAIN | {"prompt": "{} and {}"}, "record 5: .*exactly one"),
-    (PLAIN | {"target_new": ""}, "record 5: target_new is empty"),
-    (PLAIN | {"target_true": "Bol"}, "record 5: target_new equals target_true"),
-    (PLAIN | {"target_new": 4}, "record 5: target_new is not a text"),
-    ({"prompt": "{} is"}, "record 5: no subject, target_new"),
-    ("text", "record 5: expected an object"),
-    ({"requested_rewrite": "x"}, "record 5: requested_rewrite is not an object"),
-    (RECORD | {"neighborhood_prompts": "Sue speaks"}, "record 7: neighborhood_prompts is not a li"),
-    (RECORD | {"portability": {"alias": [{"prompt": "She speaks"}]}}, "record 7: .*ground_truth"),
-])
-def test_bad_records_are_named(record, words):
-    with pytest.raises(ValueError, match=words):
-        fact(record, 5)
+def test_a_record_that_is_no_object_is_named():
+    with pytest.raises(ValueError, match="record 5: expected an object"):
+        fact("text", 5)
 
 
 def test_read_facts(tmp_path):
@@ -66,6 +52,14 @@ def test_read_facts(tmp_path):
         path.write_text(json.dumps(records))
         with pytest.raises(ValueError, match=words):
             read_facts(path, [])
+
+
+def test_two_answers_after_one_prompt_are_refused():
+    facts = [Fact(case_id=i, subject="Orla", prompt="{} speaks", target_new=text)
+             for i, text in enumerate(("Bol", "Bol", "Vlud"))]
+    check_agreement(facts[:2])
+    with pytest.raises(ValueError, match="records 0 and 2 want 'Bol' and 'Vlud' after the same"):
+        check_agreement(facts)
 
 
 def test_order_is_the_published_one():

@@ -21,21 +21,16 @@ def plain(model, tok, prompt, n_new):
     return ids[-n_new:]
 
 
+@pytest.mark.parametrize("begin", ["", "Everybody knows that Sue Oakes knows well that "])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_greedy_equals_the_plain_loop(family, request, monkeypatch):
+def test_greedy_equals_the_plain_loop(family, begin, request, monkeypatch):
     model, tok = request.getfixturevalue(family)
-    expected = [plain(model, tok, prompt, 6) for prompt in PROMPTS]
-    assert continuations(model, tok, PROMPTS, 6).tolist() == expected
-    monkeypatch.setattr(generate, "batches", lambda lengths: batches(lengths, max_tokens=10))
-    assert continuations(model, tok, PROMPTS, 6).tolist() == expected   # one prompt at a time
-    assert texts(model, tok, PROMPTS[:2], 6) == tok.batch_decode(expected[:2])
-
-
-def test_a_common_beginning_changes_nothing(gpt2):
-    model, tok = gpt2
-    prompts = [f"Everybody knows that {PROMPTS[2]} {end}" for end in PROMPTS]
+    prompts = [begin + prompt for prompt in PROMPTS]
     expected = [plain(model, tok, prompt, 6) for prompt in prompts]
     assert continuations(model, tok, prompts, 6).tolist() == expected
+    monkeypatch.setattr(generate, "batches", lambda lengths: batches(lengths, max_tokens=10))
+    assert continuations(model, tok, prompts, 6).tolist() == expected   # one prompt at a time
+    assert texts(model, tok, prompts[:2], 6) == tok.batch_decode(expected[:2])
 
 
 def test_answers_end_with_the_text(gpt2):
@@ -67,7 +62,7 @@ def test_sampling_follows_its_generator_and_the_top_k(gpt2):
 
 
 def test_too_long_prompts_are_named(gpt2):
-    with pytest.raises(ValueError, match="prompt 'Rome.*exceed the model's 64"):
+    with pytest.raises(ValueError, match="prompt 'Rome.* at most 64"):
         continuations(*gpt2, ["Rome " * 40], 30)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracle import apart
 from safetensors.torch import load_file
 
 from editcore import model as models
@@ -19,11 +20,6 @@ from editcore.tokens import pad
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared" / "golden"
 WEIGHT = "transformer.h.{}.mlp.c_proj.weight"
-
-
-def apart(a, b):
-    """‖a − b‖ / ‖b‖."""
-    return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +154,3 @@ def test_what_the_copies_leave_out(model, requests, moments, settings, values):
     for number, delta in enumerate(deltas):
         for name, change in delta.changes.items():
             assert apart(change, whole[f"edit{number}/delta/{name}"]) < 1e-5
-
-
-def test_the_statistics_file_can_be_given(contexts, settings, model, moments, tmp_path):
-    moments.save(tmp_path / "C.safetensors")
-    given = EditorInputs(moments=tmp_path / "C.safetensors", contexts=contexts["rome"])
-    prepared = EDITORS["rome"].prepare(*model, settings["rome"], given)
-    assert torch.equal(prepared.moments.moments["transformer.h.1.mlp.c_proj"],
-                       moments.moments["transformer.h.1.mlp.c_proj"])

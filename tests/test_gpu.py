@@ -3,20 +3,13 @@
 import pytest
 import torch
 from conftest import make
-from editor_cases import prepared_case
+from editor_cases import prepared_case, tensors_of
 from oracle import apart
 
-from editcore.delta import Delta, dense
 from editcore.editors import EDITORS
 from editcore.model import content_hash
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-
-
-def tensors_of(edit):
-    if isinstance(edit, Delta):
-        return {name: dense(change).cpu() for name, change in edit.changes.items()}
-    return {name: part.values.cpu() for name, part in edit.parts.items()}
 
 
 @pytest.mark.parametrize("name", EDITORS)
@@ -35,4 +28,4 @@ def test_an_edit_is_that_of_a_cpu(name, kind, gpt2, llama, facts):
     expected = tensors_of(edits["cpu"])
     for key, found in tensors_of(edits["cuda"]).items():
         # one entry at RECT's limit may differ; FT-L's first steps are signs of gradients
-        assert apart(found, expected[key]) < (0.05 if name in ("rect", "ft") else 1e-4)
+        assert apart(found.cpu(), expected[key]) < (0.05 if name in ("rect", "ft") else 1e-4)

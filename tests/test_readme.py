@@ -5,14 +5,16 @@ import shlex
 import textwrap
 from pathlib import Path
 
+import pandas as pd
 import pytest
-import torch
 import typer
 
 import editcore
 from editcore import cli, commands
-from editcore.editors import EDITORS, Editor, configure
-from editcore.metrics import means, measure
+from editcore.editors import EDITORS, Editor, edit
+from editcore.model import content_hash, load
+from editcore.study import loop
+from editcore.study.run import make_run
 
 README = Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -32,22 +34,20 @@ def test_readmes_five_lines_are_the_packages():
     assert textwrap.indent(five, "    ") in editcore.__doc__      # test_face runs them
 
 
-def test_readmes_editor_edits(gpt2, facts, tmp_path, monkeypatch):
+def test_readmes_editor_is_one_file_and_one_line(place, facts, tmp_path, monkeypatch):
     _, block = EXAMPLES
     (line,) = re.findall(r'`"nudge": (Editor\(.*\)),`', TEXT)
     assert line == 'Editor("editcore.editors.nudge")'
     (tmp_path / "nudge.py").write_text(block)
     monkeypatch.syspath_prepend(tmp_path)
-    nudge = Editor("nudge")
-    monkeypatch.setitem(EDITORS, "nudge", nudge)
-    model, tok = gpt2
-    config = configure("nudge")
-    before = {name: weight.clone() for name, weight in model.named_parameters()}
-    deltas = nudge.edit_each(model, tok, facts, config, nudge.prepare(model, tok, config))
-    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
-    plain, edited = [], []
-    for fact, delta in zip(facts, deltas, strict=True):
-        plain += measure(model, tok, [fact], ("ES",))
-        with delta.applied(model):
-            edited += measure(model, tok, [fact], ("ES",))
-    assert means(edited)["ES"] > means(plain)["ES"]
+    monkeypatch.setitem(EDITORS, "nudge", Editor("nudge"))
+    run = make_run(model=str(place), editor="nudge", n_edits=6, retest_every=2, downstream_every=0,
+                   untouched=0, measure=["ES"])
+    rows = pd.read_parquet(loop.execute(run, tmp_path / "runs") / "rows.parquet")
+    values = rows.groupby("metric")["value"].mean()
+    assert values["ES_prob"] > values["before_ES_prob"] and set(rows["editor"]) == {"nudge"}
+    model, tok = load(place, "cpu")
+    before = content_hash(model)
+    delta = edit(model, tok, facts[:1], "nudge", layer=2)
+    assert list(delta.changes) == ["transformer.h.2.mlp.c_proj.bias"]
+    assert content_hash(model) == before

@@ -9,15 +9,17 @@ from pathlib import Path
 from editcore import fit, templates
 from editcore.editors.prepare import EditorInputs, Prepared
 from editcore.editors.settings import read
+from editcore.facts import check_agreement
 from editcore.files import cache_folder
 from editcore.generate import default_texts
+from editcore.model import n_layers, name_of
 
 __all__ = ["EDITORS", "Editor", "EditorInputs", "Prepared", "configure", "edit", "prepare"]
 
 
 @dataclass(frozen=True)
 class Editor:
-    """A line of EDITORS: the module of an editor, and what the rest of the package must know of it.
+    """A line of EDITORS: an editor's module, and what the rest of the package must know of it.
 
     The module defines `Settings` (a frozen dataclass) and
 
@@ -41,41 +43,43 @@ class Editor:
 
     @property
     def config(self):
-        """The dataclass of its settings."""
+        """Return the dataclass of its settings."""
         return self._defined("Settings")
 
     @property
     def paper(self):
-        """Published settings by model."""
+        """Return published settings by model."""
         return self._defined("PAPER", {})
 
     def prepare(self, model, tok, config, inputs=None):
-        """What its edits need of the unedited model, taken once; inputs: EditorInputs.
+        """Take from the unedited model what its edits need; inputs: EditorInputs.
 
-        ValueError if the model does not work as editors suppose: see `fit.check`.
+        ValueError if the model lacks a layer, or does not work as editors suppose: see `fit.check`.
         """
         fit.check(model, tok)
+        layers = getattr(config, "layers", None) or (getattr(config, "layer", 0),)
+        for layer in filter(lambda layer: isinstance(layer, int), layers):
+            name_of(model, "block", layer + n_layers(model) * (layer < 0))
         function = self._defined("prepare", lambda *_: None)
         return function(model, tok, config, inputs or EditorInputs())
 
     def edit(self, model, tok, facts, config, prepared=None):
-        """One Delta or Patch with all facts, as one update of the model as it is."""
+        """Return one Delta or Patch with all facts, as one update of the model as it is."""
         if function := self._defined("edit"):
             return function(model, tok, facts, config, prepared)
         return self.edit_groups(model, tok, [facts], config, prepared=[prepared])[0]
 
     def edit_each(self, model, tok, facts, config, prepared=None):
-        """One Delta or Patch per fact, each alone on the model as it is."""
+        """Return one Delta or Patch per fact, each alone on the model as it is."""
         if function := self._defined("edit_each"):
             return function(model, tok, facts, config, prepared)
         groups = [[fact] for fact in facts]
         return self.edit_groups(model, tok, groups, config, prepared=[prepared] * len(facts))
 
     def edit_groups(self, model, tok, groups, config, *, prepared, current=None):
-        """One Delta per group of facts, each an edit of its own copy of the model.
+        """Return one Delta per group of facts, each an edit of its own copy of the model.
 
-        prepared: one per group; current: the Delta that each group's model carries already, None if
-        none does.
+        prepared: one per group; current: the Delta that each group's model carries already, if any.
         """
         if self.shares_passes:
             function = self._defined("edit_groups")
@@ -87,11 +91,11 @@ class Editor:
         return deltas
 
     def remember(self, prepared, keys, config):
-        """`prepared` with the keys of an update's Delta, for editors that remember them."""
+        """Return `prepared` with the keys of an update, for editors that remember them."""
         return self._defined("remember", lambda prepared, *_: prepared)(prepared, keys, config)
 
     def finish(self, total, weights, config):
-        """What is measured of the sum of updates; weights: {name: unedited parameter}."""
+        """Return what is measured of a sum of updates; weights: {name: unedited parameter}."""
         return self._defined("finish", lambda total, *_: total)(total, weights, config)
 
 
@@ -131,23 +135,23 @@ def edit(model, tok, facts, editor="rome", **options):
             ...
 
     options: the editor's settings, and what else `prepare` takes. Returns a Delta, or a Patch from
-    "grace" and "calinet".
+    "grace" and "calinet". ValueError if two facts contradict each other.
     """
     facts = list(facts)
+    check_agreement(facts)
     config, prepared = prepare(model, tok, editor, pilot=facts, **options)
     return EDITORS[editor].edit(model, tok, facts, config, prepared)
 
 
 def prepare(model, tok, editor="rome", *, texts=None, moments=None, contexts=None, seed=0,
             cache=None, pilot=(), **settings):
-    """(config, prepared) of an editor, for many calls of EDITORS[editor].edit.
+    """Return (config, prepared) of an editor, for many calls of EDITORS[editor].edit.
 
-    settings replace those published for the model's name. Context templates are sampled from the
-    model unless given as `contexts`. Second moments are `moments` (or the path of their file), else
-    counted on `texts`, else on texts.txt beside the model, else on texts that the model writes;
-    they and the templates are kept by content in `cache` (default: files.cache_folder()). seed: of
-    all draws; pilot: facts for "nas". ValueError if a setting without default is not published for
-    this model.
+    settings replace those published for the model's name. contexts: templates; default: sampled.
+    moments: second moments or their file; default: counted on `texts`, else on texts.txt beside the
+    model, else on what the model writes. Both are kept by content in `cache` (default:
+    files.cache_folder()). seed: of all draws; pilot: facts for "nas". ValueError if a setting
+    without default is not published for this model.
     """
     name = model.config.name_or_path
     config = configure(editor, settings, name)
@@ -164,18 +168,17 @@ def prepare(model, tok, editor="rome", *, texts=None, moments=None, contexts=Non
 
 
 def configure(editor, settings=None, model=""):
-    """The settings of an editor: what is published for `model` (a name or folder) and `settings`.
+    """Return an editor's settings: those published for `model` (a name or folder), and `settings`.
 
     settings: {field: value}, values of the field's type or text that reads as it ("5", "0,1,2");
-    "lambda" stands for `lambda_`. ValueError names an unknown editor or field, a value that does
-    not fit, or what is missing.
+    "lambda" stands for `lambda_`. ValueError names what is unknown, does not fit or is missing.
     """
     if editor not in EDITORS:
         raise ValueError(f"unknown editor {editor!r}: choose one of {', '.join(EDITORS)}")
-    config = EDITORS[editor].config
-    paper = EDITORS[editor].paper
-    fields = {field.name: field for field in dataclasses.fields(config)}
-    values = EDITORS[editor].variant | paper.get(published(model, paper), {})
+    method = EDITORS[editor]
+    paper = method.paper
+    fields = {field.name: field for field in dataclasses.fields(method.config)}
+    values = method.variant | paper.get(published(model, paper), {})
     for key, value in (settings or {}).items():
         key = "lambda_" if key == "lambda" else key
         if key not in fields:
@@ -184,16 +187,15 @@ def configure(editor, settings=None, model=""):
     missing = [key for key, field in fields.items()
                if field.default is dataclasses.MISSING and key not in values]
     if missing:
-        known = []
-        for name, values in paper.items():
-            known.append(" ".join([name, *(f"{key}={values.get(key)}" for key in missing)]))
+        known = [" ".join([name, *(f"{key}={values.get(key)}" for key in missing)])
+                 for name, values in paper.items()]
         raise ValueError(f"{editor}: nothing is published for model {str(model)!r}; give "
                          f"{', '.join(missing)}, or let `python -m editcore site MODEL` sweep it "
                          f"(published: {', '.join(known).replace(' (', '(')})")
-    return config(**values)
+    return method.config(**values)
 
 
 def published(model, paper):
-    """The key of `paper` that a model's name or folder means: "…/gpt2-xl" -> "gpt2-xl", or None."""
+    """Return the key of `paper` that a name or folder means: "…/gpt2-xl" is "gpt2-xl"; or None."""
     parts = [part.lower().removesuffix("-hf") for part in Path(str(model)).parts]
     return next((part for part in reversed(parts) if part in paper), None)

@@ -43,32 +43,24 @@ class Slots:
     values: torch.Tensor    # (s, d) V
     kind: ClassVar = "slots"
 
-    def output(self, x, y, positions=None):
-        """y (B, T, d) with the slots' answer to x (B, T, d) added, at every position."""
+    def output(self, x, y):
+        """Return y (B, T, d) with the slots' answer to x (B, T, d) added, at every position."""
         keys = self.keys.to(x.device)
         values = self.values.to(x.device)
         answer = torch.nn.functional.gelu(x.to(keys.dtype) @ keys.T) @ values
         return y + answer.to(y.dtype)
 
     def __add__(self, other):
-        """The slots of both, which is the sum of their answers."""
+        """Join the slots of both, which is the sum of their answers."""
         return Slots(torch.cat([self.keys, other.keys]), torch.cat([self.values, other.values]))
 
     def fits(self, module, width):
-        """True if keys and values have the model's width."""
+        """Say whether keys and values have the model's width."""
         return self.keys.shape == self.values.shape == (len(self.keys), width)
 
 
-def prepare(model, tok, config, inputs):
-    """Nothing but a check: ValueError if the model lacks a layer."""
-    layer_numbers(model, config.layers)
-
-
 def edit(model, tok, facts, config, prepared=None):
-    """A Patch: one set of slots for all facts, trained on their prompts and paraphrases.
-
-    ValueError names a record too long or with a broken loss.
-    """
+    """Return a Patch: one set of slots for all facts, trained on prompts and paraphrases."""
     facts = worded(facts, config.wordings)
     batch = encode_batch(model, tok, facts)
     generator = torch.Generator().manual_seed(config.seed)
@@ -79,15 +71,12 @@ def edit(model, tok, facts, config, prepared=None):
 
 
 def layer_numbers(model, layers):
-    """The layers counted from 0; ValueError if the model lacks one."""
-    numbers = [layer + n_layers(model) if layer < 0 else layer for layer in layers]
-    for number in numbers:
-        name_of(model, "block", number)
-    return numbers
+    """Return the layers counted from 0."""
+    return [layer + n_layers(model) if layer < 0 else layer for layer in layers]
 
 
 def worded(facts, most):
-    """The facts, each followed by itself in up to `most` of its paraphrases."""
+    """Return the facts, each followed by itself in up to `most` of its paraphrases."""
     wordings = []
     for fact in facts:
         prompts = [text.replace("{}", fact.subject) for text in fact.paraphrases[:most]]
@@ -96,7 +85,7 @@ def worded(facts, most):
 
 
 def empty_slots(model, config, generator):
-    """A Patch that changes nothing yet: keys drawn with variance 1 / d, values 0."""
+    """Return a Patch that changes nothing yet: keys drawn with variance 1 / d, values 0."""
     d = model.config.hidden_size
     weight = next(model.parameters())
     wide = torch.promote_types(weight.dtype, torch.float32)
@@ -109,10 +98,7 @@ def empty_slots(model, config, generator):
 
 
 def below_slots(model, batch, config):
-    """The State below the first layer with slots: nothing up to there changes in training.
-
-    Slots move every position, so all tokens of a row stay; wanted are those that predict targets.
-    """
+    """Return the State below the first layer with slots, which move every position of a row."""
     below = min(layer_numbers(model, config.layers)) - 1
     begin = torch.zeros_like(batch.begin)
     return start(model, batch.ids, batch.mask, begin=begin, layer=below,
@@ -120,7 +106,7 @@ def below_slots(model, batch, config):
 
 
 def losses(model, state, batch, patch):
-    """(n,) mean-token NLL of a Batch with the patch in place; differentiable in its tensors."""
+    """Return (n,) mean-token NLL of a Batch with the patch in place; its tensors have gradients."""
     with patch.applied(model):
         return nll(head(model, resume(model, state, state.hidden)), batch)
 

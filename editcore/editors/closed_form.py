@@ -36,7 +36,7 @@ class Inverse:
     basis: torch.Tensor | None = None   # (m, r) orthonormal Q with A⁺ = Q Qᵀ
 
     def solve(self, keys):
-        """A⁺ keys for rows of keys: (n, m) in, (n, m) out, float64."""
+        """Return A⁺ keys for rows of keys: (n, m) in, (n, m) out, float64."""
         keys = keys.double()
         if self.basis is not None:
             basis = self.basis.to(keys.device)
@@ -54,10 +54,7 @@ class Memory:
 
 
 def inverse(moments, name, ridge=0.0, null_space=0.0):
-    """The Inverse of a module: of C, of C + ridge·I, or by C's eigenvectors under `null_space`.
-
-    ValueError if C is not positive definite, or no eigenvalue is under the threshold.
-    """
+    """Return the Inverse of a module: of C, of C + ridge·I, or by C's eigenvectors < null_space."""
     if null_space:
         values, vectors = torch.linalg.eigh(moments.moments[name].double())
         count = int((values < null_space).sum())
@@ -73,11 +70,10 @@ def inverse(moments, name, ridge=0.0, null_space=0.0):
 
 
 def update(keys, solved, residual, weight, memory=None):
-    """(left (n, d), right (n, m)) in float64 with Δ = leftᵀ right of the formula above.
+    """Return (left (n, d), right (n, m)) in float64 with Δ = leftᵀ right of the formula above.
 
     keys (n, m): Kᵀ; solved (n, m): (A⁺K)ᵀ; residual (n, d): Rᵀ; memory: earlier keys that shall
-    stay where they are, as far as `weight` lets them. ValueError if the keys are linearly dependent
-    and weight is 0.
+    stay. ValueError if the keys are linearly dependent and weight is 0.
     """
     keys = keys.double()
     if memory is not None:      # A + K_p K_pᵀ / weight, inverted by the Woodbury identity
@@ -91,7 +87,7 @@ def update(keys, solved, residual, weight, memory=None):
 
 
 def remember(memory, inverse, keys, weight):
-    """The Memory with `keys` (n, m) added, for a weight above 0; its factor grows by n rows.
+    """Return the Memory with `keys` (n, m) added, for a weight above 0.
 
     The same keys in the same portions give the same bits, so that a killed run is taken up exactly.
     """
@@ -116,11 +112,7 @@ def _gram(keys, solved, weight):
 
 
 def rect(change, weight, keep):
-    """Keep the share `keep` of entries of `change` with the largest |ΔW_ij / W_ij|; the rest is 0.
-
-    RECT, arXiv:2401.04700, with the limit of the public code, which itself is kept. Shapes of
-    change and weight are equal.
-    """
+    """Keep the share `keep` of entries with the largest |ΔW_ij / W_ij|: RECT, arXiv:2401.04700."""
     size = (change.double() / (weight.double() + 1e-8)).abs()
     limit = size.flatten().kthvalue(max(1, int((1 - keep) * size.numel()))).values
     return torch.where(size >= limit, change, torch.zeros_like(change))
@@ -129,9 +121,8 @@ def rect(change, weight, keep):
 def prune(change, weight, base):
     """Restrain the singular values of the total `change` of `weight`: PRUNE, arXiv:2405.16821.
 
-    With s the largest singular value of the unedited weight, those of the change above s become
-    s + log_base(σ / s). The result belongs on the *unedited* weight: adding it to the edited one,
-    as some public code does, applies the edits twice.
+    With s the largest singular value of the unedited weight, those of the change above s become s +
+    log_base(σ / s). The result belongs on the *unedited* weight.
     """
     limit = torch.linalg.matrix_norm(weight.double(), ord=2)
     left, values, right = torch.linalg.svd(change.double(), full_matrices=False)
@@ -142,10 +133,9 @@ def prune(change, weight, base):
 
 
 def norm_anchor(values, norms, most):
-    """The TargetValues with the MLP's output v* = mlp + δ rescaled to `norms` (n,).
+    """Rescale v* = mlp + δ to `norms` (n,): NAS, arXiv:2602.02543.
 
-    NAS, arXiv:2602.02543: directions stay; a v* longer than `most` times its norm is given up, and
-    δ is 0.
+    Directions stay; a v* longer than `most` times its norm is given up, and δ is 0.
     """
     v_star = values.mlp + values.delta
     scale = (norms.to(v_star) / v_star.norm(dim=1))[:, None]

@@ -36,13 +36,8 @@ PAPER = {   # published settings by model
 }
 
 
-def prepare(model, tok, config, inputs):
-    """Nothing but a check: ValueError if the model lacks the layer."""
-    name_of(model, "mlp_out", config.layer)
-
-
 def edit(model, tok, facts, config, prepared=None):
-    """The Delta that lowers the mean loss of the facts.
+    """Return the Delta that lowers the mean loss of the facts.
 
     The layer's output is its state plus k D + e, with k its keys, D = ΔW and e = Δb, so that only
     the blocks above it run at each step. ValueError names a record too long or with a broken loss.
@@ -82,10 +77,7 @@ def _batch(model, tok, facts, last_position):
 
 
 def _descend(model, state, keys, batch, change, *, facts, config):
-    """Run Adam on `change` ([D (m, d), e (d,) if there is a bias]) in place.
-
-    Returns (losses (n,), hits (n,): all target tokens are the argmax) of the last evaluation.
-    """
+    """Run Adam on `change` ([D (m, d), e (d,) if there is one]) in place; (losses, hits) (n,)."""
     moments = [(torch.zeros_like(part), torch.zeros_like(part)) for part in change]
     for step in bar(range(config.steps), "steps of fine-tuning", delay=10):
         live = [part.clone().requires_grad_() for part in change]

@@ -55,23 +55,17 @@ class Codebook:
     labels: tuple           # (k,) texts: what the entries say
     kind: ClassVar = "codebook"
 
-    def output(self, x, y, positions=None):
-        """y (B, T, out) with the nearest entry's value where x (B, T, in) lies within its radius.
-
-        positions (B, T) bool: which are looked up; None: all.
-        """
-        if positions is None:
-            positions = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
-        places = positions.to(x.device).nonzero(as_tuple=True)
-        distance, index = self.nearest(x[places])
-        hit = distance <= self.radii.to(x.device)[index]
+    def output(self, x, y):
+        """Return y (B, T, out), the nearest value where x (B, T, in) lies within its radius."""
+        distance, index = self.nearest(x.flatten(0, -2))
+        hit = (distance <= self.radii.to(x.device)[index]).view(x.shape[:-1])
         if not hit.any():
             return y
-        values = self.values.to(y.device, y.dtype)[index[hit]]
-        return y.index_put(tuple(place[hit] for place in places), values)
+        values = self.values.to(y.device, y.dtype)[index[hit.flatten()]]
+        return y.index_put(hit.nonzero(as_tuple=True), values)
 
     def nearest(self, queries):
-        """(distance (q,), entry (q,)) of the entry nearest to each query (q, in)."""
+        """Return (distance (q,), entry (q,)) of the entry nearest to each query (q, in)."""
         keys = self.keys.to(queries.device)
         # not by |a|² + |b|² - 2ab, which loses small distances to rounding
         distances = torch.cdist(queries.to(keys.dtype), keys,
@@ -79,12 +73,12 @@ class Codebook:
         return distances.min(1)
 
     def insert(self, key, value, label, radius):
-        """The Codebook after one more edit: key (in,), value (out,), radius of a lonely entry.
+        """Return the Codebook with one more edit: key (in,), value (out,), radius if it is lonely.
 
         With d the distance to the nearest entry i: beyond radius + radius_i a new entry; nearer,
         with i's own label, i is widened to reach the key and keeps its value; with another label a
-        new entry of radius d / 2, and i is split off at d / 2 - 1e-5. A key that equals i's
-        (d <= 2e-5: nothing left to split) takes over i's value and label.
+        new entry of radius d / 2, and i is split off at d / 2 - 1e-5. A key that equals i's (d <=
+        2e-5: nothing left to split) takes over i's value and label.
         """
         distance, nearest = (part.item() for part in self.nearest(key[None]))
         radii = self.radii.clone()
@@ -104,15 +98,14 @@ class Codebook:
                         torch.cat([radii, radii.new_tensor([radius])]), (*self.labels, label))
 
     def __add__(self, other):
-        """This codebook after the other's entries, inserted one by one."""
+        """Insert the other's entries behind this codebook's, one by one."""
         total = self
-        entries = zip(other.keys, other.values, other.labels, other.radii.tolist(), strict=True)
-        for entry in entries:
+        for entry in zip(other.keys, other.values, other.labels, other.radii.tolist(), strict=True):
             total = total.insert(*entry)
         return total
 
     def fits(self, module, width):
-        """True if there are as many of all, and they have the widths of the module's weight."""
+        """Say whether there are as many of all, and they have the widths of the module's weight."""
         n = len(self.labels)
         linear = getattr(getattr(module, "weight", None), "ndim", 0) == 2
         widths = in_out(module) if linear else (0, 0)
@@ -120,23 +113,15 @@ class Codebook:
         return shapes == [(n, widths[0]), (n, widths[1]), (n,)]
 
 
-def prepare(model, tok, config, inputs):
-    """Nothing but a check: ValueError if the model lacks the layer."""
-    name_of(model, config.part, config.layer)
-
-
 def edit(model, tok, facts, config, prepared=None):
-    """A Patch of all facts, inserted in their order.
-
-    ValueError names a record too long or with a broken loss.
-    """
+    """Return a Patch of all facts, inserted in their order."""
     patches = edit_each(model, tok, facts, config)
     info = {"editor": "grace", "nll": [patch.info["nll"][0] for patch in patches]}
     return replace(sum(patches[1:], patches[0]), info=info)
 
 
 def edit_each(model, tok, facts, config, prepared=None):
-    """One Patch per fact; the values are trained as many at a time as suit the device."""
+    """Return one Patch per fact; the values are trained as many at a time as suit the device."""
     batch = encode_batch(model, tok, facts)
     device = batch.ids.device
     patches = {}
@@ -153,7 +138,7 @@ def edit_each(model, tok, facts, config, prepared=None):
 
 
 def train_values(model, batch, facts, config):
-    """(keys (n, in), values (n, out), loss (n,) before the last step) of facts, each on its own.
+    """Return (keys (n, in), values (n, out), loss (n,) before the last step), each fact on its own.
 
     Adam in float32 or better on the mean-token NLL of the targets of the Batch; only what lies
     above the map, from the prompt's last token on, is run.

@@ -1,8 +1,7 @@
 """MEMIT: least-squares edits of several layers' MLPs (Meng et al. 2022, arXiv:2210.07229).
 
 EMMET, MEMIT with remembered keys, ENCORE, AlphaEdit, RECT and PRUNE are MEMIT with other settings
-(`closed_form` has the one formula behind them): EDITORS names them, their published values stand
-below.
+(see `closed_form`): EDITORS names them, their published values stand below.
 """
 
 import contextlib
@@ -16,7 +15,15 @@ from editcore.delta import Delta, dense, oriented
 from editcore.editors import closed_form
 from editcore.editors.prepare import prepare_layers
 from editcore.editors.rowwise import each_row, each_row_added, edited_maps
-from editcore.editors.settings import ascending, positive, prompt, real, whole
+from editcore.editors.settings import (
+    POCKET,
+    SMOLLM2,
+    ascending,
+    positive,
+    prompt,
+    real,
+    whole,
+)
 from editcore.editors.target_value import EditSite, encode_facts, optimise
 from editcore.hooks import capture, run
 from editcore.model import module_of, name_of
@@ -58,8 +65,8 @@ PAPER = {   # published settings by model
     "llama-2-7b": LLAMA,        # as ENCORE's authors run it; EasyEdit: clamp 4, weight_decay 1e-3
     "meta-llama-3-8b": LLAMA,
     # λ acts against kᵀC⁻¹k, about m: λ / m as for GPT-J (1,900 here) left a fifth of edits undone
-    "pocket": {"layers": (0, 1), "lambda_": 300.0, "lr": 1.0, "steps": 40, "clamp": 4.0},
-    "smollm2": {"layers": (3, 4, 5), "lambda_": 1000.0, "lr": 1.0, "stop_loss": 0.15},  # swept
+    "pocket": POCKET | {"layers": (0, 1), "lambda_": 300.0},
+    "smollm2": SMOLLM2 | {"layers": (3, 4, 5), "lambda_": 1000.0},      # swept
 }
 ENCORE = {
     "gpt2-xl": PAPER["gpt2-xl"] | {"ridge": 10.0, "early_stop": 4},
@@ -80,13 +87,13 @@ EMMET = {   # published are α = 0.1 beside C times 1,000, 10,000 and 1: α so m
     "gpt-j-6b": {"layers": (5,), "lambda_": 1000.0, "steps": 25},
     "llama-2-7b": {"layers": (5,), "lambda_": 0.1, "steps": 25, "clamp": 4.0,
                    "weight_decay": 1e-3},
-    "pocket": {"layers": (0,), "lambda_": 0.1, "lr": 1.0, "steps": 40, "clamp": 4.0},
+    "pocket": POCKET | {"layers": (0,), "lambda_": 0.1},
     "smollm2": {"layers": (4,), "lambda_": 0.1, "clamp": 2.0},
 }
 
 
 def prepare(model, tok, config, inputs):
-    """Context templates, second moments of all layers and their inverses; the anchor's norm."""
+    """Take context templates, inverted second moments and the anchor's norm from the model."""
     if config.memory and (config.exact or config.lambda_ <= 0):
         raise ValueError("memory needs lambda above 0, and exact off")
     prepared = prepare_layers(model, tok, config.layers, inputs, config, _site(config))
@@ -98,11 +105,10 @@ def prepare(model, tok, config, inputs):
 
 
 def edit_groups(model, tok, groups, config, *, prepared, current=None):
-    """One Delta per group of facts, each one update of its own copy of the model, in shared passes.
+    """Return one Delta per group of facts, each one update of its own model, in shared passes.
 
-    prepared: one per group; current: the Delta that each group's model carries already, None if
-    none does. A Delta carries its keys if they are to be remembered. ValueError names the records
-    of a group whose update is not finite.
+    prepared, current: as of `Editor.edit_groups`. A Delta carries its keys if they are to be
+    remembered. ValueError names the records of a group whose update is not finite.
     """
     versions = edited_maps(model, current or [Delta({})] * len(groups))
     facts = encode_facts(model, tok, groups, [group.contexts for group in prepared], config)
@@ -133,7 +139,7 @@ def edit_groups(model, tok, groups, config, *, prepared, current=None):
 
 
 def remember(prepared, keys, config):
-    """The Prepared that also preserves `keys` {module: (n, m)}; unchanged without memory."""
+    """Return a Prepared that also preserves `keys` {module: (n, m)}; unchanged without memory."""
     if not config.memory:
         return prepared
     memory = {name: closed_form.remember(prepared.memory.get(name), prepared.inverses[name],
@@ -142,7 +148,7 @@ def remember(prepared, keys, config):
 
 
 def finish(total, weights, config):
-    """What is measured of the sum of updates: itself, or restrained by PRUNE."""
+    """Return what is measured of the sum of updates: itself, or restrained by PRUNE."""
     if config.prune == 1:
         return total
     changes = total.dense().changes
@@ -152,9 +158,9 @@ def finish(total, weights, config):
 
 
 def fact_keys(keys):
-    """(n, m) in float64 of keys (n, c, m) in c contexts, of which the first is the plain prompt.
+    """Return (n, m) in float64: half the plain prompt's key and half the mean of the others.
 
-    Half the plain prompt's key and half the mean of the others.
+    keys (n, c, m) in c contexts, of which the first is the plain prompt.
     """
     keys = keys.double()
     if keys.shape[1] == 1:
@@ -163,11 +169,10 @@ def fact_keys(keys):
 
 
 def read(model, facts, layer, last, *, changes, versions):
-    """(keys (n, c, m) of `layer`, states (n, d) of block `last`, plain prompt) at the lookups.
+    """Return (keys (n, c, m) of `layer`, plain states (n, d) of block `last`) at the lookups.
 
     changes: {module name: one change per group}, already made in this update; versions: the groups'
-    versions of the model before it. The plain prompts run on to block `last`, the others end at
-    `layer`.
+    maps before it. The plain prompts run on to block `last`, the others end at `layer`.
     """
     source = name_of(model, "mlp_out", layer)
     target = name_of(model, "block", last)

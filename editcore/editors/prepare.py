@@ -11,7 +11,7 @@ from editcore.model import in_out, module_of, name_of
 class EditorInputs:
     """Where an editor takes its context templates and second moments from."""
 
-    texts: tuple = ()           # texts to count second moments on, used if `moments` is None
+    texts: tuple = ()           # to count second moments on, if `moments` is None
     moments: object = None      # second moments (moments.Moments), or the path of their file
     contexts: tuple = ()        # context templates; empty: sampled from the model
     seed: int = 0               # of that sampling
@@ -31,12 +31,11 @@ class Prepared:
 
 
 def prepare_layers(model, tok, layers, inputs, config, site=None):
-    """Prepared for `layers`; config has context_groups, n_tokens and length.
+    """Return the Prepared of `layers`; config has context_groups, n_tokens and length.
 
-    site: an EditSite if config.anchor asks for the mean norm of so many pilot facts' v* there,
-    by the plain prompt alone and without the longest 5 %, as in NAS's public code.
-    ValueError if there are neither second moments nor texts, or a moment is missing or not positive
-    definite, or there are no pilot facts.
+    site: an EditSite if config.anchor asks for the mean norm of so many pilot facts' v* there, by
+    the plain prompt alone and without the longest 5 %, as in NAS's public code. ValueError if
+    moments, texts or pilot facts are missing, or a moment is not positive definite.
     """
     if inputs.contexts:
         contexts = templates.check(list(inputs.contexts))

@@ -14,7 +14,7 @@ from editcore.delta import Delta, oriented
 from editcore.editors.closed_form import norm_anchor
 from editcore.editors.prepare import prepare_layers
 from editcore.editors.rowwise import edited_maps
-from editcore.editors.settings import positive, prompt, real, whole
+from editcore.editors.settings import POCKET, SMOLLM2, positive, prompt, real, whole
 from editcore.editors.target_value import EditSite, encode_facts, optimise
 from editcore.model import module_of, name_of
 from editcore.templates import STARTS, TemplateGroup
@@ -47,26 +47,24 @@ PAPER = {   # published settings by model
     "gpt2-xl": {"layer": 17},
     "gpt-j-6b": {"layer": 5},
     "llama-2-7b": {"layer": 5, "steps": 25, "weight_decay": 1e-3},  # EasyEdit's, which has C = I
-    "pocket": {"layer": 0, "lr": 1.0, "steps": 40},
+    "pocket": POCKET | {"layer": 0},
     # twelve known facts, as `site` sweeps: at clamp 4 a fifth of the neighbours follow the edit, at
-    # 2 none does; over eight others layers 0 to 5 score S .86 to .93; lr 1 and stop 0.15 edit as
-    # well as 0.5 and 0.05 in 11 evaluations for 20
-    "smollm2": {"layer": 4, "lr": 1.0, "stop_loss": 0.15, "clamp": 2.0,
-                "context_groups": (TemplateGroup(10, 1, STARTS),)},
+    # 2 none does; over eight others layers 0 to 5 score S .86 to .93
+    "smollm2": SMOLLM2 | {"layer": 4, "clamp": 2.0,
+                          "context_groups": (TemplateGroup(10, 1, STARTS),)},
 }
 
 
 def prepare(model, tok, config, inputs):
-    """Context templates and second moment, from the unedited model; the anchor's norm."""
+    """Take context templates, second moment and the anchor's norm from the unedited model."""
     return prepare_layers(model, tok, (config.layer,), inputs, config, _site(config))
 
 
 def edit_groups(model, tok, groups, config, *, prepared, current=None):
-    """One Delta per group of facts, each an edit of its own copy of the model, in shared passes.
+    """Return one Delta per group of facts, each an edit of its own model, in shared passes.
 
     The facts of a group are solved each on top of those before it, as in the published code.
-    prepared: one per group; current: the Delta that each group's model carries already, None if
-    none does.
+    prepared, current: as of `Editor.edit_groups`.
     """
     totals = [Delta({}) for _ in groups]
     for number in range(max(map(len, groups))):
@@ -86,14 +84,13 @@ def edit_groups(model, tok, groups, config, *, prepared, current=None):
 
 
 def rank_one_update(values, moments, name, convention):
-    """(left (n, d), right (n, m)) in float64 with ΔW = left rightᵀ for each of n facts.
+    """Return (left (n, d), right (n, m)) in float64 with ΔW = left rightᵀ for each of n facts.
 
     Eq. 2 of arXiv:2202.05262, ΔW = (v* − W k)(C⁻¹k)ᵀ / (kᵀC⁻¹k), with the keys of a convention:
     "rome", as the published code has it, takes u = C⁻¹k̄ of the mean key k̄ and the plain prompt's
     key k₀ elsewhere, ΔW = δ uᵀ / (uᵀk₀); "r-rome" takes k̄ everywhere, "p-rome" k₀. On the pocket
     model r-rome leaves 5 to 10 % of edits undone: v* − W k̄ is δ and h₀ − W k̄ (0.4 ‖δ‖), for which
-    δ was not optimised; by δ alone 97 %, with MEMIT's key besides (as its authors' later code has
-    it) all are done.
+    δ was not optimised.
     """
     keys = values.keys.double()
     plain = keys[:, 0]
@@ -113,7 +110,7 @@ def _site(config):
 
 
 def _deltas(model, values, moments, config):
-    """The rank-one Delta of every fact. ValueError names a record whose update is not finite."""
+    """Rank-one Deltas, one per fact; ValueError names a record whose update is not finite."""
     name = name_of(model, "mlp_out", config.layer)
     left, right = rank_one_update(values, moments, name, config.convention)
     norms = values.v_star.norm(dim=1).tolist()
@@ -124,8 +121,7 @@ def _deltas(model, values, moments, config):
                 "hits": [values.hits[row].item()], "value_norm": [norms[row]]}
         delta = _delta(model, config, left[[row]], right[[row]], info)
         if not delta.is_finite():
-            raise ValueError(f"record {fact.case_id}: the update is not finite (its key may be "
-                             "zero)")
+            raise ValueError(f"record {fact.case_id}: the update is not finite (key of zeros?)")
         deltas.append(delta)
     return deltas
 
@@ -157,21 +153,21 @@ RANDOM_PAPER = {model: {"layer": values["layer"]} for model, values in PAPER.ite
 
 
 def prepare_random(model, tok, config, inputs):
-    """Context templates and second moment, as ROME's."""
+    """Take context templates and second moment, as ROME's."""
     return prepare_layers(model, tok, (config.layer,), inputs, config)
 
 
 def random_update(model, tok, facts, config, prepared):
-    """The Delta Σ ‖ΔW‖ v uᵀ over the facts, v and u unit vectors; ValueError without a norm."""
+    """Return the Delta Σ ‖ΔW‖ v uᵀ, v and u unit vectors; ValueError for a fact without a norm."""
     encoded = encode_facts(model, tok, [facts], [prepared.contexts], config)
     unedited = Settings(config.layer, steps=0)
     keys = optimise(model, encoded, _site(config), unedited).keys.mean(1)
     right = prepared.moments.solve(name_of(model, "mlp_out", config.layer), keys.T).T
     left = torch.empty(len(facts), model.config.hidden_size).to(right)
     norms = {str(case_id): norm for case_id, norm in config.norms}
+    if lacking := [fact.case_id for fact in facts if str(fact.case_id) not in norms]:
+        raise ValueError(f"record {lacking[0]}: norms has no entry for it")
     for row, fact in enumerate(facts):
-        if str(fact.case_id) not in norms:
-            raise ValueError(f"record {fact.case_id}: norms has no entry for it")
         seed = zlib.crc32(f"{config.seed} {fact.case_id}".encode())
         generator = torch.Generator().manual_seed(seed)
         left[row] = torch.randn(left.shape[1], generator=generator, dtype=torch.float64)

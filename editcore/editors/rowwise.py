@@ -18,11 +18,7 @@ from editcore.model import is_input_first
 
 
 def edited_maps(model, deltas):
-    """For each Delta, {module name: (weight, bias or None)} of all linear maps that any changes.
-
-    Weights are what `Delta.applied` gives the model. ValueError as `Delta.check`, and if a changed
-    parameter belongs to no linear map.
-    """
+    """Return for each Delta {module name: (weight, bias or None)} of all maps that any changes."""
     names = set()
     for delta in deltas:
         delta.check(model)
@@ -35,10 +31,7 @@ def edited_maps(model, deltas):
 
 
 def each_row(model, maps, owners):
-    """In the block, row b of every batch sees the linear maps of maps[owners[b]].
-
-    maps: what `edited_maps` gives, or None for the model as it is; owners: a list of ints.
-    """
+    """In the block, row b of every batch sees the linear maps of maps[owners[b]], if any."""
     def hook(name, module, args, output):
         new = torch.empty_like(output)
         for owner, rows in _rows_by_owner(owners, output.device):
@@ -49,10 +42,7 @@ def each_row(model, maps, owners):
 
 
 def each_row_added(model, name, changes, owners):
-    """In the block, row b of every batch sees the named linear map's weight + changes[owners[b]].
-
-    changes: LowRank or tensors in the stored orientation, None for no change.
-    """
+    """In the block, row b of every batch sees the named map's weight + changes[owners[b]]."""
     rank_one = all(isinstance(change, LowRank) and change.left.shape[1] == 1 for change in changes)
 
     def hook(module, args, output):

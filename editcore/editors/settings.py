@@ -4,41 +4,41 @@ from typing import Annotated, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
+# Settings of the optimised value that ROME and MEMIT share, by model.
+POCKET = {"lr": 1.0, "steps": 40, "clamp": 4.0}
+SMOLLM2 = {"lr": 1.0, "stop_loss": 0.15}    # as good as 0.5 and 0.05, in 11 evaluations for 20
+
 
 def whole(least=0, most=10**9):
-    """The type of an integer from `least` to `most`."""
-    about = f"a whole number from {least} to {most}"
-    return Annotated[int, BeforeValidator(_no_bool), Field(ge=least, le=most, description=about)]
+    """Return the type of an integer from `least` to `most`."""
+    return _number(int, f"a whole number from {least} to {most}", ge=least, le=most)
 
 
 def real(least=0, most=10**6):
-    """The type of a number from `least` to `most`."""
-    about = f"a number from {least} to {most}"
-    return Annotated[float, BeforeValidator(_no_bool),
-                     Field(ge=least, le=most, allow_inf_nan=False, description=about)]
+    """Return the type of a number from `least` to `most`."""
+    return _number(float, f"a number from {least} to {most}", ge=least, le=most,
+                   allow_inf_nan=False)
 
 
 def positive(most=10**6):
-    """The type of a number above 0, and at most `most`."""
-    about = f"a number above 0, at most {most}"
-    return Annotated[float, BeforeValidator(_no_bool),
-                     Field(gt=0, le=most, allow_inf_nan=False, description=about)]
+    """Return the type of a number above 0, and at most `most`."""
+    return _number(float, f"a number above 0, at most {most}", gt=0, le=most, allow_inf_nan=False)
 
 
 def ascending(least=0):
-    """The type of layers; below 0 they count from the last."""
+    """Return the type of layers; below 0 they count from the last."""
     about = f"at least one whole number from {least} to 999, ascending"
     return Annotated[tuple[whole(least, 999), ...], AfterValidator(_ascending),
                      Field(min_length=1, description=about)]
 
 
 def prompt():
-    """The type of a prompt."""
+    """Return the type of a prompt."""
     return Annotated[str, Field(pattern=r"\{\}", description='a text with "{}"')]
 
 
 def read(value, kind, label):
-    """`value` as the type of a setting; ValueError begins with `label` and says what may stand."""
+    """Read `value` as a setting's type; ValueError begins with `label` and says what may stand."""
     base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     if tuple in (base, get_origin(base)):
         value = value.split(",") if isinstance(value, str) else value
@@ -53,9 +53,12 @@ def _range(kind):
     """What a type allows, in words."""
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
-    about = [part.description for part in getattr(kind, "__metadata__", ())
-             if getattr(part, "description", None)]
-    return about[0] if about else kind.__name__
+    about = (getattr(part, "description", None) for part in getattr(kind, "__metadata__", ()))
+    return next(filter(None, about), None) or kind.__name__
+
+
+def _number(kind, about, **limits):
+    return Annotated[kind, BeforeValidator(_no_bool), Field(description=about, **limits)]
 
 
 def _no_bool(value):

@@ -40,7 +40,7 @@ class EncodedFact:
     group: int = 0      # which group of facts, and so which version of the model, it belongs to
 
     def offsets(self, count):
-        """`count` offsets from the lookup position that are read in each row, the last repeated."""
+        """Return `count` offsets from the lookup, to be read in each row, the last repeated."""
         steps = [min(step, len(self.target) - 1) for step in range(count)]
         rows = [[start - lookup + step for step in steps]
                 for start, lookup in zip(self.starts, self.lookups)]
@@ -67,10 +67,7 @@ class TargetValues:
 
 
 def encode_facts(model, tok, groups, contexts, config):
-    """EncodedFacts of all facts of all groups; contexts: as many templates for each group.
-
-    config has kl_prompt and kl_position. ValueError names a record that is too long for the model.
-    """
+    """Return EncodedFacts of all facts of all groups; contexts: as many templates for each."""
     encoded = []
     for number, (group, templates) in enumerate(zip(groups, contexts, strict=True)):
         encoded += [encode_fact(tok, fact, templates, config, number) for fact in group]
@@ -80,7 +77,7 @@ def encode_facts(model, tok, groups, contexts, config):
 
 
 def encode_fact(tok, fact, contexts, config, group=0):
-    """The EncodedFact of a fact under context templates."""
+    """Return the EncodedFact of a fact under context templates."""
     templates = [context.replace("{}", fact.prompt) for context in contexts]
     pairs = encode_pairs(tok, [(template.replace("{}", fact.subject), fact.target_new)
                                for template in templates],
@@ -100,12 +97,11 @@ def encode_fact(tok, fact, contexts, config, group=0):
 
 
 def optimise(model, facts, site, config, versions=None):
-    """TargetValues of EncodedFacts, each fact on its own but many in a batch.
+    """Return TargetValues of EncodedFacts, each fact on its own but many in a batch.
 
     config: steps, lr, stop_loss, early_stop, kl_factor, weight_decay, clamp. versions: what
-    `rowwise.edited_maps` gives for the groups, None for the model as it is; only maps up to the
-    site's layer may differ in them. Nothing of the model changes. ValueError names the record whose
-    loss is not finite, and the step.
+    `rowwise.edited_maps` gives for the groups; only maps up to the site's layer may differ in them.
+    ValueError names the record whose loss is not finite, and the step.
     """
     device = next(model.parameters()).device
     lengths = [len(fact.rows) * (max(chain(*fact.offsets(len(fact.target)))) + 1) for fact in facts]
@@ -185,10 +181,7 @@ def _start(model, facts, site, versions):
 
 
 def _places(present, contexts):
-    """(facts, contexts, steps, weights) of the target tokens; present (n, s): which there are.
-
-    The weights of a fact's sum to 1.
-    """
+    """(facts, contexts, steps, weights that sum to 1 per fact) of targets; present (n, s)."""
     facts, context, steps = present[:, None].expand(-1, contexts, -1).nonzero(as_tuple=True)
     return facts, context, steps, 1 / (contexts * present.sum(1).double())[facts]
 
@@ -233,10 +226,9 @@ def _note(loss, losses, active, facts):
 
 
 def adam(value, moments, gradient, *, step, lr, active=slice(None)):
-    """Take one step of Adam on the active rows of `value`, in place.
+    """Take one step of Adam (arXiv:1412.6980) on the active rows of `value`, in place.
 
-    arXiv:1412.6980, algorithm 1, with betas 0.9 and 0.999 and eps 1e-8; torch's own cannot leave
-    rows alone. moments: the pair of running means, zeros at first; gradient: of the active rows.
+    torch's own cannot leave rows alone. moments: the pair of running means, zeros at first.
     """
     mean, square = moments
     mean[active] = mean[active].lerp(gradient, 0.1)

@@ -20,12 +20,12 @@ class Batch:
     weights: torch.Tensor   # (n, s) 1 / target tokens; 0 where one is repeated
 
     def rows(self, index):
-        """The same for some of the rows (index: int64 or bool tensor)."""
+        """Return the same for some of the rows (index: int64 or bool tensor)."""
         return Batch(*(value[index] for value in vars(self).values()))
 
 
 def encode_batch(model, tok, facts):
-    """The Batch of facts; ValueError names a record that is too long for the model."""
+    """Return the Batch of facts; ValueError names a record that is too long for the model."""
     labels = [f"record {fact.case_id}" for fact in facts]
     pairs = encode_pairs(tok, [(fact.text, fact.target_new) for fact in facts], labels)
     targets = [target for _, target in pairs]
@@ -43,7 +43,7 @@ def encode_batch(model, tok, facts):
 
 
 def nll(logits, batch):
-    """(n,) mean-token -log P of the batch's targets, in nats, of logits (n, s, V)."""
+    """Return (n,) mean-token -log P of the batch's targets, in nats, of logits (n, s, V)."""
     each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(),
                                              reduction="none")
     return (each.view(batch.targets.shape) * batch.weights.to(each.dtype)).sum(1)

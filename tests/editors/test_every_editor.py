@@ -4,21 +4,18 @@ import dataclasses
 import json
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 import torch
-from conftest import corpus, make
-from editor_cases import CASES, CONTEXTS, prepared_case, shuffled
+from conftest import make
+from editor_cases import CASES, CONTEXTS, prepared_case, shuffled, tensors_of
 from oracle import apart
 
 from editcore import editors
-from editcore.delta import Delta, Patch, dense, load
-from editcore.editors import EDITORS, Editor, EditorInputs, configure, settings
+from editcore.delta import Delta, Patch, load
+from editcore.editors import EDITORS, EditorInputs, configure, settings
 from editcore.hooks import run
 from editcore.model import content_hash
 from editcore.model import load as load_model
-from editcore.study import loop
-from editcore.study.run import make_run
 
 FAMILIES = ["gpt2", "llama", "gptj", "gpt_neox", "mistral", "qwen2", "qwen3"]
 
@@ -29,17 +26,6 @@ def state_of(model):
              for module in model.modules()]
     gradients = [(weight.requires_grad, weight.grad is None) for weight in model.parameters()]
     return content_hash(model), hooks, gradients, [type(module) for module in model.modules()]
-
-
-def tensors_of(edit):
-    """{name: tensor} of a Delta or a Patch."""
-    if isinstance(edit, Delta):
-        return {name: dense(change) for name, change in edit.changes.items()}
-    tensors = {}
-    for name, part in edit.parts.items():
-        tensors |= {f"{name}/{key}": value for key, value in vars(part).items()
-                    if torch.is_tensor(value)}
-    return tensors
 
 
 def distance(a, b):
@@ -139,9 +125,16 @@ def test_a_broken_loss_names_record_and_step(name, gpt2, facts):
 @pytest.mark.parametrize("name", EDITORS)
 def test_settings_are_frozen_dataclasses_and_published_ones_fit(name):
     editor = EDITORS[name]
+    fields = dataclasses.fields(editor.config)
     assert name in CASES and editor.config.__dataclass_params__.frozen
     for model, values in editor.paper.items():
         assert configure(name, {}, model) == editor.config(**editor.variant | values)
+    types = {field.name: field.type for field in fields}
+    defaults = {field.name: field.default for field in fields
+                if field.default is not dataclasses.MISSING}
+    for values in (defaults, editor.variant, *editor.paper.values()):
+        for key, value in values.items():
+            assert settings.read(value, types[key], key) == value
 
 
 @pytest.mark.parametrize("name", EDITORS)
@@ -217,16 +210,6 @@ def test_every_setting_has_a_range(name):
             assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("name", EDITORS)
-def test_published_settings_and_defaults_are_within_their_ranges(name):
-    types = {field.name: field.type for field in dataclasses.fields(EDITORS[name].config)}
-    defaults = {field.name: field.default for field in dataclasses.fields(EDITORS[name].config)
-                if field.default is not dataclasses.MISSING}
-    for values in (defaults, EDITORS[name].variant, *EDITORS[name].paper.values()):
-        for key, value in values.items():
-            assert settings.read(value, types[key], key) == value
-
-
 @pytest.mark.parametrize("inputs, error, words", [
     ({}, ValueError, "give texts, or a file .*128 dimensions take some 20,000 tokens"),
     ({"moments": "nothing.safetensors"}, FileNotFoundError, "nothing.safetensors"),
@@ -266,38 +249,3 @@ def test_edit_with_everything_at_its_default(place, facts, tmp_path):
     assert isinstance(patch, Patch)
     with pytest.raises(ValueError, match="nothing is published for model .*tiny.*; give layer"):
         editors.edit(model, tok, facts[:1])
-
-
-TOY = '''
-from dataclasses import dataclass
-
-from editcore.delta import Delta
-from editcore.model import name_of
-from editcore.tokens import target_ids
-
-
-@dataclass(frozen=True)
-class Settings:
-    layer: int = 1          # whose MLP output bias is moved
-    size: float = 4.0       # how far, in embeddings of the new answers
-
-
-def edit(model, tok, facts, config, prepared):
-    tokens = [target_ids(tok, fact.target_new)[0] for fact in facts]
-    push = config.size * model.get_input_embeddings().weight[tokens].detach().sum(0)
-    return Delta({name_of(model, "mlp_out", config.layer) + ".bias": push})
-'''
-
-
-def test_a_new_editor_is_one_file_and_one_line(place, facts, tmp_path, monkeypatch):
-    (tmp_path / "toy_editor.py").write_text(TOY)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(EDITORS, "toy", Editor("toy_editor"))
-    (place / "texts.txt").write_text("\n".join(corpus()))
-    run = make_run(model=str(place), editor="toy", settings={"size": 2.0}, n_edits=4,
-                   retest_every=2, downstream_every=0, untouched=0, measure=["ES"])
-    rows = pd.read_parquet(loop.execute(run, tmp_path / "runs") / "rows.parquet")
-    values = rows.groupby("metric")["value"].mean()
-    assert values["ES_prob"] > values["before_ES_prob"] and set(rows["editor"]) == {"toy"}
-    delta = editors.edit(*load_model(place, "cpu"), facts[:1], "toy", layer=2)
-    assert list(delta.changes) == ["transformer.h.2.mlp.c_proj.bias"]

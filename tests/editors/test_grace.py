@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make
+from conftest import drawn, make
 from oracle import apart
 
 from editcore.delta import Patch
@@ -26,10 +26,6 @@ C_FC = "transformer.h.2.mlp.c_fc"       # 32 -> 128
 def settings(**changes):
     small = {"layer": 2, "part": "mlp_in", "steps": 25, "radius": 0.01}
     return configure("grace", small | changes)
-
-
-def drawn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def entry(key, value, label="a", radius=1.0):
