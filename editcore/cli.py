@@ -90,7 +90,8 @@ def edit(model: Model, facts: Facts, output: Output,
     if not sequential:
         check_agreement(records)
     chosen = commands.settings(set, editor)
-    configure(editor, chosen, model)        # a wrong word is found before the model is loaded
+    config = configure(editor, chosen, model)   # a wrong word is found before the model is loaded
+    seed = config.seed if chosen.pop("seed", None) is not None else seed
     size = batch_size if batch_size is not None else 1 if sequential else len(records)
     inputs = {"texts": read_lines(texts) if texts else None, "moments": stats or None,
               "contexts": templates.read(contexts) if contexts else None}

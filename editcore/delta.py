@@ -44,10 +44,6 @@ class LowRank:
         return self.left.shape[0], self.right.shape[1]
 
     @property
-    def ndim(self):
-        return 2
-
-    @property
     def saves(self):
         """Say whether the factors are smaller than the matrix."""
         return self.left.numel() + self.right.numel() < self.shape[0] * self.shape[1]

@@ -48,8 +48,7 @@ def edit(model, tok, facts, config, prepared=None):
     begin = torch.zeros_like(batch.begin)
     wanted = batch.begin[:, None] + batch.offsets
     with capture(model, [name], "input", stop=False) as inputs:
-        state = start(model, batch.ids, batch.mask, begin=begin, layer=config.layer,
-                      wanted=wanted)
+        state = start(model, batch.ids, batch.mask, begin=begin, layer=config.layer, wanted=wanted)
     keys = inputs[name]                                         # (n, T, m)
     d = state.hidden.shape[-1]
     shapes = [(keys.shape[-1], d)] + [(d,)] * (module.bias is not None)

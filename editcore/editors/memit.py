@@ -15,16 +15,8 @@ from editcore.delta import Delta, dense, oriented
 from editcore.editors import closed_form
 from editcore.editors.prepare import prepare_layers
 from editcore.editors.rowwise import each_row, each_row_added, edited_maps
-from editcore.editors.settings import (
-    POCKET,
-    SMOLLM2,
-    ascending,
-    positive,
-    prompt,
-    real,
-    whole,
-)
-from editcore.editors.target_value import EditSite, encode_facts, optimise
+from editcore.editors.settings import ascending, positive, prompt, real, whole
+from editcore.editors.target_value import POCKET, SMOLLM2, EditSite, encode_facts, optimise
 from editcore.hooks import capture, run
 from editcore.model import module_of, name_of
 from editcore.templates import STARTS, TemplateGroup
@@ -114,8 +106,7 @@ def edit_groups(model, tok, groups, config, *, prepared, current=None):
     facts = encode_facts(model, tok, groups, [group.contexts for group in prepared], config)
     values = optimise(model, facts, _site(config), config, versions)
     if config.anchor:
-        norms = torch.tensor([prepared[fact.group].anchor for fact in facts],
-                             dtype=torch.float64)
+        norms = torch.tensor([prepared[fact.group].anchor for fact in facts], dtype=torch.float64)
         values = closed_form.norm_anchor(values, norms, most=2)
     changes = {}
     keys = {}
@@ -151,10 +142,9 @@ def finish(total, weights, config):
     """Return what is measured of the sum of updates: itself, or restrained by PRUNE."""
     if config.prune == 1:
         return total
-    changes = total.dense().changes
-    pruned = {name: closed_form.prune(change, weights[name], config.prune)
-              for name, change in changes.items() if change.ndim == 2}
-    return replace(total, changes=changes | pruned)
+    changes = {name: closed_form.prune(change, weights[name], config.prune)
+               for name, change in total.dense().changes.items()}
+    return replace(total, changes=changes)
 
 
 def fact_keys(keys):

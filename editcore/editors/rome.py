@@ -14,8 +14,8 @@ from editcore.delta import Delta, oriented
 from editcore.editors.closed_form import norm_anchor
 from editcore.editors.prepare import prepare_layers
 from editcore.editors.rowwise import edited_maps
-from editcore.editors.settings import POCKET, SMOLLM2, positive, prompt, real, whole
-from editcore.editors.target_value import EditSite, encode_facts, optimise
+from editcore.editors.settings import positive, prompt, real, whole
+from editcore.editors.target_value import POCKET, SMOLLM2, EditSite, encode_facts, optimise
 from editcore.model import module_of, name_of
 from editcore.templates import STARTS, TemplateGroup
 

@@ -53,8 +53,7 @@ def each_row_added(model, name, changes, owners):
             return output + (x * source.mT).sum(-1, keepdim=True) * target
         new = output.clone()
         for owner, rows in _rows_by_owner(owners, output.device):
-            if changes[owner] is not None:
-                new[rows] += _product(module, x[rows], changes[owner]).to(output.dtype)
+            new[rows] += _product(module, x[rows], changes[owner]).to(output.dtype)
         return new
 
     return hooked(model, {name: hook})

@@ -4,10 +4,6 @@ from typing import Annotated, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
-# Settings of the optimised value that ROME and MEMIT share, by model.
-POCKET = {"lr": 1.0, "steps": 40, "clamp": 4.0}
-SMOLLM2 = {"lr": 1.0, "stop_loss": 0.15}    # as good as 0.5 and 0.05, in 11 evaluations for 20
-
 
 def whole(least=0, most=10**9):
     """Return the type of an integer from `least` to `most`."""

@@ -17,6 +17,10 @@ from editcore.progress import bar
 from editcore.suffix import head, quick, resume, start
 from editcore.tokens import batches, check_lengths, encode_pairs, pad, with_subject
 
+# Settings of ROME and MEMIT by model.
+POCKET = {"lr": 1.0, "steps": 40, "clamp": 4.0}
+SMOLLM2 = {"lr": 1.0, "stop_loss": 0.15}    # as good as 0.5 and 0.05, in 11 evaluations for 20
+
 
 @dataclass(frozen=True)
 class EditSite:
@@ -85,15 +89,10 @@ def encode_fact(tok, fact, contexts, config, group=0):
     target = pairs[0][1]
     lookups = [with_subject(tok, template, fact.subject)[1] for template in templates]
     kl_ids, kl_lookup = with_subject(tok, config.kl_prompt, fact.subject)
-    return EncodedFact(
-        rows=(*(ids + target[:-1] for ids, _ in pairs), kl_ids),
-        lookups=(*lookups, kl_lookup),
-        target=tuple(target),
-        starts=tuple(len(ids) - 1 for ids, _ in pairs),
-        kl_position=kl_lookup if config.kl_position == "subject" else len(kl_ids) - 1,
-        case_id=fact.case_id,
-        group=group,
-    )
+    kl_position = kl_lookup if config.kl_position == "subject" else len(kl_ids) - 1
+    return EncodedFact((*(ids + target[:-1] for ids, _ in pairs), kl_ids), (*lookups, kl_lookup),
+                       tuple(target), tuple(len(ids) - 1 for ids, _ in pairs), kl_position,
+                       fact.case_id, group)
 
 
 def optimise(model, facts, site, config, versions=None):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from editcore.delta import Delta, LowRank, oriented
+from editcore.delta import Delta, oriented
 from editcore.editors.rowwise import each_row, each_row_added, edited_maps
 from editcore.hooks import run
 from editcore.model import module_of, name_of
@@ -63,15 +63,8 @@ def test_each_row_sees_its_added_change(family, rank, request):
         torch.testing.assert_close(found[row], alone, rtol=1e-4, atol=1e-4)
 
 
-def test_a_version_may_have_no_change_and_hooks_go_on_errors(gpt2):
+def test_hooks_go_on_errors(gpt2):
     model, _ = gpt2
-    name = name_of(model, "mlp_out", 1)
-    ids = torch.ones(2, 3, dtype=torch.long)
-    change = LowRank(torch.ones(128, 1), torch.arange(32.0)[None] / 32)
-    with each_row_added(model, name, [None, change], [0, 1]):
-        found = run(model, input_ids=ids).logits
-    torch.testing.assert_close(found[0], run(model, input_ids=ids).logits[0], rtol=1e-5, atol=1e-5)
-    assert (found[0] - found[1]).abs().max() > 0.1
     with pytest.raises(KeyError), each_row(model, edited_maps(model, deltas_of(model)), [0]):
         raise KeyError
     assert not any(module._forward_hooks for module in model.modules())
