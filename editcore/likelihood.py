@@ -146,7 +146,7 @@ def read(model, scoring):
 
 def states(model, ids, cache=None, **words):
     """Return (B, T, d) states after the final norm of ids (B, T); a cache is read and filled."""
-    embedded = model.get_input_embeddings()(ids)
+    embedded = model.get_input_embeddings()(ids)    # in ids some models search for padding
     inputs = {"inputs_embeds": embedded, "use_cache": cache is not None} | words
     return model.base_model(**inputs, past_key_values=cache).last_hidden_state
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from editcore import cli, commands, delta, moments
+from editcore import cli, commands, delta
 from editcore.delta import Delta
 from editcore.editors import EDITORS, EditorInputs, configure
 from editcore.facts import read_facts
@@ -143,15 +143,6 @@ def test_sequential_edits_remember_keys_and_the_sum_is_finished(here, monkeypatc
         assert (max(differences) > 1e-4) == (editor == "memit-past"), "it remembers keys"
 
 
-def test_edit_with_ready_moments(here, texts):
-    model, tok = load("model", "cpu", torch.float32)
-    moments.second_moments(model, tok, texts, [1]).save("stats.safetensors")
-    assert does(EDIT.replace("--texts texts.txt", "--stats stats.safetensors")) == 0
-    ready = delta.load("d.safetensors")
-    assert does(EDIT) == 0
-    close(ready, delta.load("d.safetensors"))
-
-
 def test_apply_writes_a_model_that_transformers_loads(here, capsys):
     does(f"{EDIT} --sequential")
     assert does("apply model d.safetensors -o edited/first") == 0
@@ -249,28 +240,11 @@ def test_train_trains_a_list(place, monkeypatch, capsys):
 
 # ── real data ───────────────────────────────────────────────────────────────────────────────────
 
-@pytest.fixture
-def toy(tmp_path):
-    """What the manifest would say of a data set of three records."""
-    path = tmp_path / "there.json"
-    path.write_text(json.dumps([{"a": 1}] * 3))
-    return {"url": path.as_uri(), "page": "page", "sha256": sha256(path), "bytes": 30, "rows": 3}
-
-
 def test_data_sets_are_listed_and_described(capsys):
     assert does("data") == 0
     assert "counterfact            21919 rows  fetch" in capsys.readouterr().out
     assert does("data counterfact") == 0
     assert "rows    21919" in capsys.readouterr().out
-
-
-def test_a_file_is_compared_with_what_is_known(tmp_path, toy):
-    line = commands.check_data("toy", toy, tmp_path / "there.json")
-    assert line.endswith("rows 3; as known: sha256, bytes, rows")
-    for name, value in (("sha256", "0" * 64), ("bytes", 26), ("rows", 4)):
-        with pytest.raises(ValueError, match=f"{name} is .*, but that of toy is {value}"):
-            known = dict.fromkeys(toy, "") | {name: value}
-            commands.check_data("toy", known, tmp_path / "there.json")
 
 
 # ── words and errors ────────────────────────────────────────────────────────────────────────────
@@ -443,8 +417,6 @@ def test_results_stay_out_of_the_folders_they_are_made_from(obstacles, capsys, w
 
 @pytest.mark.parametrize("change, message", [
     ({"prompt": "The capital is"}, "bad.json: record 1: the prompt needs exactly one {}"),
-    ({"subject": ""}, "bad.json: record 1: the subject is empty"),
-    ({"target_new": ""}, "bad.json: record 1: target_new is empty"),
     ({"case_id": 0}, "bad.json: record 0: case_id occurs twice"),
     ({"prompt": "{} is located in", "subject": "Orla"}, "records 0 and 1 want 'Rome' and 'Par"),
     ({"prompt": "so " * 80 + "{} is"}, "record 1: .* at most 6")])

@@ -165,15 +165,6 @@ def test_prepared_once_follows_the_weights(gpt2, facts):
     assert [row["fact"] for row in some[::len(some) // 2]] == [7, 2]
 
 
-def test_two_targets_and_a_repeated_neighbour_cost_one_row(gpt2):
-    model, tok = gpt2
-    facts = [replace(ORLA, case_id=i, subject=subject, target_new="Oslo",
-                     neighbours=("Farrow is in",)) for i, subject in enumerate(("Orla", "Dunmore"))]
-    assert len(target_ids(tok, "Rome")) == len(target_ids(tok, "Oslo")) == 1
-    made = metrics.prepare(model, tok, facts).plan
-    assert sum(len(batch.ids) for batch in made.batches) == 3
-
-
 def test_a_tie_and_a_broken_model_fail(gpt2, facts):
     model, tok = copy.deepcopy(gpt2[0]), gpt2[1]
     one_piece = [f for f in facts

@@ -148,16 +148,6 @@ def test_the_command_writes_a_file_that_edit_takes(place, tmp_path, monkeypatch,
     assert "layer 9: the model has layers 0 to 3" in capsys.readouterr().err
 
 
-def test_edits_count_once(place, tmp_path, monkeypatch):
-    monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    edit = ["edit", str(place), str(place / "facts.json"), "--editor", "rome", "--set", "layer=1",
-            "steps=1", "-o", "d.safetensors"]
-    assert cli.main(edit) == 0
-    monkeypatch.setattr(module, "second_moments", None)
-    assert cli.main(edit) == 0
-
-
 def test_the_cache_is_met_by_content(gpt2, texts, tmp_path, monkeypatch):
     model, tok = gpt2
     direct = second_moments(model, tok, texts, [0, 1])

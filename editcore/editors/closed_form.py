@@ -114,7 +114,8 @@ def _gram(keys, solved, weight):
 def rect(change, weight, keep):
     """Keep the share `keep` of entries with the largest |ΔW_ij / W_ij|: RECT, arXiv:2401.04700."""
     size = (change.double() / (weight.double() + 1e-8)).abs()
-    limit = size.flatten().kthvalue(max(1, int((1 - keep) * size.numel()))).values
+    rank = max(1, int((1 - keep) * size.numel()))
+    limit = size.flatten().kthvalue(rank).values    # which itself is kept, as in the public code
     return torch.where(size >= limit, change, torch.zeros_like(change))
 
 

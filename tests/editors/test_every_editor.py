@@ -222,14 +222,6 @@ def test_inputs_that_are_missing_or_bad(gpt2, inputs, error, words):
         EDITORS["rome"].prepare(*gpt2, configure("rome", CASES["rome"]), inputs)
 
 
-def test_second_moments_are_kept_in_the_cache_folder(gpt2, tmp_path):
-    config = configure("memit", CASES["memit"])
-    inputs = EditorInputs(texts=shuffled(), contexts=CONTEXTS, cache=str(tmp_path))
-    first, second = (EDITORS["memit"].prepare(*gpt2, config, inputs).moments for _ in range(2))
-    assert len(list(tmp_path.glob("C-*.safetensors"))) == 2
-    assert all(torch.equal(first.moments[name], second.moments[name]) for name in first.moments)
-
-
 def test_edit_with_everything_at_its_default(place, facts, tmp_path):
     model, tok = load_model(place, "cpu")
     (place / "texts.txt").write_text("\n".join(shuffled()))

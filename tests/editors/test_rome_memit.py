@@ -3,7 +3,6 @@
 import itertools
 from dataclasses import replace
 
-import oracle
 import pytest
 import torch
 from editor_cases import CONTEXTS, prepared_case, ridged_moments
@@ -67,23 +66,6 @@ def test_an_edit_puts_the_value_at_the_key(rome, facts, convention):
             u = prepared.moments.solve(NAME, mean)
             expected = values.delta[row].norm() / (u / u.norm() @ plain.double()).abs()
             assert delta.norm() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_the_fact_becomes_likelier(rome, facts):
-    model, tok, _, prepared = rome
-    settings = {"steps": 20, "clamp": 20, "weight_decay": 0, "convention": "p-rome"}
-    config = configure("rome", SETTINGS | settings)
-
-    def loss(fact):
-        place = ("mlp_out", 1)
-        once = replace(config, steps=1)
-        return oracle.target_value(model, tok, fact, ("{}",), place, once)[2][0]
-
-    for fact, delta in zip(facts, EDITORS["rome"].edit_each(model, tok, facts[:3], config,
-                                                            prepared)):
-        before = loss(fact)
-        with delta.applied(model):
-            assert loss(fact) < before - 0.3
 
 
 def test_the_clamp_holds(rome, facts):
@@ -150,12 +132,9 @@ def test_many_facts_give_a_matrix_few_a_product(gpt2, facts):
     assert all(isinstance(change, torch.Tensor) for change in many.changes.values())
 
 
-@pytest.mark.parametrize("name, settings, words", [
-    ("memit-past", {"lambda": 0}, "memory needs lambda above 0"),
-])
-def test_settings_that_do_not_go_together(gpt2, facts, name, settings, words):
-    with pytest.raises(ValueError, match=words):
-        prepared_case(name, *gpt2, facts, **settings)
+def test_memory_needs_a_weight(gpt2, facts):
+    with pytest.raises(ValueError, match="memory needs lambda above 0"):
+        prepared_case("memit-past", *gpt2, facts, **{"lambda": 0})
 
 
 def test_a_missing_second_moment_is_named(gpt2, facts):
