@@ -67,7 +67,7 @@ def settings_lines():
         values = {field.name: field.default for field in dataclasses.fields(editor.config)}
         values |= editor.variant
         values.pop("context_groups", None)      # which words cannot give
-        words = [f"{key}={'?' if value is dataclasses.MISSING else value}".replace(" ", "")
+        words = [f"{key}={'?' if value is dataclasses.MISSING else value}".replace(", ", ",")
                  for key, value in values.items()]
         lines.append(f"{name}: {' '.join(words)}")
     return lines
