@@ -89,7 +89,7 @@ def test_files(tmp_path):
 
 
 @pytest.mark.parametrize("tensors, metadata, words", [
-    ({"other": torch.ones(1)}, {}, "no tensor C/"),
+    ({"other": torch.ones(1)}, {}, "not a file of second moments, or damaged: no tensor C/"),
     ({"C/a": torch.ones(1)}, {"count": "many"}, "not a file of second moments, or damaged"),
     ({"C/a": torch.eye(2) * torch.nan}, {}, "C/a must be a square matrix of finite floats"),
     ({"C/a": torch.eye(2, dtype=torch.int64)}, {}, "C/a must be a square matrix of finite floats"),
