@@ -110,9 +110,8 @@ def edit(model: Model, facts: Facts, output: Output,
         "editor": editor, "settings": dataclasses.asdict(config), "model": model,
         "model_hash": models.content_hash(net), "dtype": dtype, "facts": Path(facts).name,
         "facts_hash": sha256(facts), "edits": len(records), "batch_size": size,
-        "sequential": sequential, "seed": seed,
-        "contexts": list(templates_used), "seconds": seconds,
-        "seconds_per_edit": seconds / len(records), "most_likely": likely})
+        "sequential": sequential, "seed": seed, "contexts": list(templates_used),
+        "seconds": seconds, "seconds_per_edit": seconds / len(records), "most_likely": likely})
     total.save(path)
     say(f"{output}: {len(records)} facts, {seconds / len(records):.3f} s per edit")
     say(f"  {sum(likely)} of {len(records)} new answers are now the most likely ones")
@@ -219,8 +218,7 @@ def disabling(facts: Facts,
              "-o gpt2-xl.safetensors")
 def moments(model: Model, output: Output, texts: Texts = "",
             layers: option("--layers", "N,N|all", "whose keys") = "all",
-            tokens: option("--tokens", "N", "of the texts, in order; default: all", kind=int,
-                           min=0) = 0,
+            tokens: option("--tokens", "N", "of the texts; default: all", kind=int, min=0) = 0,
             seed: Seed = 0, dtype: Dtype = "float32", device: Device = ""):
     """Count the second moments of keys that ROME's and MEMIT's families need, into a file."""
     from editcore.model import resolve
@@ -233,13 +231,12 @@ def moments(model: Model, output: Output, texts: Texts = "",
 
 
 @app.command(epilog="example: python -m editcore site smollm2 -o site-smollm2")
-def site(model: Model, facts: Annotated[str, typer.Argument(metavar="[FACTS.json]", help="facts "
-                                        "that the model may know; default: beside it")] = "",
+def site(model: Model, facts: argument("FACTS.json", "facts that the model may know; default: "
+                                       "beside it") = "",
          texts: Texts = "", stats: Moments = "",
          held_out: option("--held-out", "FILE.txt", "passages for perplexity") = "",
          layers: option("--layers", "N,N", "to try; default: where MLPs carry the answer") = "",
-         number: option("--facts", "N", "facts edited at every point", kind=int,
-                       min=1) = 8,
+         number: option("--facts", "N", "facts edited at every point", kind=int, min=1) = 8,
          seed: Seed = 0, device: Device = "", output: Output = "site"):
     """Find the layer and settings with which single edits work best: patching, then a sweep."""
     from editcore import site as search
@@ -339,7 +336,7 @@ def train(names: argument("[LIST ...]", "main single transfer subsets styles des
 # ── real data ───────────────────────────────────────────────────────────────────────────────────
 
 @app.command(epilog="example: python -m editcore data counterfact -o counterfact.json")
-def data(name: Annotated[str, typer.Argument(help="data set; default: list them")] = "",
+def data(name: argument("NAME", "data set; default: list them") = "",
          output: option("-o", "FILE", "fetch it to this file", "--output") = "",
          check: option("--check", "FILE", "compare this file with what is known of it") = ""):
     """List the real data sets, fetch one, or check a file against what is known of it."""
