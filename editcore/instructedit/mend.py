@@ -47,10 +47,11 @@ class Settings:
     seed: whole() = 0               # of the first weights
 
 
-PAPER = {   # published, but for the sign of alpha; pocket: what learns in seconds
+PAPER = {   # published, but for the sign of alpha; pocket: what learns in seconds; smollm2: swept
     "gpt2-xl": {"layers": (45, 46, 47)},
     "llama-2-7b": {"layers": (29, 30, 31)},
     "pocket": {"layers": (-2, -1), "rank": 64, "alpha": 1e-3},
+    "smollm2": {"rank": 64, "alpha": 3e-4},
 }
 
 
