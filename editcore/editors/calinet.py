@@ -43,7 +43,7 @@ class Slots:
     values: torch.Tensor    # (s, d) V
     kind: ClassVar = "slots"
 
-    def output(self, x, y):
+    def output(self, x, y, positions=None):
         """Return y (B, T, d) with the slots' answer to x (B, T, d) added, at every position."""
         keys = self.keys.to(x.device)
         values = self.values.to(x.device)

@@ -55,14 +55,20 @@ class Codebook:
     labels: tuple           # (k,) texts: what the entries say
     kind: ClassVar = "codebook"
 
-    def output(self, x, y):
-        """Return y (B, T, out), the nearest value where x (B, T, in) lies within its radius."""
-        distance, index = self.nearest(x.flatten(0, -2))
-        hit = (distance <= self.radii.to(x.device)[index]).view(x.shape[:-1])
+    def output(self, x, y, positions=None):
+        """Return y (B, T, out), the nearest value where x (B, T, in) lies within its radius.
+
+        positions (B, T) bool: which are looked up; None: all.
+        """
+        if positions is None:
+            positions = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
+        places = positions.to(x.device).nonzero(as_tuple=True)
+        distance, index = self.nearest(x[places])
+        hit = distance <= self.radii.to(x.device)[index]
         if not hit.any():
             return y
-        values = self.values.to(y.device, y.dtype)[index[hit.flatten()]]
-        return y.index_put(hit.nonzero(as_tuple=True), values)
+        values = self.values.to(y.device, y.dtype)[index[hit]]
+        return y.index_put(tuple(place[hit] for place in places), values)
 
     def nearest(self, queries):
         """Return (distance (q,), entry (q,)) of the entry nearest to each query (q, in)."""

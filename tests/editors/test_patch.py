@@ -17,6 +17,18 @@ def entry(key, value, radius=1e-3):
     return Codebook(key[None], value[None], key.new_tensor([radius]), ("a",))
 
 
+def test_positions_that_are_looked_up(gpt2):
+    keys = drawn(2, 6, 32)
+    book = entry(keys[0, 1], drawn(128)) + entry(keys[0, 3], drawn(128, seed=1))
+    outputs = gpt2[0].get_submodule(C_FC)(keys)
+    mask = torch.zeros(2, 6, dtype=torch.bool)
+    assert torch.equal(book.output(keys, outputs, mask), outputs)       # nowhere
+    mask[:, 3] = True
+    for places, hits in ((mask, [[0, 3]]), (None, [[0, 1], [0, 3]])):
+        changed = book.output(keys, outputs, places) != outputs
+        assert changed.any(-1).nonzero().tolist() == hits
+
+
 @pytest.mark.parametrize("family, name", [
     ("gpt2", C_FC), ("gpt2", "transformer.h.1.mlp.c_proj"),
     ("llama", "model.layers.1.mlp.down_proj"), ("llama", "model.layers.1.mlp.up_proj")])
