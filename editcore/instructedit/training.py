@@ -25,6 +25,7 @@ from editcore.suffix import quick
 from editcore.tokens import encode_pairs
 
 RESULT = "network.safetensors"
+TOGETHER = 4    # examples that share a pass: attention over more of them costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -208,21 +209,24 @@ def _encoder(model, network, examples, keep):
 
 def _learn(model, network, encoded, training, number):
     """Add the gradients of a step's examples, the last of that number; return rows of the log."""
-    terms = losses(model, network, group(model, network, encoded), training.unlikely,
-                   not training.frozen)
     rows = []
-    total = 0
-    for index, (example, part) in enumerate(zip(encoded, terms), number - len(encoded) + 1):
-        weight = training.edit_weight * (training.reply_weight if example.counts[2] else 1)
-        loss = weight * (part["edit"] + part["against"])
-        loss = loss + training.locality_weight * part["locality"]
-        if not torch.isfinite(loss):
-            raise ValueError(f"record {example.name}: the loss is {loss.item()}; the model's "
-                             "weights may be broken, or lr is too large")
-        total = total + loss / training.accumulate
-        rows.append({"example": index, "record": example.name,
-                     **{key: value.item() for key, value in part.items()}, "loss": loss.item()})
-    total.backward(inputs=list(network.parameters()))
+    for start in range(0, len(encoded), TOGETHER):
+        part = encoded[start:start + TOGETHER]
+        terms = losses(model, network, group(model, network, part), training.unlikely,
+                       not training.frozen)
+        total = 0
+        for example, term in zip(part, terms):
+            weight = training.edit_weight * (training.reply_weight if example.counts[2] else 1)
+            loss = weight * (term["edit"] + term["against"])
+            loss = loss + training.locality_weight * term["locality"]
+            if not torch.isfinite(loss):
+                raise ValueError(f"record {example.name}: the loss is {loss.item()}; the model's "
+                                 "weights may be broken, or lr is too large")
+            total = total + loss / training.accumulate
+            rows.append({"example": number - len(encoded) + len(rows) + 1, "record": example.name,
+                         **{key: value.item() for key, value in term.items()},
+                         "loss": loss.item()})
+        total.backward(inputs=list(network.parameters()))
     return rows
 
 
