@@ -32,6 +32,7 @@ class Fact:
     prompt: str                     # the rewriting prompt, with exactly one {}
     target_new: str                 # wanted continuation, without leading space
     target_true: str = ""           # continuation before the edit; "" if unknown
+    unwanted: str = ""              # continuation that trained editors make less likely; "": none
     relation: str = ""              # e.g. P36
     paraphrases: tuple = ()         # full prompts that mean the same (texts)
     neighbours: tuple = ()          # full prompts on other subjects whose answer is target_true
@@ -51,7 +52,7 @@ class Fact:
         return self.prompt.replace("{}", self.subject)
 
 
-SHORT = ("subject", "target_new", "target_true", "relation")
+SHORT = ("subject", "target_new", "target_true", "unwanted", "relation")
 
 
 def clean(text, label, *, prompt=False):

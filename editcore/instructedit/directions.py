@@ -61,7 +61,8 @@ def gradients(model, tok, records, config, *, editor="", stage="trained", style=
     if stage not in STAGES:
         raise ValueError(f"stage is {stage!r}, but must be one of {', '.join(STAGES)}")
     instructed = trained_editors.instructed(config, records, style=style, description=description)
-    facts = [replace(record_as_fact(record, config.seed), case_id=f"{record.task} {record.case_id}")
+    facts = [replace(record_as_fact(record, config.seed, config.opposite),
+                     case_id=f"{record.task} {record.case_id}")
              for record in instructed]
     settings, _ = trained_editors.configured(config)
     names = [site.name for site in mend.sites(model, settings.layers, settings.parts)]

@@ -41,6 +41,7 @@ PAPER = {   # layers as published for the editors compared; what learns fast on 
     "gpt2-xl": {"layers": (45, 46, 47)},
     "llama-2-7b": {"layers": (29, 30, 31)},
     "pocket": {"layers": (-2, -1), "scale": 30.0, "hidden": 64, "width": 64, "inner": 32},
+    "smollm2": {"layers": (-3, -2, -1), "scale": 300.0, "hidden": 128, "width": 128, "inner": 64},
 }
 
 

@@ -27,7 +27,7 @@ class EncodedExample:
     tree: TreeBatch         # a single row; pairs of edit, after, against, locality, from 0
     hidden: torch.Tensor    # (1, T, d) states that enter the lowest edited block
     part: torch.Tensor      # (M,) of which of the four each prediction is
-    weight: torch.Tensor    # (M,) 1 / (tokens of the pair's target)
+    weight: torch.Tensor    # (M,) 1 / (tokens of the pair's target); negative for `opposed`
     counts: tuple           # pairs of each of the four
     condition: torch.Tensor | None  # (T', d) embeddings of the condition, if there is one
 
@@ -41,13 +41,16 @@ def encode_example(model, network, example):
     for part in ("edit", "after"):
         if not getattr(example, part):
             raise ValueError(f"{label}: {part} is empty")
-    parts = (example.edit, example.after, example.against, example.locality)
+    edit = example.edit + example.opposed
+    parts = (edit, example.after, example.against, example.locality)
     pairs = sum(parts, ())
     token_tree.check_pairs(model, pairs, [label] * len(pairs))
     tree = token_tree.pack([token_tree.build(pairs)], next(model.parameters()).device)
     counts = tuple(map(len, parts))
     part = torch.arange(4).repeat_interleave(torch.tensor(counts)).to(tree.pair.device)
     weight = 1 / torch.bincount(tree.pair)[tree.pair].double()
+    opposed = (tree.pair >= len(example.edit)) & (tree.pair < len(edit))
+    weight = torch.where(opposed, -weight, weight)
     return EncodedExample(
         example.name, tree, mend.below(model, tree, min(network.settings["layers"])).hidden,
         part[tree.pair], weight, counts, mend.embeddings(model, example.condition))

@@ -14,6 +14,7 @@ factors. (The published code adds instead and starts at 1e-4; alpha = -1e-4 is t
 import contextlib
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -302,20 +303,28 @@ def nonzero(found):
 def fact_gradients(model, tok, facts, names, layer):
     """For each fact {map: (u (R, d_in), delta (R, d_out))}: gradients of its mean-token NLL.
 
-    names: of the maps, all in blocks from `layer` on. ValueError names a fact that is too long.
+    That of an unwanted continuation is subtracted. names: of the maps, all in blocks from `layer`
+    on. ValueError names a fact that is too long.
     """
-    labels = [f"record {fact.case_id}" for fact in facts]
-    pairs = encode_pairs(tok, [(fact.text, fact.target_new) for fact in facts], labels)
+    answers = [[fact.target_new, fact.unwanted] if fact.unwanted else [fact.target_new]
+               for fact in facts]
+    texts = [(fact.text, answer) for fact, own in zip(facts, answers) for answer in own]
+    labels = [f"record {fact.case_id}" for fact, own in zip(facts, answers) for _ in own]
+    pairs = encode_pairs(tok, texts, labels)
     token_tree.check_pairs(model, pairs, labels)
     device = next(model.parameters()).device
+    signs = [sign for own in answers for sign in (1, -1)[:len(own)]]
+    weights = torch.tensor([sign / len(target) for sign, (_, target) in zip(signs, pairs)],
+                           dtype=torch.float64, device=device)
+    ends = list(accumulate(map(len, answers)))
+    trees = [token_tree.build(pairs[end - len(own):end], end - len(own))
+             for own, end in zip(answers, ends)]
     found = [None] * len(facts)
-    lengths = [len(prompt) + len(target) - 1 for prompt, target in pairs]
-    for group in batches(lengths, 8 * batch_tokens(device)):
-        batch = token_tree.pack([token_tree.build([pairs[i]], i) for i in group], device)
-        sizes = torch.tensor([len(target) for _, target in pairs], device=device)
+    for group in batches([len(tree.ids) for tree in trees], 8 * batch_tokens(device)):
+        batch = token_tree.pack([trees[i] for i in group], device)
         with quick(model):
             slopes = gradients(model, below(model, batch, layer), names, place=batch.place,
-                               token=batch.token, weight=1 / sizes[batch.pair].double())
+                               token=batch.token, weight=weights[batch.pair])
         for row, i in enumerate(group):
             found[i] = nonzero({name: (u[row], delta[row])
                                 for name, (u, delta) in slopes.items()})

@@ -120,13 +120,23 @@ def edit_target(record, seed=0):
     return random.Random(f"{seed} target {record.task} {record.case_id}").choice(record.wanted)
 
 
-def record_as_fact(record, seed=0):
-    """The edit of a record as a Fact, its subject marked where the prompt contains it."""
+def unwanted_target(record, seed=0):
+    """What an edit may make less likely: an opposite reply, drawn with the seed; "" for none."""
+    draw = random.Random(f"{seed} unwanted {record.task} {record.case_id}")
+    return draw.choice(record.unwanted) if record.unwanted else ""
+
+
+def record_as_fact(record, seed=0, opposite=False):
+    """The edit of a record as a Fact, its subject marked where the prompt contains it.
+
+    opposite: an edit of ConvSent also makes one opposite reply less likely.
+    """
     target = edit_target(record, seed)
     prompt = "" if "{}" in record.prompt else marked(record.prompt, record.subject)
     subject = record.subject if prompt else record.prompt   # editors that look for one take all
     return Fact(case_id=record.case_id, subject=subject, prompt=prompt or "{}",
-                target_new=target, target_true=record.old if record.old != target else "")
+                target_new=target, target_true=record.old if record.old != target else "",
+                unwanted=unwanted_target(record, seed) if opposite else "")
 
 
 def _knowedit(row, task, case_id, seed):

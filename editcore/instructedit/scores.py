@@ -137,8 +137,11 @@ class Case:
 
 
 def cases(editors, tests, **words):
-    """The Cases of (name, HypernetworkConfig) pairs on the records of every task."""
-    return [Case(name, tuple(records), network=config, seed=config.seed, **words)
+    """The Cases of (name, HypernetworkConfig) pairs on the records of every task.
+
+    All trainings of an editor are asked the same, whatever their seed.
+    """
+    return [Case(name, tuple(records), network=config, **words)
             for (name, config), records in itertools.product(editors, tests.values())]
 
 
@@ -153,13 +156,11 @@ def main_cases(editors, tests, *, fluency=48, settings=None):
     """
     trained = set().union(*[config.tasks for _, config in editors])
     learned = sum([tuple(tests[task]) for task in tests if task in trained], ())
-    seeds = [config.seed for name, config in editors if name == "InstructEdit"]
     made = cases(editors, tests)
     for task, records in tests.items():
         records = tuple(records)
         made += [Case("Base model", records)]
-        made += [Case("Base model (instructed)", records, style="full", seed=seed)
-                 for seed in seeds]
+        made += [Case("Base model (instructed)", records, style="full")]
         for key, name, joint in (("ft", "FT-L", False), ("calinet", "CaliNet", True),
                                  ("grace", "GRACE", False)):
             chosen = tuple((settings or {}).get(key, {}).items())
@@ -180,7 +181,7 @@ def at_sizes(cases, sizes=(0.25, 0.5, 1, 2, 3, 4)):
 def evaluate(cases, model="pocket", *, out_dir="results/scores", editors="results/editors"):
     """Score Cases on a model: a DataFrame with one row per record, editor, size and metric.
 
-    Columns: editor, seed (-1 where nothing is drawn or trained), size, task, case_id, metric,
+    Columns: editor, seed (of its training, -1 without one), size, task, case_id, metric,
     exact, token, value. exact and token are means over the record's questions, see `score`; value
     is what the paper shows: token for Loc and Port, else exact. Missing hypernetworks are trained.
     Every case is cached as out_dir/<id>.parquet, whose id tells model, editor and records; a call
@@ -204,7 +205,7 @@ def evaluate(cases, model="pocket", *, out_dir="results/scores", editors="result
         if start + AT_ONCE >= len(asked):
             for path in group:
                 _join(path, [_part(path, first) for first in range(0, len(asked), AT_ONCE)])
-    seeds = [case.seed if case.network or case.style else -1 for case in cases]
+    seeds = [case.network.seed if case.network else -1 for case in cases]
     tables = [pd.read_parquet(path).assign(editor=case.editor, seed=seed, size=case.size)
               for path, case, seed in zip(paths, cases, seeds)]
     rows = pd.concat(tables, ignore_index=True)
@@ -289,7 +290,8 @@ def edits_of(model, tok, case, records, model_name="pocket", editors="results/ed
     if editor is None:
         return [None] * len(records)
     instructed = _instructed(case, case.together or records)
-    facts = [record_as_fact(record, case.seed) for record in instructed]
+    opposite = case.network is not None and case.network.opposite
+    facts = [record_as_fact(record, case.seed, opposite) for record in instructed]
     prepared = editor.prepare(model, tok, config)
     if case.together:
         return [editor.edit(model, tok, facts, config, prepared)] * len(records)

@@ -19,7 +19,7 @@ import torch
 from editcore.files import atomic, sha256_text
 from editcore.instructedit import mend
 from editcore.instructedit.losses import encode_example, group, losses
-from editcore.instructedit.records import edit_target
+from editcore.instructedit.records import edit_target, unwanted_target
 from editcore.progress import bar
 from editcore.suffix import quick
 from editcore.tokens import encode_pairs
@@ -56,20 +56,22 @@ class Example:
     """One edit and what is asked after it, as (prompt ids, target ids) pairs."""
 
     name: str               # of the record, for errors and the log
-    edit: tuple             # the gradients of their mean-token NLL, summed, are transformed
+    edit: tuple             # the gradients of their mean-token NLL, summed, are transformed ...
     after: tuple            # must be likely after it: the edit itself, rephrases, or replies
     locality: tuple = ()    # over these targets' positions the prediction must stay
     against: tuple = ()     # must be unlikely after it: replies of the other sentiment
+    opposed: tuple = ()     # ... less those of these: what the edit makes less likely
     condition: tuple = ()   # ids of the text that KE reads an edit off
 
 
-def training_example(tok, record, *, loss_on="edit", replies=4, seed=0, condition=()):
+def training_example(tok, record, *, loss_on="edit", opposite=False, replies=4, seed=0,
+                     condition=()):
     """The Example of an EditRecord behind its instruction; ValueError names the record.
 
     loss_on: what must be likely after the edit, the "edit" itself (InstructEdit) or its "rephrase"
-    where there is one (MEND). ConvSent: a wanted reply, drawn with the seed, is the edit; up to
-    `replies` others must be likely after it, as many opposite ones unlikely, and as many of another
-    topic stay.
+    where there is one (MEND). ConvSent: a wanted reply, drawn with the seed, is the edit, with
+    `opposite` less one opposite reply; up to `replies` others must be likely after it, as many
+    opposite ones unlikely, and as many of another topic stay.
     """
     draw = random.Random(f"{seed} example {record.task} {record.case_id}")
     target = edit_target(record, seed)
@@ -79,12 +81,14 @@ def training_example(tok, record, *, loss_on="edit", replies=4, seed=0, conditio
     for ask in record.locality:
         answers = _sample(draw, ask.answers, replies) if record.topic else ask.answers[:1]
         locality += [(ask.prompt, answer) for answer in answers]
-    unwanted = _sample(draw, record.unwanted, replies)
+    opposed = unwanted_target(record, seed) if opposite else ""
+    unwanted = _sample(draw, [reply for reply in record.unwanted if reply != opposed], replies)
     try:
         return Example(f"{record.task} {record.case_id}", _encode(tok, [(record.prompt, target)]),
                        after=_encode(tok, _crossed(prompts, wanted or (target,))),
                        locality=_encode(tok, locality),
-                       against=_encode(tok, _crossed(prompts[:1], unwanted)), condition=condition)
+                       against=_encode(tok, _crossed(prompts[:1], unwanted)), condition=condition,
+                       opposed=_encode(tok, [(record.prompt, opposed)] if opposed else []))
     except ValueError as error:
         raise ValueError(f"{record.task} record {record.case_id}: {error}") from error
 

@@ -75,6 +75,24 @@ def test_factors_multiply_to_the_dense_gradient(kind, gpt2, llama, facts):
     assert content_hash(model) == before and not any(m._forward_hooks for m in model.modules())
 
 
+def test_the_gradient_of_an_unwanted_continuation_is_subtracted(gpt2, facts):
+    model, tok = gpt2
+    network = mend.prepare(model, tok, configure("mend", SETTINGS))
+    both = [replace(fact, unwanted=other.target_new + " and more")
+            for fact, other in zip(facts[:3], facts[1:])]
+    mixed = gradients(model, tok, [both[0], facts[5], *both[1:]], network)
+    for fact, pairs in zip(both, [mixed[0], *mixed[2:]]):
+        wanted = autograd(model, tok, fact, list(pairs))
+        unwanted = autograd(model, tok, replace(fact, target_new=fact.unwanted), list(pairs))
+        for name, (u, delta) in pairs.items():
+            dense = wanted[name] - unwanted[name]
+            assert (delta.T @ u - dense).abs().max() < dense.abs().max() * 1e-5
+    alone = gradients(model, tok, [facts[5]], network)[0]
+    for name, sides in alone.items():
+        for side, other in zip(sides, mixed[1][name]):
+            assert torch.allclose(side, other, rtol=1e-4, atol=1e-5), "beside others as alone"
+
+
 def test_an_untrained_step_descends_along_normalised_factors(gpt2, facts):
     model, tok = gpt2
     network = mend.prepare(model, tok, configure("mend", SETTINGS | {"alpha": 1.0}))
