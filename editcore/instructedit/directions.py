@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from editcore.instructedit import mend, trained_editors
+from editcore.instructedit.edit_gradients import fact_gradients
 from editcore.instructedit.records import record_as_fact
 
 STAGES = ("raw", "untrained", "trained")
@@ -66,8 +67,8 @@ def gradients(model, tok, records, config, *, editor="", stage="trained", style=
              for record in instructed]
     settings, _ = trained_editors.configured(config)
     names = [site.name for site in mend.sites(model, settings.layers, settings.parts)]
-    factors = mend.fact_gradients(model, tok, facts, names,
-                                  min(mend.layer_numbers(model, settings.layers)))
+    factors = fact_gradients(model, tok, facts, names,
+                             min(mend.layer_numbers(model, settings.layers)))
     if stage != "raw":
         network = _network(config, stage, folder).to(next(model.parameters()).device)
         factors = [_transformed(network, found) for found in factors]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from editcore.instructedit import mend, token_tree
+from editcore.instructedit import edit_gradients, token_tree
 from editcore.instructedit.batched_edits import each_row
 from editcore.likelihood import LOGITS, above, states
 from editcore.suffix import head, quick
@@ -91,7 +91,7 @@ def prepare(model, tok, records, max_tokens=4096):
 def enter(model, batch, layer):
     """The BlockInputs of each pass of a QuestionBatch at block `layer`: `read` begins there."""
     with quick(model):
-        return [mend.below(model, trees, layer) for _, trees, _ in batch.passes]
+        return [edit_gradients.below(model, trees, layer) for _, trees, _ in batch.passes]
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ def test_edits_are_what_the_trained_editor_adds_but_for_the_sign(world):
                                                network=str(trained_editors.train(config, folder))))
     for record, factors in zip(records, edits.factors):
         number = draw(record, config.seed, config.n_descriptions)
-        fact = record_as_fact(add_instruction(record, number), config.seed)
+        fact = record_as_fact(add_instruction(record, number), config.seed, config.opposite)
         delta = mend.edit(model, tok, [fact], settings, network)
         for name, (u, slope) in factors.items():
             torch.testing.assert_close(-delta.changes[name + ".weight"].dense(), u.T @ slope,

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from editcore.delta import Delta
 from editcore.editors import EDITORS, configure
 from editcore.instructedit import mend
+from editcore.instructedit.edit_gradients import fact_gradients
 from editcore.instructedit.mend import MendNetwork, RunningNorm
 from editcore.model import content_hash, is_input_first
 from editcore.tokens import encode, target_ids
@@ -41,7 +42,7 @@ def random_network(model, settings=SETTINGS, dtype=torch.float64):
 
 
 def gradients(model, tok, facts, network):
-    return mend.fact_gradients(model, tok, facts, [site.name for site in network.sites], 2)
+    return fact_gradients(model, tok, facts, [site.name for site in network.sites], 2)
 
 
 def autograd(model, tok, fact, names):

@@ -5,7 +5,7 @@ import torch
 from conftest import make
 
 from editcore import likelihood
-from editcore.instructedit import mend, token_tree
+from editcore.instructedit import edit_gradients, token_tree
 from editcore.model import module_of, n_layers
 
 PAIRS = [((1, 2), (3, 4, 5)), ((1, 2), (3, 6)), ((1, 2, 3), (7,)), ((9,), (2, 2))]
@@ -24,7 +24,7 @@ def test_what_texts_share_stands_once_and_prompt_ends_apart():
 def test_states_equal_those_of_the_rows(kind, layer):
     model = make(kind, 50, dtype=torch.float64)
     batch = token_tree.pack([token_tree.build(PAIRS[:3]), token_tree.build(PAIRS[3:], 3)])
-    made = likelihood.above(model, mend.below(model, batch, layer)).flatten(0, 1)
+    made = likelihood.above(model, edit_gradients.below(model, batch, layer)).flatten(0, 1)
     entry = 0
     for number, (prompt, target) in enumerate(PAIRS):
         states = likelihood.states(model,
@@ -40,7 +40,7 @@ def test_states_equal_those_of_the_rows(kind, layer):
 def test_the_last_mlp_is_needed_at_the_places_that_are_read_only(kind):
     model = make(kind, 50, dtype=torch.float64)
     batch = token_tree.pack([token_tree.build(PAIRS)])
-    inputs, places = mend.below(model, batch, 2), batch.place.unique()
+    inputs, places = edit_gradients.below(model, batch, 2), batch.place.unique()
     weight = module_of(model, "mlp_out", 2).weight.requires_grad_()
     found = []
     for few in (places, torch.arange(batch.ids.shape[1])):

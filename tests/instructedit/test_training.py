@@ -10,7 +10,8 @@ from test_mend import SETTINGS, family, random_network
 from torch.func import functional_call
 
 from editcore.editors import EDITORS, configure
-from editcore.instructedit import mend, training
+from editcore.instructedit import training
+from editcore.instructedit.edit_gradients import fact_gradients
 from editcore.instructedit.losses import UNLIKELY, encode_example, group, losses, unlikelihood
 from editcore.instructedit.records import Ask, EditRecord
 from editcore.instructedit.training import Example, Training, train, training_example
@@ -84,7 +85,7 @@ def test_losses_and_their_gradients_equal_the_dense_ones(kind, gpt2, llama, fact
     network, before = random_network(model, SETTINGS | {"alpha": 0.1}), content_hash(model)
     parameters = list(network.parameters())
     examples = [example_of(tok, fact) for fact in facts[1:4]]
-    singles = mend.fact_gradients(model, tok, facts[1:4], [site.name for site in network.sites], 2)
+    singles = fact_gradients(model, tok, facts[1:4], [site.name for site in network.sites], 2)
     expected = [dense_losses(model, network, *one) for one in zip(examples, singles)]
     for unlikely in UNLIKELY:
         found = losses_of(model, network, examples, unlikely)
