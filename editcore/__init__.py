@@ -36,6 +36,7 @@ _FACE = {
     "execute": "study.loop:execute",
     "execute_all": "study.loop:execute_all",
     "runs": "study.results:runs",
+    "published": "study.results:published",
     "table": "study.results:table",
     "plans": "study.plans:",
 }

@@ -3,6 +3,7 @@
     rows = table(folders)                   # of the folders that `execute_all` returns
     rows = table("results/runs", editor="rome", order=[0, 1])
     made = runs(folders)                    # a row per run: its parameters, settings, seconds, ...
+    folders += published("data/runs/smollm2")       # one run per editor, order and schedule
 """
 
 import dataclasses
@@ -42,6 +43,27 @@ def runs(source="results/runs", **filters):
         values = wanted if isinstance(wanted, (list, set, tuple)) else [wanted]
         frame = frame[frame[name].isin(values)]
     return frame.reset_index(drop=True)
+
+
+def published(source, *, longest=False, put_in=None, **filters):
+    """Return the folders of finished runs, one per editor, order and schedule of facts.
+
+    Of runs that differ in length only, it is the longest that all orders of the editor have, so
+    that orders can be averaged; with `longest`, or where they share none, each order's longest.
+    put_in: True or False, only runs with edits put in at stated places (`insert`), or without.
+    source and filters: as in `runs`; "" has none.
+    """
+    made = runs(source or (), status="finished", **filters)
+    made[["put_in", "left_out"]] = made[["insert", "leave_out"]].map(bool)
+    if put_in is not None:
+        made = made[made["put_in"] == put_in]
+    schedule = ["editor", "put_in", "left_out"]
+    orders = made.groupby(schedule)["order"].transform("nunique")
+    at_length = made.groupby([*schedule, "n_edits"])["order"].transform("nunique")
+    made["shared"] = (at_length == orders) & (not longest)
+    chosen = made.sort_values(["shared", "n_edits"]).drop_duplicates([*schedule, "order"],
+                                                                     keep="last")
+    return [Path(source) / name for name in chosen.sort_index()["run"]]
 
 
 def table(source="results/runs", **filters):

@@ -100,6 +100,26 @@ def test_tables_of_folders(folders):
     assert len(results.cases(folders)) == 6
 
 
+def test_published_runs_are_one_per_editor_order_and_schedule(tmp_path):
+    for editor, order, n_edits, insert in [
+            ("rome", 0, 10, []), ("rome", 0, 5, []), ("rome", 0, 20, []), ("rome", 1, 10, []),
+            ("rome", 1, 5, []), ("rome", 0, 4, [[2, "7"]]), ("ft", 0, 5, []), ("ft", 1, 10, [])]:
+        name = f"{editor}-{order}-{n_edits}"
+        parameters = {"editor": editor, "order": order, "n_edits": n_edits, "insert": insert}
+        record = {"run": name, "status": "finished", "parameters": parameters}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
+    rome = [tmp_path / name for name in ("rome-0-10", "rome-0-4", "rome-1-10")]
+    others = [tmp_path / "ft-0-5", tmp_path / "ft-1-10"]        # no length that both orders have
+    assert results.published(tmp_path) == others + rome
+    assert results.published(tmp_path, longest=True, editor="rome") == [
+        tmp_path / "rome-0-20", rome[1], rome[2]]
+    assert results.published(tmp_path, put_in=True) == rome[1:2]
+    assert results.published(tmp_path, put_in=False, order=[0]) == [others[0],
+                                                                   tmp_path / "rome-0-20"]
+    assert results.published("") == [] == results.published(tmp_path / "none", editor="ft")
+
+
 def test_runs_of_before_have_the_parameters_of_today(folders):
     path = folders[0] / "run.json"
     record = json.loads(path.read_text())
