@@ -104,6 +104,17 @@ def show(figure, caption, alt, name=None, data=None):
         display(bundle, raw=True, metadata=metadata)
 
 
+def hand_over(table, name, text):
+    """Give a long table to the report, which makes NAME.html of it under a text in Markdown.
+
+    The text begins with a heading; the table is written as it reads, without its index.
+    """
+    if get_ipython() is not None:
+        bundle = {"text/plain": f"{len(table):,} rows, for {name}.html of the report",
+                  "text/csv": table.to_csv(index=False)}
+        display(bundle, raw=True, metadata={"editcore": {"table": name, "text": text}})
+
+
 def figure_of(item):
     """Return the Figure that a Figure, an Axes, an array of Axes or a seaborn grid belongs to."""
     if isinstance(item, (np.ndarray, list, tuple)):

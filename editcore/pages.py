@@ -1,17 +1,21 @@
-"""Render executed notebooks as HTML pages that load nothing, with an index and a page of cases."""
+"""Render executed notebooks, long tables and the index as HTML pages that load nothing."""
 
 import base64
 import copy
 import html
+import io
+import itertools
 import logging
 import math
 import os
 import re
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from pygments.formatters import HtmlFormatter
@@ -24,7 +28,7 @@ from editcore.outputs import MANIFEST, check_folder, claim, claimed
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = Path(__file__).parent / "templates"
 FINDINGS = ROOT / "data" / "findings.md"    # the index page, written by hand
-N_CASES = 2000      # rows on the page of cases: what a browser sorts at once
+N_ROWS = 2000       # of a long table on a page: what a browser sorts at once
 PROGRESS = r"^.*: \d+ of \d+, about \d+ s left\n?"       # lines of progress.bar
 CASES = {"editor": "method", "order": "order", "step": "step", "subject": "subject",
          "prompt": "prompt", "target_new": "new answer", "answer_before": "answer before",
@@ -33,7 +37,7 @@ log = logging.getLogger("editcore")
 
 
 def write_report(paths, out_dir, folders=(), errors=()):
-    """Render the executed notebooks, the cases of their runs and the index; return its path.
+    """Render the executed notebooks, their long tables and the index; return its path.
 
     paths: of the notebooks; folders: of the runs; errors: {stem: exception} of those not executed.
     RuntimeError names the notebooks that failed, once all is written.
@@ -52,10 +56,13 @@ def write_report(paths, out_dir, folders=(), errors=()):
             notebooks[stem] = not_rendered(error)
             write_page(notebooks[stem], out_dir / f"{stem}.html", **around)
     failed = {stem: failure(notebook) for stem, notebook in notebooks.items()}
-    try:
-        write_cases(folders, out_dir)
-    except Exception as error:
-        failed["cases"] = failure(not_rendered(error))
+    tables = {"cases": partial(edited_facts, folders),
+              "records": partial(handed_over, notebooks, "records")}
+    for name, rows in tables.items():
+        try:
+            write_rows(out_dir / f"{name}.html", rows)
+        except Exception as error:
+            failed[name] = failure(not_rendered(error))
     index = write_index(notebooks, out_dir, folders)
     if messages := [f"{stem} failed ({reason})" for stem, reason in failed.items() if reason]:
         raise RuntimeError(f"{'; '.join(messages)}; see {index}")
@@ -180,9 +187,13 @@ def title(notebook):
 
 def shown_figures(notebook):
     """Return {name: output} of the figures that `figures.show` displayed."""
-    shown = [output for output in outputs(notebook) if "editcore" in output.get("metadata", {})]
     return {re.sub(r"[^\w.-]|^\.", "_", output.metadata["editcore"]["figure"]): output
-            for output in shown}
+            for output in outputs(notebook) if "figure" in note(output)}
+
+
+def note(output):
+    """Return what `figures` noted of an output: {"figure": name}, or "table" and its text."""
+    return output.get("metadata", {}).get("editcore", {})
 
 
 def write_index(notebooks, out_dir, folders=()):
@@ -215,30 +226,51 @@ def report_list(notebooks, folders):
         seconds = sum(read_json(Path(folder) / "run.json")["seconds"] for folder in folders)
         lines.append(f"\nThey rest on {len(folders)} runs of {seconds / 60:.1f} minutes, which are "
                      "kept: [which facts were edited, and what became of them?](cases.html)")
+    if not handed_over(notebooks, "records")[1].empty:
+        lines.append("\nSingle records of the trained editors: [what was wanted, and what did the "
+                     "model answer?](records.html)")
     return "\n".join(lines)
 
 
-def write_cases(folders, out_dir):
-    """Write cases.html, a table of the facts edited in runs, to be searched and sorted."""
-    if "cases.html" in claimed(out_dir):
-        (out_dir / "cases.html").unlink(missing_ok=True)
+def edited_facts(folders):
+    """Return (text, table) of the facts edited in runs, for cases.html."""
     if not folders:
-        return
+        return "", pd.DataFrame()
     from editcore.study import results  # torch, which nothing else here needs
 
     cases = results.cases(folders)
-    if cases.empty:
+    shown = cases.iloc[::math.ceil(len(cases) / N_ROWS) or 1].reindex(columns=list(CASES))
+    text = (f"# Which facts were edited, and what became of them?\n\n{len(shown):,} of "
+            f"{len(cases):,} edits of all runs. *Step* counts edits of the run, *forgotten at* is "
+            "the first re-test that the edit failed.")
+    return text, shown.assign(editor=shown["editor"].map(figures.label)).rename(columns=CASES)
+
+
+def handed_over(notebooks, name):
+    """Return (text, table of texts) of a notebook's `figures.hand_over`, both empty without."""
+    for output in itertools.chain.from_iterable(map(outputs, notebooks.values())):
+        if note(output).get("table") == name:
+            rows = io.StringIO(output.data["text/csv"])
+            return note(output)["text"], pd.read_csv(rows, dtype=str, keep_default_na=False)
+    return "", pd.DataFrame()
+
+
+def write_rows(path, rows):
+    """Write a page on which a table is searched and sorted; rows() returns (text, table).
+
+    A page of an earlier report goes first, also where the table is empty and there is none.
+    """
+    if path.name in claimed(path.parent):
+        path.unlink(missing_ok=True)
+    text, table = rows()
+    if table.empty:
         return
-    shown = cases.iloc[::math.ceil(len(cases) / N_CASES)]
-    table = shown.assign(editor=shown["editor"].map(figures.label))[list(CASES)]
-    page = table.rename(columns=CASES).to_html(index=False, na_rep="", border=0, classes="search",
-                                               float_format="{:.0f}".format)
-    intro = (f"# Which facts were edited, and what became of them?\n\n{len(table):,} of "
-             f"{len(cases):,} edits of all runs. *Step* counts edits of the run, *forgotten at* is "
-             "the first re-test that the edit failed. Type to search, click a heading to sort.")
+    page = table.head(N_ROWS).to_html(index=False, na_rep="", border=0, classes="search",
+                                      float_format="{:.0f}".format)
     output = new_output("display_data", {"text/html": page})
-    cells = [new_markdown_cell(intro), new_code_cell(outputs=[output])]
-    write_page(new_notebook(cells=cells), out_dir / "cases.html", kind="cases")
+    cells = [new_markdown_cell(f"{text} Type to search, click a heading to sort."),
+             new_code_cell(outputs=[output])]
+    write_page(new_notebook(cells=cells), path, kind="rows")
 
 
 def publish(out_dir, target):

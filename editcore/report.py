@@ -155,7 +155,7 @@ def build(notebooks="notebooks", out_dir="results/reports", parameters=None, *, 
     with contextlib.chdir(ROOT):
         plans = {path: planned_runs(path, values) for path, values in jobs.items()}
         claim(copies, [f"{path.stem}.{kind}" for path in paths for kind in ("ipynb", "html")]
-              + ["index.html", "cases.html"])
+              + ["index.html", "cases.html", "records.html"])
         folders = make_runs(plans.values(), workers)
         errors = _execute_all(jobs, copies, force=force, workers=workers)
         pages.write_report(paths, copies, folders, errors)

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import tempfile
+from functools import partial
 
 import nbformat
 import pandas as pd
@@ -189,7 +190,7 @@ def test_a_page_that_cannot_be_rendered_costs_no_other(built, tmp_path, monkeypa
         return page(notebook, path, **more)
 
     monkeypatch.setattr(pages, "write_page", failing)
-    monkeypatch.setattr(pages, "write_cases", None)
+    monkeypatch.setattr(pages, "write_rows", None)
     with pytest.raises(RuntimeError, match="00_first failed .it cannot be rendered: 'broken'.; c"):
         pages.write_report([tmp_path / "00_first.ipynb", tmp_path / "20_last.ipynb"], tmp_path)
     index = (tmp_path / "index.html").read_text()
@@ -260,12 +261,31 @@ def test_cases_are_a_table_of_text(tmp_path, monkeypatch):
                           "answer_after": "b", "answer_end": "c",
                           "forgotten_at": [None, 20] * 2500})
     monkeypatch.setattr("editcore.study.results.cases", lambda folders: cases)
-    pages.write_cases(["run"], tmp_path)
+    pages.write_rows(tmp_path / "cases.html", partial(pages.edited_facts, ["run"]))
     text = (tmp_path / "cases.html").read_text("utf-8")
-    assert text.count("<tr") <= pages.N_CASES + 1 and "&lt;b&gt;" in text and ">ROME<" in text
+    assert text.count("<tr") <= pages.N_ROWS + 1 and "&lt;b&gt;" in text and ">ROME<" in text
     assert 'class="dataframe search"' in text and safety.faults(text, SCRIPT) == []
-    pages.write_cases([], tmp_path)
+    pages.write_rows(tmp_path / "cases.html", partial(pages.edited_facts, []))
     assert not (tmp_path / "cases.html").exists()
+
+
+def test_a_table_that_is_handed_over_becomes_a_page(tmp_path, findings):
+    rows = 'pd.DataFrame({"a": ["<script>", "1, 2", ""], "n": [1, 20, 3]})'
+    cell = ("import pandas as pd\nfrom editcore import figures\n"
+            f"figures.hand_over({rows}, 'records', '# What did they say?')")
+    path = notebook(tmp_path / "nb/30_a.ipynb", "# Well?", cell)
+    out = tmp_path / "out"
+    report.build(path.parent, out)
+    text = (out / "records.html").read_text("utf-8")
+    assert "<title>What did they say?</title>" in text and "Type to search" in text
+    values = re.findall(r"<td>(.*?)</td>", text)
+    assert values == ["&lt;script&gt;", "1", "1, 2", "20", "", "3"], "as they read"
+    assert 'class="dataframe search"' in text and safety.faults(text, SCRIPT) == []
+    assert 'href="records.html"' in (out / "index.html").read_text("utf-8")
+    assert "3 rows, for records.html" in (out / "30_a.html").read_text("utf-8")
+    report.build(notebook(path, "# Well?", "1 + 1").parent, out)
+    assert not (out / "records.html").exists()
+    assert "records.html" not in (out / "index.html").read_text("utf-8")
 
 
 def test_a_report_is_published_whole_or_not_at_all(built, tmp_path):

@@ -59,6 +59,13 @@ def questions_of(record):
             *[("Port", ask.prompt, ask.answers) for ask in record.portability]]
 
 
+def kinds_of(record):
+    """What each of `questions_of(record)` is about: "edit", "rephrase", or its Ask's kind."""
+    edit = ["edit", "edit"] if record.topic else ["edit", *["rephrase"] * len(record.rephrase)]
+    asks = record.locality + (() if record.topic else record.portability)
+    return [*edit, *[ask.kind for ask in asks]]
+
+
 def prepare(model, tok, records, max_tokens=4096):
     """The QuestionBatch of records for a model; ValueError names a record that is too long."""
     pairs = []

@@ -44,6 +44,17 @@ def score(batch, before, after):
     log p unwanted) and z_topic = min(1, exp(mean log p wanted - the same before)), means over
     replies of the mean over tokens (arXiv:2206.06520); numbers that are not finite score 0.
     """
+    table = question_scores(batch, before, after).drop(columns=["question", "pair"])
+    table = table.groupby(["record", "metric"], sort=False).mean().reset_index()
+    return _named(batch.records, table.sort_values("record", kind="stable"))
+
+
+def question_scores(batch, before, after):
+    """The scores of each question: record (its index), metric, exact, token, question, pair.
+
+    question: its row in batch.questions, of ConvSent's sentiment that of the wanted replies; pair:
+    the target, of several accepted answers the best one, else the first.
+    """
     def mean(values):
         return np.add.reduceat(values.astype(float), batch.starts) / batch.sizes
 
@@ -59,20 +70,22 @@ def score(batch, before, after):
     replies = {}
     for question in batch.questions.itertuples():
         part = slice(question.first, question.first + question.count)
+        where = (question.Index, question.first)
         if question.metric in (SAME, OPPOSITE):
-            replies[question.record, question.metric] = (now[part].mean(), then[part].mean())
+            replies[question.record, question.metric] = (now[part].mean(), then[part].mean(), where)
         elif question.metric == "Loc":
-            rows.append((question.record, "Loc", *[stays[name][part].mean() for name in stays]))
+            shares = [stays[name][part].mean() for name in stays]
+            rows.append((question.record, "Loc", *shares, *where))
         else:
-            rows.append((question.record, question.metric,
-                         *[hits[name][part].max() for name in hits]))
+            best = question.first + int(hits["token"][part].argmax())
+            right = [hits[name][best] for name in hits]
+            rows.append((question.record, question.metric, *right, question.Index, best))
     for index in range(len(batch.records)):
         if (index, SAME) in replies:
-            values = sentiment(*replies[index, SAME], replies[index, OPPOSITE][0])
-            rows += [(index, name, value, value) for name, value in values.items()]
-    table = pd.DataFrame(rows, columns=["record", "metric", "exact", "token"])
-    table = table.groupby(["record", "metric"], sort=False).mean().reset_index()
-    return _named(batch.records, table.sort_values("record", kind="stable"))
+            *wanted, where = replies[index, SAME]
+            values = sentiment(*wanted, replies[index, OPPOSITE][0])
+            rows += [(index, name, value, value, *where) for name, value in values.items()]
+    return pd.DataFrame(rows, columns=["record", "metric", "exact", "token", "question", "pair"])
 
 
 def sentiment(now, before, opposite):
@@ -192,7 +205,7 @@ def evaluate(cases, model="pocket", *, out_dir="results/scores", editors="result
     groups = {}     # cases that ask the same: what no edit changes is computed once for them
     for path, case in dict(zip(paths, cases)).items():
         if not path.is_file():
-            groups.setdefault(_questions(case), {})[path] = case
+            groups.setdefault(as_asked(case), {})[path] = case
     work = [(asked, start, group) for asked, group in groups.items()
             for start in range(0, len(asked), AT_ONCE)]
     net, tok = load(model) if work else (None, None)
@@ -275,7 +288,7 @@ def identifier(case, model="pocket", editors="results/editors"):
     if sizes and (editor is None or editor.makes_patch or case.size < 0):
         raise ValueError(f"{case.editor}: size is {case.size}, but must be 1 for edits that are "
                          "not changes of weights, and else not negative")
-    parts = (FORMAT, files_hash(model), network, case.key, settings, edited, _questions(case),
+    parts = (FORMAT, files_hash(model), network, case.key, settings, edited, as_asked(case),
              case.seed, case.fluency, bool(case.together), *sizes)
     name = case.network.editor if case.network else case.key or "base"
     return f"{name}-{sha256_text(*parts)[:16]}"
@@ -312,7 +325,7 @@ def _editor(case, model_name, editors):
     return EDITORS[case.network.editor], config
 
 
-def _questions(case):
+def as_asked(case):
     """The records of a Case as they are asked."""
     return _instructed(case, case.records, case.question_style)
 

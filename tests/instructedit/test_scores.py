@@ -245,7 +245,7 @@ def test_sizes_multiply_edits_that_are_made_once(tiny, tmp_path, monkeypatch):
     still = rows[(rows["size"] == 0) & (rows["metric"] == "Loc")]
     assert (still["value"] == 1).all()
     model, tok = load(tiny)
-    batch = prepare(model, tok, scores._questions(one))
+    batch = prepare(model, tok, scores.as_asked(one))
     edits = [edit * 3 for edit in edits_of(model, tok, one, one.records, tiny, tmp_path)]
     want = score(batch, read(model, batch), read(model, batch, edits))
     got = rows[rows["size"] == 3]
@@ -280,7 +280,7 @@ def test_a_trained_editor_brings_its_instructions(tiny, tmp_path):
     rows = evaluate([one, replace(one, style="none", editor="bare")], tiny, out_dir=tmp_path,
                     editors=tmp_path)
     assert set(rows["seed"]) == {5} and set(rows["editor"]) == {"Mine", "bare"}
-    asked = scores._questions(one)
+    asked = scores.as_asked(one)
     assert all(record.prompt.startswith("Task: Recent\nDescription: ") for record in asked)
     model, tok = load(tiny)
     edit, _ = scores.edits_of(model, tok, one, one.records, tiny, tmp_path)

@@ -48,7 +48,7 @@ document.querySelectorAll("table.dataframe").forEach((table) => {
   });
 });
 
-// The page of cases: rows that hold every word of the search.
+// Pages of a long table: rows that hold every word of the search.
 document.querySelectorAll("table.search").forEach((table) => {
   const field = document.createElement("input");
   field.type = "search";
