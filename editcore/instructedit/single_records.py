@@ -40,8 +40,10 @@ def table(cases, model="pocket", first=30, *, out_dir="results/records",
         tables.append(pd.read_parquet(path))
         tables[-1].insert(2, "editor", case.editor)
         tables[-1].insert(3, "seed", case.network.seed if case.network else -1)
-    rows = pd.concat(tables)    # whose index counts the questions of a Case
-    return rows.rename_axis("row").sort_values(["case_id", "task", "row"]).reset_index(drop=True)
+    rows = pd.concat(tables).rename_axis("row")     # counts the questions of a Case
+    rows["place"] = rows.groupby("task", sort=False).ngroup()
+    rows = rows.sort_values(["case_id", "place", "row"]).drop(columns="place")
+    return rows.reset_index(drop=True)
 
 
 def answers(model, tok, case, edits):
