@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = Path(__file__).parent / "templates"
 FINDINGS = ROOT / "data" / "findings.md"    # the index page, written by hand
 N_ROWS = 2000       # of a long table on a page: what a browser sorts at once
+LONG_WORD = r"\S{20}(?=\S)"        # as broken models write them: a line may end there
 PROGRESS = r"^.*: \d+ of \d+, about \d+ s left\n?"       # lines of progress.bar
 CASES = {"editor": "method", "order": "order", "step": "step", "subject": "subject",
          "prompt": "prompt", "target_new": "new answer", "answer_before": "answer before",
@@ -265,8 +266,9 @@ def write_rows(path, rows):
     text, table = rows()
     if table.empty:
         return
-    page = table.head(N_ROWS).to_html(index=False, na_rep="", border=0, classes="search",
-                                      float_format="{:.0f}".format)
+    wrapped = table.head(N_ROWS).replace(LONG_WORD, "\\g<0>\u200b", regex=True)
+    page = wrapped.to_html(index=False, na_rep="", border=0, classes="search",
+                           float_format="{:.0f}".format)
     output = new_output("display_data", {"text/html": page})
     cells = [new_markdown_cell(f"{text} Type to search, click a heading to sort."),
              new_code_cell(outputs=[output])]

@@ -270,7 +270,7 @@ def test_cases_are_a_table_of_text(tmp_path, monkeypatch):
 
 
 def test_a_table_that_is_handed_over_becomes_a_page(tmp_path, findings):
-    rows = 'pd.DataFrame({"a": ["<script>", "1, 2", ""], "n": [1, 20, 3]})'
+    rows = 'pd.DataFrame({"a": ["<script>", "1, 2", "ab" * 12], "n": [1, 20, 3]})'
     cell = ("import pandas as pd\nfrom editcore import figures\n"
             f"figures.hand_over({rows}, 'records', '# What did they say?')")
     path = notebook(tmp_path / "nb/30_a.ipynb", "# Well?", cell)
@@ -279,7 +279,7 @@ def test_a_table_that_is_handed_over_becomes_a_page(tmp_path, findings):
     text = (out / "records.html").read_text("utf-8")
     assert "<title>What did they say?</title>" in text and "Type to search" in text
     values = re.findall(r"<td>(.*?)</td>", text)
-    assert values == ["&lt;script&gt;", "1", "1, 2", "20", "", "3"], "as they read"
+    assert values == ["&lt;script&gt;", "1", "1, 2", "20", "ab" * 10 + "\u200babab", "3"]
     assert 'class="dataframe search"' in text and safety.faults(text, SCRIPT) == []
     assert 'href="records.html"' in (out / "index.html").read_text("utf-8")
     assert "3 rows, for records.html" in (out / "30_a.html").read_text("utf-8")
