@@ -270,7 +270,7 @@ def write_rows(path, rows):
     page = wrapped.to_html(index=False, na_rep="", border=0, classes="search",
                            float_format="{:.0f}".format)
     output = new_output("display_data", {"text/html": page})
-    cells = [new_markdown_cell(f"{text} Type to search, click a heading to sort."),
+    cells = [new_markdown_cell(f"{text}\n\nType to search, click a heading to sort."),
              new_code_cell(outputs=[output])]
     write_page(new_notebook(cells=cells), path, kind="rows")
 
