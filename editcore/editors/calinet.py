@@ -32,6 +32,7 @@ PAPER = {   # settings by model; the defaults where a model is not named
     "gpt2-xl": {"layers": (47,)},
     "llama-2-7b": {"layers": (31,)},
     "pocket": {"lr": 3e-3},
+    "smollm2": {"layers": (29,), "lr": 3e-3},
 }
 
 

@@ -42,6 +42,7 @@ PAPER = {   # published settings by model
     "gpt2-xl": {"layer": 35, "part": "mlp_in"},
     "llama-2-7b": {"layer": 27, "part": "mlp_out"},
     "pocket": {"layer": 3, "part": "mlp_in"},   # not published: as deep as in gpt2-xl
+    "smollm2": {"layer": 25, "part": "mlp_out"},    # not published: as deep as in llama-2-7b
 }
 
 
