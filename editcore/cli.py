@@ -237,15 +237,17 @@ def site(model: Model, facts: argument("FACTS.json", "facts that the model may k
          held_out: option("--held-out", "FILE.txt", "passages for perplexity") = "",
          layers: option("--layers", "N,N", "to try; default: where MLPs carry the answer") = "",
          number: option("--facts", "N", "facts edited at every point", kind=int, min=1) = 8,
+         editors: option("--editors", "NAME ...", 'or "all": only compared', kind=list[str]) = (),
          seed: Seed = 0, device: Device = "", output: Output = "site"):
-    """Find the layer and settings with which single edits work best: patching, then a sweep."""
+    """Find layer and settings for single edits: patching, a sweep; or compare as published."""
     from editcore import site as search
     from editcore.model import resolve
 
     outputs.check_folder(output, resolve(model), facts, texts, stats)
     place = commands.site_inputs(model, facts, texts, stats=stats, held_out=held_out, seed=seed,
-                                 number=number, device=device)
-    say(search.search(place, output, commands.numbers(layers, "--layers")))
+                                 number=number, device=device, ordinary=bool(editors))
+    say(commands.compared(place, output, editors) if editors
+        else search.search(place, output, commands.numbers(layers, "--layers")))
 
 
 # ── studies and reports ─────────────────────────────────────────────────────────────────────────

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 # Imports that take seconds (torch) stand in the functions: --help needs none of them.
-SEVERAL = ("--set", "--metrics", "--model", "-p")   # options of many words
+SEVERAL = ("--set", "--metrics", "--model", "--editors", "-p")   # options of many words
 LARGEST = 2 ** 30   # bytes of a data set whose size is not known
 STORED = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 GROUP = 16      # independent single edits that are solved together
@@ -119,13 +119,19 @@ def count_moments(name, texts, layers, *, tokens, seed, dtype, device):
     return dataclasses.replace(counted, source=moments.source(net, tok))
 
 
-def site_inputs(name, facts, texts, *, stats, held_out, seed, number, device):
-    """Return the Inputs of `site` from files; those not given are looked for beside the model."""
+def site_inputs(name, facts, texts, *, stats, held_out, seed, number, device, ordinary=False):
+    """Return the Inputs of `site` from files; those not given are looked for beside the model.
+
+    ordinary: only facts whose edit is predicted to disable the model are left out.
+    """
     from editcore import site
     from editcore.facts import read_facts
     from editcore.files import read_lines
+    from editcore.study import measure, plans
     from editcore.study.run import data_files
 
+    given = {"facts": facts, "texts": texts, "stats": stats, "seed": seed, "device": device}
+    rome = plans.plan_run(name, "rome", **plans.REAL | given) if ordinary else None
     paths = data_files(name)
     facts = facts or paths.get("facts")
     if not facts:
@@ -136,7 +142,20 @@ def site_inputs(name, facts, texts, *, stats, held_out, seed, number, device):
     lines = read_lines(texts) if texts else ()
     net, tok = load_model(name, device, "float32")
     return site.inputs(net, tok, records, held_out=passages, texts=lines, stats=stats,
-                       number=number, seed=seed)
+                       number=number, leave_out=measure.predicted(rome) if rome else None,
+                       seed=seed)
+
+
+def compared(inputs, folder, editors):
+    """Return `site.compare` as text; editors ["all"]: all with settings published for the model."""
+    from editcore import site
+    from editcore.editors import EDITORS, published
+    from editcore.study.plans import METHODS
+
+    name = inputs.model.config.name_or_path
+    if editors == ["all"]:
+        editors = [editor for editor in METHODS if published(name, EDITORS[editor].paper)]
+    return site.compare(inputs, folder, editors).round(3).to_string(index=False)
 
 
 def stored_dtype(name):

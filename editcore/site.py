@@ -4,6 +4,7 @@
     where = site.patching(inputs)                       # DataFrame position, layer, margin
     points = site.sweep(inputs, site.candidates(where)) # DataFrame of ES, PS, NS ... by setting
     site.choose(points)                                 # {editor: {field: value}}
+    site.compare(inputs, folder, ["rome", "memit"])     # the same scores as published
 
 At every point each of a few facts that the model knows is edited alone into the unedited model.
 """
@@ -31,8 +32,9 @@ from editcore.tokens import encode
 ASKED = 400             # facts of which it is asked whether the model knows them
 PATCHED = 24            # pairs of facts in the patching
 LAYERS = 6              # layers that are tried
-READ = 3                # edits after which perplexity is taken ...
+READ = 3                # edits after which perplexity is taken, or a fifth of more ...
 TOKENS = 400            # ... of so many tokens
+PORTION = 20            # facts that are edited together
 LEAST = 0.1             # share of the margin that MLPs carry at layers worth trying
 TIE = 0.01              # scores S as close as this are equal: the smaller update is taken
 SWEPT = {"rome": ("layer", "lr", "clamp"), "memit": ("layers", "lambda_", "clamp")}
@@ -61,17 +63,21 @@ class Inputs:
         return sha256_text(content_hash(self.model), *parts)[:16]
 
 
-def inputs(model, tok, facts, *, held_out=(), texts=(), stats="", number=8, seed=0, cache=None):
+def inputs(model, tok, facts, *, held_out=(), texts=(), stats="", number=8, leave_out=None, seed=0,
+           cache=None):
     """Choose `number` facts that the model knows, of as many relations, and take its templates.
 
-    Facts that open their prompt are left out. texts: default as `generate.default_texts`; held_out:
-    default is the model's own text. ValueError if the model knows too few.
+    leave_out: case ids; default: of all facts that open their prompt. texts: default as
+    `generate.default_texts`; held_out: default is the model's own text. ValueError if the model
+    knows too few.
     """
     cache = str(cache or cache_folder())
     asked = order(facts, seed)[:ASKED]
     known = [fact for fact, hit in zip(asked, knowledge.known(model, tok, asked, cache)) if hit]
+    if leave_out is None:
+        leave_out = [str(fact.case_id) for fact in known if fact.prompt.startswith("{}")]
     usable = [fact for fact in known if fact.paraphrases and fact.neighbours
-              and not fact.prompt.startswith("{}")]
+              and str(fact.case_id) not in leave_out]
     first = {}
     for fact in usable:
         first.setdefault(fact.relation or fact.prompt, fact)
@@ -143,6 +149,23 @@ def sweep(inputs, layers, measure=None):
     return pd.DataFrame(rows)
 
 
+def compare(inputs, folder, editors):
+    """Return a DataFrame with one `point` per editor, with what is published for the model.
+
+    Kept in `folder`/single.csv editor by editor. ValueError if nothing is published.
+    """
+    name = inputs.model.config.name_or_path
+    measure = _measuring(inputs, [0], Path(folder) / "single.csv")
+    rows = []
+    for editor in editors:
+        configure(editor, {}, name)     # its error, before anything is edited
+        paper = EDITORS[editor].paper
+        settings = dict(paper[published(name, paper)])
+        settings.pop("context_groups", None)    # all editors have those of `inputs`
+        rows.append(measure(editor, settings))
+    return pd.DataFrame(rows)
+
+
 def _published(inputs, editor):
     """{field: value} of what is swept, as published for the model; {} if nothing is."""
     name = inputs.model.config.name_or_path
@@ -156,27 +179,36 @@ def point(inputs, editor, settings, *, counted, unedited):
     """Return one row of `sweep`: scores of each fact edited alone, means over the facts.
 
     relative: ‖ΔW‖ / ‖W‖, mean over edited matrices; perplexity: times that of the unedited model;
-    seconds per edit.
+    seconds: CPU time per edit.
     """
     model, tok, facts = inputs.model, inputs.tok, inputs.facts
-    began = time.monotonic()
+    method = EDITORS[editor]
+    pilot = [fact for fact in inputs.known if fact not in facts]
     config, prepared = prepare(model, tok, editor, moments=counted, contexts=inputs.contexts,
-                               seed=inputs.seed, cache=inputs.cache, **settings)
-    deltas = EDITORS[editor].edit_each(model, tok, facts, config, prepared)
-    seconds = (time.monotonic() - began) / len(facts)
+                               seed=inputs.seed, cache=inputs.cache, pilot=pilot, **settings)
+    seconds = 0
     rows = []
     relative = []
     perplexity = []
-    for number, (fact, delta) in enumerate(zip(facts, deltas)):
-        relative += [delta.norm(name) / model.get_parameter(name).double().norm().item()
-                     for name in delta.changes if name.endswith(".weight")]
-        with delta.applied(model):
-            rows += metrics.measure(model, tok, [fact])
-            perplexity += [_perplexity(inputs) / unedited] if number < READ else []
+    for begin in bar(range(0, len(facts), PORTION), editor):
+        portion = facts[begin:begin + PORTION]
+        began = time.process_time()
+        deltas = method.edit_each(model, tok, portion, config, prepared)
+        seconds += (time.process_time() - began) / len(facts)
+        for number, (fact, delta) in enumerate(zip(portion, deltas), begin):
+            weights = {name: model.get_parameter(name) for name in delta.changes}
+            delta = method.finish(delta, weights, config)
+            relative += [delta.norm(name) / weight.double().norm().item()
+                         for name, weight in weights.items() if name.endswith(".weight")]
+            with delta.applied(model):
+                rows += metrics.measure(model, tok, [fact])
+                if number < max(READ, len(facts) // 5):
+                    perplexity.append(_perplexity(inputs) / unedited)
     mean = metrics.means(rows)
-    return {"editor": editor, "settings": settings, "S": metrics.score(rows),
-            "ES": mean["ES"], "PS": mean["PS"], "NS": mean["NS"], "relative": np.mean(relative),
-            "perplexity": np.mean(perplexity), "seconds": seconds}
+    scores = {name + way: mean[name + way] for way in ("", "_exact") for name in metrics.DEFAULT}
+    return {"editor": editor, "settings": settings, "S": metrics.score(rows), **scores,
+            "relative": np.mean(relative), "perplexity": np.mean(perplexity), "seconds": seconds,
+            "facts": len(facts)}
 
 
 def choose(points):
@@ -277,8 +309,7 @@ def _measuring(inputs, layers, path=None):
         words = json.dumps(settings)
         if (editor, words) not in known:
             counted, unedited = once()
-            for _ in bar([0], f"{editor} {settings}"):
-                row = point(inputs, editor, settings, counted=counted, unedited=unedited)
+            row = point(inputs, editor, settings, counted=counted, unedited=unedited)
             known[editor, words] = row
             if path:
                 old = pd.read_csv(path) if path.is_file() else pd.DataFrame()

@@ -5,8 +5,9 @@ import json
 import pandas as pd
 import pytest
 
-from editcore import cli, knowledge, site
+from editcore import cli, commands, knowledge, site
 from editcore.editors import EDITORS, configure
+from editcore.study.plans import METHODS
 
 
 def table(rows):
@@ -51,6 +52,10 @@ def test_facts_of_many_relations_that_do_not_open_their_prompts(inputs, gpt2, fa
     assert not any(fact.prompt.startswith("{}") for fact in inputs.facts)
     with pytest.raises(ValueError, match="site: 12 facts wanted .* of 12 there are 9"):
         site.inputs(*gpt2, facts, texts=["a"], number=12)
+    chosen = site.inputs(*gpt2, facts, texts=["a"], number=11, leave_out=["3"],
+                         cache=inputs.cache).facts
+    assert "3" not in [str(fact.case_id) for fact in chosen]
+    assert any(fact.prompt.startswith("{}") for fact in chosen)
 
 
 def test_a_search_goes_on_where_it_was_stopped(inputs, tmp_path, monkeypatch):
@@ -83,6 +88,27 @@ def test_a_search_goes_on_where_it_was_stopped(inputs, tmp_path, monkeypatch):
     assert (tmp_path / "out/site.png").stat().st_size > 10_000
 
 
+def test_every_editor_edits_as_published_for_the_pocket_model(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs.model.config, "name_or_path", "pocket")
+    monkeypatch.setattr(site, "point", lambda inputs, editor, settings, **_: {
+        "editor": editor, "settings": settings, "S": 0.375})
+    assert commands.compared(inputs, tmp_path, ["all"]).count("0.375") == len(METHODS)
+    monkeypatch.setattr(site, "point", None)    # nothing is left to do
+    rows = site.compare(inputs, tmp_path, METHODS)
+    assert list(rows["editor"]) == list(METHODS)
+    for table in (rows, site.read(tmp_path / "single.csv", inputs.key)):
+        for editor, settings in zip(table["editor"], table["settings"]):
+            assert configure(editor, settings, "x") == configure(editor, {}, "pocket")
+
+
+@pytest.mark.parametrize("editor", ["nas", "prune"])
+def test_a_point_of_an_editor_that_needs_other_facts_or_a_last_step(inputs, editor, monkeypatch):
+    monkeypatch.setattr(inputs.model.config, "name_or_path", "pocket")
+    monkeypatch.setattr(site, "PORTION", 2)
+    row = site.point(inputs, editor, {"steps": 2}, counted=site.count(inputs, [1]), unedited=1.0)
+    assert row["relative"] > 0 and row["facts"] == 3 and 0 <= row["PS_exact"] <= 1
+
+
 def test_a_point_is_the_mean_of_single_edits(inputs):
     counted = site.count(inputs, [1])
     row = site.point(inputs, "rome", {"layer": 1, "lr": 0.5, "clamp": 4.0}, counted=counted,
@@ -102,3 +128,5 @@ def test_the_command(place, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.strip().endswith("out [0, 1] 4")
     assert cli.main([*words[:-3], "one"]) == 2
     assert "--layers is 'one'" in capsys.readouterr().err
+    assert cli.main([*words, "--editors", "ft"]) == 2
+    assert "rome: nothing is published" in capsys.readouterr().err
