@@ -13,7 +13,7 @@ from editcore.editors import EDITORS, configure
 from editcore.instructedit import training
 from editcore.instructedit.edit_gradients import fact_gradients
 from editcore.instructedit.losses import UNLIKELY, encode_example, group, losses, unlikelihood
-from editcore.instructedit.records import Ask, EditRecord
+from editcore.instructedit.records import Ask, EditRecord, record_as_fact
 from editcore.instructedit.training import Example, Training, train, training_example
 from editcore.model import content_hash, is_input_first
 from editcore.tokens import encode, target_ids
@@ -154,6 +154,25 @@ def test_examples_of_records(gpt2):
     assert {reply for _, reply in texts(talk.against)} == set(TALK.negative)
     assert len(talk.locality) == 2
     assert talk == training_example(tok, TALK, replies=2, seed=3)
+    assert talk.opposed == () and training_example(tok, RECORD, opposite=True) == one
+
+
+def test_an_opposed_reply_is_subtracted_in_training_as_in_an_edit(gpt2):
+    model, tok = gpt2
+    network = start(model, tok)
+    talk = training_example(tok, TALK, opposite=True, replies=2, seed=3)
+    fact = record_as_fact(TALK, 3, opposite=True)
+    (_, opposed), = talk.opposed
+    assert tok.decode(opposed).strip() == fact.unwanted
+    assert [tok.decode(reply).strip() for _, reply in talk.against] == [
+        reply for reply in TALK.negative if reply != fact.unwanted], "another one is asked"
+    (mine,) = group(model, network, [encode_example(model, network, talk)]).gradients
+    (theirs,) = fact_gradients(model, tok, [fact], list(mine), 2)
+    (alone,) = fact_gradients(model, tok, [replace(fact, unwanted="")], list(mine), 2)
+    for name, (u, delta) in mine.items():
+        dense = theirs[name][1].T @ theirs[name][0]
+        torch.testing.assert_close(delta.T @ u, dense, rtol=1e-4, atol=1e-6 * dense.abs().max())
+        assert (dense - alone[name][1].T @ alone[name][0]).norm() > 0.1 * dense.norm()
 
 
 # The loop -------------------------------------------------------------------------------------
