@@ -156,9 +156,10 @@ def compare(inputs, folder, editors):
     """
     name = inputs.model.config.name_or_path
     measure = _measuring(inputs, [0], Path(folder) / "single.csv")
-    rows = []
     for editor in editors:
         configure(editor, {}, name)     # its error, before anything is edited
+    rows = []
+    for editor in editors:
         paper = EDITORS[editor].paper
         settings = dict(paper[published(name, paper)])
         settings.pop("context_groups", None)    # all editors have those of `inputs`

@@ -52,9 +52,8 @@ def encode_example(model, network, example):
     opposed = (tree.pair >= len(example.edit)) & (tree.pair < len(edit))
     weight = torch.where(opposed, -weight, weight)
     inputs = edit_gradients.below(model, tree, min(network.settings["layers"]))
-    return EncodedExample(
-        example.name, tree, inputs.hidden, part[tree.pair],
-        weight, counts, mend.embeddings(model, example.condition))
+    return EncodedExample(example.name, tree, inputs.hidden, part[tree.pair], weight, counts,
+                          mend.embeddings(model, example.condition))
 
 
 @dataclass(frozen=True)
@@ -78,20 +77,21 @@ def group(model, network, examples):
 
     def enter(predictions):
         tree, tokens = token_tree.only(row, predictions)
-        return tree, tokens, edit_gradients.below(model, tree, min(network.settings["layers"]),
-                                        hidden[:, tokens])
+        lowest = min(network.settings["layers"])
+        return tree, tokens, edit_gradients.below(model, tree, lowest, hidden[:, tokens])
 
     edit, tokens, inputs = enter(part == 0)
     places = edit.place.unique()
     with token_tree.last_mlp_at(model, places):
-        found = edit_gradients.gradients(model, inputs, [site.name for site in network.sites],
-                               place=edit.place, token=edit.token, weight=weight[part == 0])
+        found = edit_gradients.gradients(
+            model, inputs, [site.name for site in network.sites], place=edit.place,
+            token=edit.token, weight=weight[part == 0])
     sizes = _sizes(model, network, examples, tokens, places)
     split = {name: (u[0].split(sizes[name]), delta[0].split(sizes[name]))
              for name, (u, delta) in found.items()}
-    gradients = tuple(edit_gradients.nonzero({name: (u[index], delta[index])
-                                    for name, (u, delta) in split.items()})
-                      for index in range(len(examples)))
+    own = [{name: (u[index], delta[index]) for name, (u, delta) in split.items()}
+           for index in range(len(examples))]
+    gradients = tuple(map(edit_gradients.nonzero, own))
     unedited = hidden.new_empty(0, hidden.shape[-1])
     if (part == 3).any():
         stay, _, inputs = enter(part == 3)
@@ -131,7 +131,7 @@ def losses(model, network, group, unlikely="token", observe=False):
     sizes = _sizes(model, network, group.examples, group.tokens, places)
     with mend.edited_forward(model, network, *edits, sizes=sizes), \
             token_tree.last_mlp_at(model, places):
-        after = edit_gradients.logits(model, group.inputs, places).log_softmax(-1)        # (P, V)
+        after = edit_gradients.logits(model, group.inputs, places).log_softmax(-1)    # (P, V)
     part = torch.cat([example.part for example in group.examples])
     stays, again = group.tree.place[part[part > 0] == 3].unique(return_inverse=True)
     divergence = after.new_empty(0)

@@ -74,6 +74,12 @@ def load_records(model="pocket", data="", split="train", seed=0):
     return records
 
 
+def first_records(records, count, topics):
+    """{task: the first `count` of its records}, of ConvSent the first `topics`; 0: all."""
+    most = {task: topics if some[0].topic else count for task, some in records.items()}
+    return {task: some[:most[task] or None] for task, some in records.items()}
+
+
 def validation_records(model, data, tests, count, seed=0):
     """{task: at most `count` EditRecords that are not in tests, {task: records}}.
 

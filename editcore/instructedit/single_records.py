@@ -34,9 +34,8 @@ def table(cases, model="pocket", first=30, *, out_dir="results/records",
         if not path.is_file():
             loaded = loaded or load(model)
             edits = scores.edits_of(*loaded, case, case.records, model, editors)
-            sized = edits if case.size == 1 else [edit * case.size for edit in edits]
             with atomic(path) as tmp:
-                answers(*loaded, case, sized).to_parquet(tmp, index=False)
+                answers(*loaded, case, scores.at_size(case, edits)).to_parquet(tmp, index=False)
         tables.append(pd.read_parquet(path))
         tables[-1].insert(2, "editor", case.editor)
         tables[-1].insert(3, "seed", case.network.seed if case.network else -1)

@@ -9,6 +9,7 @@ import pytest
 from editcore.instructedit.records import (
     Ask,
     edit_target,
+    first_records,
     load_records,
     read_records,
     record_as_fact,
@@ -154,6 +155,15 @@ def test_validation_records_are_not_tested(tmp_path):
         "recent": ["val 1", "val 2", "val 3"], "counterfact": ["test 2", "test 3", "test 4"]}
 
 
+def test_first_records(written):
+    talks = read_records(written(TALK), "convsent")
+    facts = read_records(written([NESTED] * 4), "recent")
+    some = first_records({"recent": facts, "convsent": talks}, 3, 2)
+    assert some == {"recent": facts[:3], "convsent": talks[:2]}
+    assert first_records({"recent": facts, "convsent": talks}, 0, 1) == {
+        "recent": facts, "convsent": talks[:1]}
+
+
 def test_a_record_as_a_fact(written):
     one = record_as_fact(read_records(written([NESTED]), "recent")[0])
     assert (one.prompt, one.subject) == ("The home of {} is", "Orla Venn")
@@ -161,6 +171,9 @@ def test_a_record_as_a_fact(written):
     talk = read_records(written(TALK), "convsent")[0]
     drawn = {edit_target(talk, seed) for seed in range(20)}
     assert drawn == set(talk.wanted) and record_as_fact(talk, 3).target_new == edit_target(talk, 3)
+    drawn = {record_as_fact(talk, seed, opposite=True).unwanted for seed in range(20)}
+    assert drawn == set(talk.unwanted) and record_as_fact(talk, 3).unwanted == ""
+    assert one.unwanted == "", "a fact has no opposite"
     other = record_as_fact(read_records(written([NESTED | {"subject": "Bo"}]), "recent")[0])
     assert (other.prompt, other.subject) == ("{}", "The home of Orla Venn is")
 

@@ -311,6 +311,12 @@ def test_the_main_table(tiny):
     assert of["InstructEdit", "zsre", 1].network.seed == 1 and of["FT-L", "recent",
                                                                   0].settings == (("steps", 2),)
     assert {task for (_, task, _), case in of.items() if case.fluency} == {"convsent"}
+    few = {task: records[:1] for task, records in tests.items()}
+    some = scores.main_cases(editors, tests, few, settings={"ft": {"steps": 2}})
+    assert [case for case in some if not case.key] == [
+        case for case in scores.main_cases(editors, tests) if not case.key]
+    assert [case for case in some if case.key] == [
+        case for case in scores.main_cases(editors, few, settings={"ft": {"steps": 2}}) if case.key]
 
 
 def test_bad_input_is_named(gpt2, tiny):
