@@ -25,13 +25,14 @@ from editcore.instructedit.questions import OPPOSITE, SAME, enter, prepare, read
 from editcore.instructedit.records import record_as_fact
 from editcore.instructedit.trained_editors import HypernetworkConfig
 from editcore.metrics import entropy
-from editcore.model import files_hash, load, max_length, n_layers
+from editcore.model import files_hash, load, n_layers
 from editcore.suffix import fused
 from editcore.tokens import encode
 
 FORMAT = 3          # raise it when the same case no longer gives the same scores
 TOKEN_METRICS = ("Loc", "Port")     # which the paper counts by token; whole targets elsewhere
 AT_ONCE = 64        # records whose edits are held at a time
+ROOM = 8192         # tokens of texts written in a pass, see `tokens.batches`
 
 
 def score(batch, before, after):
@@ -97,30 +98,6 @@ def sentiment(now, before, opposite):
     return {name: float(np.nan_to_num(value)) for name, value in values.items()}
 
 
-def fluency(model, tok, records, edits, seed=0, n_new=48):
-    """Rows of metric "Fluency": the entropy of tokens sampled (top-k 5) after each prompt.
-
-    Of the continuation alone: an instruction before the prompt is no text of the model.
-    """
-    lengths = [len(ids) for ids in encode(tok, [record.prompt for record in records])]
-    order = sorted(range(len(records)), key=lengths.__getitem__)
-    # rows with different edits share no beginning, so a row more begins otherwise than all
-    begin = tok.decode(tok("a")["input_ids"][:1])
-    draw = torch.Generator().manual_seed(seed)
-    at_once = max(1, 8192 // max_length(model) - 1)
-    rows = []
-    for start in range(0, len(order), at_once):
-        part = order[start:start + at_once]
-        owner = list(range(len(part) + 1))
-        with fused(model), each_row(model, [None, *(edits[i] for i in part)], owner):
-            prompts = [begin, *(records[i].prompt for i in part)]
-            texts = generate.texts(model, tok, prompts, n_new, top_k=5, generator=draw)[1:]
-        entropies = [entropy([text]) for text in texts]
-        rows += [(i, "Fluency", value, value) for i, value in zip(part, entropies)]
-    return _named(records, pd.DataFrame(sorted(rows),
-                                        columns=["record", "metric", "exact", "token"]))
-
-
 def _named(records, table):
     """The table with each record's task and case_id in place of its index."""
     of = table["record"].map(dict(enumerate(records)))
@@ -144,7 +121,6 @@ class Case:
     question_style: str = ""        # of that before the questions; "": as before the edit
     description: int = -1           # its number; -1: drawn for each from those trained with
     seed: int = 0                   # of drawn descriptions, ConvSent's taught reply, sampled text
-    fluency: int = 0                # tokens sampled after each prompt; 0: none
     together: tuple = ()            # records that a single edit teaches, in place of one edit each
     size: float = 1.0               # what the change of the weights is multiplied by
 
@@ -158,7 +134,7 @@ def cases(editors, tests, **words):
             for (name, config), records in itertools.product(editors, tests.values())]
 
 
-def main_cases(editors, tests, few=None, *, fluency=48, settings=None):
+def main_cases(editors, tests, few=None, *, settings=None):
     """The Cases of the main table: trained `editors`, the base model, FT-L, CaliNet, GRACE.
 
     tests: {task: records}; few: the same for FT-L, CaliNet and GRACE, which are slow; default: all
@@ -184,7 +160,7 @@ def main_cases(editors, tests, few=None, *, fluency=48, settings=None):
             made += [published]
             if task not in trained:
                 made += [replace(fair, editor=f"{name} (fair)")]
-    return [replace(case, fluency=fluency if case.records[0].topic else 0) for case in made]
+    return made
 
 
 def at_sizes(cases, sizes=(0.25, 0.5, 1, 2, 3, 4)):
@@ -219,12 +195,66 @@ def evaluate(cases, model="pocket", *, out_dir="results/scores", editors="result
         if start + AT_ONCE >= len(asked):
             for path in group:
                 _join(path, [_part(path, first) for first in range(0, len(asked), AT_ONCE)])
+    return _rows(cases, paths)
+
+
+def _rows(cases, paths):
+    """The scores of Cases at their paths in one DataFrame, see `evaluate`."""
     seeds = [case.network.seed if case.network else -1 for case in cases]
     tables = [pd.read_parquet(path).assign(editor=case.editor, seed=seed, size=case.size)
               for path, case, seed in zip(paths, cases, seeds)]
     rows = pd.concat(tables, ignore_index=True)
     rows["value"] = rows["token"].where(rows["metric"].isin(TOKEN_METRICS), rows["exact"])
     return rows[["editor", "seed", "size", "task", "case_id", "metric", "exact", "token", "value"]]
+
+
+def fluency(cases, model="pocket", *, n_new=48, out_dir="results/scores",
+            editors="results/editors"):
+    """Score what edited models write: rows as `evaluate` gives them, of metric "Fluency".
+
+    n_new tokens are sampled (top-k 5) after each edited prompt; their entropy is the score, of the
+    continuation alone: an instruction before the prompt is no text of the model. It grows with
+    n_new. Every case is cached in out_dir.
+    """
+    cases = list(cases)
+    paths = [Path(out_dir) / f"{identifier(case, model, editors)}-{n_new}.parquet"
+             for case in cases]
+    todo = {path: case for path, case in zip(paths, cases) if not path.is_file()}
+    net, tok = load(model) if todo else (None, None)
+    make = partial(_edits, of=partial(edits_of, net, tok, model_name=model, editors=editors),
+                   joint={})
+    for path, case in progress.bar(todo.items(), "texts", len(todo)):
+        asked = as_asked(case)
+        values = []
+        for start in range(0, len(asked), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            edits = at_size(case, make(case, part))
+            values += entropies(net, tok, [record.prompt for record in asked[part]], edits, n_new,
+                                case.seed + start)
+        table = pd.DataFrame({"record": range(len(asked)), "metric": "Fluency", "exact": values,
+                              "token": values})
+        with atomic(path) as tmp:
+            _named(asked, table).to_parquet(tmp, index=False)
+    return _rows(cases, paths)
+
+
+def entropies(model, tok, prompts, edits, n_new, seed=0):
+    """The entropy of a text sampled after prompt i on the model with edits[i]."""
+    lengths = [len(ids) + n_new for ids in encode(tok, prompts)]
+    order = sorted(range(len(prompts)), key=lengths.__getitem__)    # as a pass takes them
+    # rows with different edits share no beginning, so a row more begins otherwise than all
+    begin = tok.decode(tok("a")["input_ids"][:1])
+    draw = torch.Generator().manual_seed(seed)
+    at_once = max(1, ROOM // max(lengths) - 1)
+    values = {}
+    for start in range(0, len(order), at_once):
+        part = order[start:start + at_once]
+        owner = list(range(len(part) + 1))
+        with fused(model), each_row(model, [None, *(edits[i] for i in part)], owner):
+            texts = generate.texts(model, tok, [begin, *(prompts[i] for i in part)], n_new,
+                                   top_k=5, generator=draw)
+        values |= {i: entropy([text]) for i, text in zip(part, texts[1:])}
+    return [values[i] for i in range(len(prompts))]
 
 
 def _score_part(net, tok, asked, cases, make):
@@ -235,7 +265,7 @@ def _score_part(net, tok, asked, cases, make):
     todo = {}       # Cases whose edits differ in size alone
     for path, case in cases.items():
         if not path.is_file():
-            todo.setdefault(replace(case, editor="", size=1.0, fluency=0), {})[path] = case
+            todo.setdefault(replace(case, editor="", size=1.0), {})[path] = case
     batch = prepare(net, tok, asked) if todo else None
     entered = None
     for key in sorted(todo, key=lambda case: case.network is None):
@@ -247,11 +277,8 @@ def _score_part(net, tok, asked, cases, make):
         begin = entered if lowest >= entered[0].layer else None
         for path, case in todo[key].items():
             sized = at_size(case, edits)
-            tables = [score(batch, before, read(net, batch, sized, begin))]
-            if case.fluency:
-                tables.append(fluency(net, tok, asked, sized, case.seed, case.fluency))
             with atomic(path) as tmp:
-                pd.concat(tables).to_parquet(tmp, index=False)
+                score(batch, before, read(net, batch, sized, begin)).to_parquet(tmp, index=False)
 
 
 def at_size(case, edits):
@@ -295,7 +322,7 @@ def identifier(case, model="pocket", editors="results/editors"):
         raise ValueError(f"{case.editor}: size is {case.size}, but must be 1 for edits that are "
                          "not changes of weights, and else not negative")
     parts = (FORMAT, files_hash(model), network, case.key, settings, edited, as_asked(case),
-             case.seed, case.fluency, bool(case.together), *sizes)
+             case.seed, bool(case.together), *sizes)
     name = case.network.editor if case.network else case.key or "base"
     return f"{name}-{sha256_text(*parts)[:16]}"
 

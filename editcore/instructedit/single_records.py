@@ -29,7 +29,7 @@ def table(cases, model="pocket", first=30, *, out_dir="results/records",
     loaded = ()
     tables = []
     for case in progress.bar(list(cases), "single records"):
-        case = replace(case, records=case.records[:first], fluency=0)
+        case = replace(case, records=case.records[:first])
         path = Path(out_dir) / f"{scores.identifier(case, model, editors)}-{FORMAT}.parquet"
         if not path.is_file():
             loaded = loaded or load(model)

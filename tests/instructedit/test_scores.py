@@ -16,7 +16,7 @@ from editcore.instructedit import scores, trained_editors
 from editcore.instructedit.batched_edits import lowest_block
 from editcore.instructedit.questions import enter, prepare, questions_of, read
 from editcore.instructedit.records import Ask, EditRecord, record_as_fact
-from editcore.instructedit.scores import Case, evaluate, fluency, score
+from editcore.instructedit.scores import Case, entropies, evaluate, score
 from editcore.metrics import entropy
 from editcore.model import load, name_of
 from editcore.tokens import encode, target_ids
@@ -147,20 +147,46 @@ def test_no_edit_leaves_everything_and_codebooks_answer_the_prompts_end(gpt2):
     np.testing.assert_allclose(alone.logp, read(model, single, patches[:1]).logp, atol=1e-6)
 
 
-def test_fluency_of_many_records_is_that_of_each(gpt2):
+def test_texts_of_many_records_are_those_of_each(gpt2):
     model, tok = gpt2
-    records = some_records()
-    edits = [edit * 0.01 for edit in some_edits(model, len(records))]
-    rows = fluency(model, tok, records, edits, seed=1, n_new=8)
-    assert list(rows["case_id"]) == [record.case_id
-                                     for record in records] and rows["exact"].nunique() > 1
-    assert rows.equals(fluency(model, tok, records, edits, seed=1, n_new=8))
+    prompts = [record.prompt for record in some_records()]
+    edits = [edit * 0.01 for edit in some_edits(model, len(prompts))]
+    values = entropies(model, tok, prompts, edits, 8, seed=1)
+    assert len(set(values)) > 1
+    assert values == entropies(model, tok, prompts, edits, 8, seed=1)
     begin = tok.decode(tok("a")["input_ids"][:1])
     with edits[4].applied(model):
-        texts = generate.texts(model, tok, [begin, records[4].prompt], 24, top_k=5,
+        texts = generate.texts(model, tok, [begin, prompts[4]], 24, top_k=5,
                                generator=torch.Generator().manual_seed(3))
-    alone = fluency(model, tok, records[4:], edits[4:], seed=3, n_new=24)
-    assert alone["exact"].tolist() == [entropy(texts[1:])]
+    assert entropies(model, tok, prompts[4:], edits[4:], 24, seed=3) == [entropy(texts[1:])]
+
+
+def test_texts_that_need_several_passes(gpt2, monkeypatch):
+    model, tok = gpt2
+    prompts = [record.prompt for record in some_records()]
+    sampled = []
+    monkeypatch.setattr(scores.generate, "texts",
+                        lambda model, tok, prompts, *_, **__: sampled.append(prompts) or prompts)
+    monkeypatch.setattr(scores, "ROOM", 70)
+    values = entropies(model, tok, prompts, [None] * len(prompts), 8)
+    assert values == [entropy([prompt]) for prompt in prompts]
+    assert len(sampled) > 1 and sorted(sum((part[1:] for part in sampled), [])) == sorted(prompts)
+
+
+def test_fluency_is_scored_and_kept(tiny, tmp_path, monkeypatch):
+    config = trained_editors.make_config(model=tiny, examples=4)
+    asked = [case(), case(editor="Mine", key="", settings=(), network=config)]
+    folders = {"out_dir": tmp_path / "scores", "editors": tmp_path}
+    rows = scores.fluency(asked, tiny, n_new=6, **folders)
+    assert list(rows["editor"]) == ["FT-L"] * 3 + ["Mine"] * 3
+    assert set(rows["metric"]) == {"Fluency"} and (rows["value"] > 0).all()
+    model, tok = load(tiny)
+    edits = scores.edits_of(model, tok, asked[1], asked[1].records, tiny, tmp_path)
+    prompts = [record.prompt for record in scores.as_asked(asked[1])]
+    mine = entropies(model, tok, prompts, edits, 6)
+    assert rows.query("editor == 'Mine'")["value"].tolist() == mine
+    monkeypatch.setattr(scores, "load", None)       # all is read
+    assert scores.fluency(asked, tiny, n_new=6, **folders).equals(rows)
 
 
 # Cases ----------------------------------------------------------------------------------------
@@ -294,7 +320,7 @@ def test_the_main_table(tiny):
     editors = trained_editors.main_editors(tiny, seeds=(0, 1), examples=4)
     tests = {"recent": some_records()[:2], "convsent": some_records()[3:],
              "zsre": [replace(some_records()[0], task="zsre")]}
-    cases = scores.main_cases(editors, tests, fluency=8, settings={"ft": {"steps": 2}})
+    cases = scores.main_cases(editors, tests, settings={"ft": {"steps": 2}})
     names = {case.editor for case in cases}
     assert names == {"Base model", "Base model (instructed)", "FT-L", "CaliNet", "GRACE",
                      "InstructEdit", "MEND",
@@ -310,7 +336,6 @@ def test_the_main_table(tiny):
     assert of["CaliNet (fair)", "zsre", 0].together == tuple(tests["zsre"])
     assert of["InstructEdit", "zsre", 1].network.seed == 1 and of["FT-L", "recent",
                                                                   0].settings == (("steps", 2),)
-    assert {task for (_, task, _), case in of.items() if case.fluency} == {"convsent"}
     few = {task: records[:1] for task, records in tests.items()}
     some = scores.main_cases(editors, tests, few, settings={"ft": {"steps": 2}})
     assert [case for case in some if not case.key] == [
