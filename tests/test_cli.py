@@ -250,7 +250,8 @@ def test_data_sets_are_listed_and_described(capsys):
 # ── words and errors ────────────────────────────────────────────────────────────────────────────
 
 @pytest.mark.parametrize("words, message", [
-    ("edit model facts.json --editor rome -o d", "nothing is published for model 'model'"),
+    ("edit model facts.json --editor rome -o d", "nothing is published for model 'model';"),
+    ("edit nomodel facts.json --editor rome -o d", "model 'nomodel' .which is no folder here"),
     ("edit model facts.json --editor rome --set lyer=1 -o d", "no setting 'lyer'; it has layer"),
     ("edit model facts.json --editor rome --set layer -o d", "layer: give NAME=VALUE"),
     ("edit model facts.json --editor rome --set layer=x -o d", "layer is 'x', but must be a whole"),

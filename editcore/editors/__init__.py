@@ -12,7 +12,7 @@ from editcore.editors.settings import read
 from editcore.facts import check_agreement
 from editcore.files import cache_folder
 from editcore.generate import default_texts
-from editcore.model import n_layers, name_of
+from editcore.model import n_layers, name_of, resolve
 
 __all__ = ["EDITORS", "Editor", "EditorInputs", "Prepared", "configure", "edit", "prepare"]
 
@@ -189,7 +189,8 @@ def configure(editor, settings=None, model=""):
     if missing:
         known = [" ".join([name, *(f"{key}={values.get(key)}" for key in missing)])
                  for name, values in paper.items()]
-        raise ValueError(f"{editor}: nothing is published for model {str(model)!r}; give "
+        doubt = "" if Path(resolve(str(model))).is_dir() else " (which is no folder here)"
+        raise ValueError(f"{editor}: nothing is published for model {str(model)!r}{doubt}; give "
                          f"{', '.join(missing)}, or let `python -m editcore site MODEL` sweep it "
                          f"(published: {', '.join(known).replace(' (', '(')})")
     return method.config(**values)
