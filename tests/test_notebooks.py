@@ -31,7 +31,7 @@ TINY = {        # parameters that keep a notebook to seconds
                   "run_options": SMALL},
     "30_multitask": TRAINED | {"settings": {name: {"steps": 2} for name in STORED}},
     "31_directions": TRAINED | {"n_test_records": 5},
-    "32_instructions": TRAINED | {"loop_examples": 4},
+    "32_instructions": TRAINED,
     "33_tasks_and_balance": TRAINED,
 }
 
