@@ -45,7 +45,7 @@ def panels(runs):
     runs: a table as `editcore.runs` returns it. A run may put predicted disabling edits in at
     stated places (`insert`), or leave them out (`leave_out`); else facts come as they do.
     """
-    schedules = {"insert": "\npredicted edits put in", "leave_out": "\npredicted edits left out"}
+    schedules = {"insert": ", predicted edits put in", "leave_out": ", predicted edits left out"}
     chosen = [runs[name].str.len() > 0 for name in schedules]
     names = runs["model"].map(lambda model: model.rsplit("/", 1)[-1])
     return (names + np.select(chosen, list(schedules.values()), "")).set_axis(runs["run"])

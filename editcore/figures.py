@@ -90,6 +90,10 @@ def show(figure, caption, alt, name=None, data=None):
         raise ValueError(f"figure {name or ''}: a caption and an alt text are needed")
     figure = figure_of(figure)
     name = name or "-".join(re.findall(r"[a-z0-9]+", caption.lower())[:6])
+    for axes in figure.axes:
+        title = axes.get_title(loc="left")
+        if ", predicted" in title:      # of `analysis.panels`, too long for a line
+            axes.set_title(title.replace(", predicted", "\npredicted"), loc="left")
     png = picture(figure)
     pyplot.close(figure)    # else the notebook would show it a second time
     link = "" if data is None else download(data, name)

@@ -205,8 +205,8 @@ def test_panels_name_model_and_schedule():
     table = pd.DataFrame({"run": ["a", "b", "c"], "model": ["pocket", "x/smollm2", "smollm2"],
                           "insert": [(), [[3, "7"]], []], "leave_out": [(), (), ["7"]]})
     assert analysis.panels(table).to_dict() == {
-        "a": "pocket", "b": "smollm2\npredicted edits put in",
-        "c": "smollm2\npredicted edits left out"}
+        "a": "pocket", "b": "smollm2, predicted edits put in",
+        "c": "smollm2, predicted edits left out"}
 
 
 def test_the_rule_can_be_changed():

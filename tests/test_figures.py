@@ -87,3 +87,12 @@ def test_the_data_comes_with_the_figure(rows, displayed):
 def test_what_show_refuses(caption, alt, item, message):
     with pytest.raises(ValueError, match=message):
         figures.show(item or pyplot.figure(), caption, alt)
+
+
+def test_the_title_of_a_panel_of_runs_breaks():
+    figure, axes = pyplot.subplots(1, 2)
+    axes[0].set_title("smollm2, predicted edits put in", loc="left")
+    axes[1].set_title("pocket, FT-L", loc="left")
+    figures.show(figure, "A finding.", "Two panels.")
+    titles = [panel.get_title(loc="left") for panel in axes]
+    assert titles == ["smollm2\npredicted edits put in", "pocket, FT-L"]
