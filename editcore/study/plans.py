@@ -80,13 +80,14 @@ def tokens(model="pocket", editors=("rome", "memit"), *, counts=(0, 2500, 10000)
 
 def real(model="smollm2", editors=REAL_EDITORS, *, orders=(0, 1, 2), disabling=None,
          placed=("rome", "r-rome", "p-rome", "memit"), places=(40, 60, 80, 100, 120),
-         long=("rome", "memit"), n_long=500, n_longest=1000, **options):
+         long=("rome", "memit"), once=("alphaedit",), n_long=500, n_longest=1000, **options):
     """Edit facts that a real model knows, without and with edits that are predicted to disable it.
 
     disabling: their case ids; None asks the unedited model (`measure.predicted`, minutes, kept).
-    Every editor edits ordinary facts only (REAL says how many, and what is measured), those in
-    `long` n_long facts, and n_longest in one more run of the first order, unless it is 0. Those in
-    `placed` make runs with predicted edits at `places`, too (PLACED), drawn with the order as seed.
+    Every editor edits ordinary facts only (REAL says how many, and what is measured); those in
+    `long` n_long facts, and n_longest in one more run of the first order, unless it is 0; those in
+    `once` n_long in one more run of the first order. Those in `placed` make runs with predicted
+    edits at `places`, too (PLACED), drawn with the order as seed.
     """
     if disabling is None:
         disabling = measure.predicted(plan_run(model, "rome", **REAL | options))
@@ -102,6 +103,8 @@ def real(model="smollm2", editors=REAL_EDITORS, *, orders=(0, 1, 2), disabling=N
     longer = [name for name in long if name in editors]
     runs += _grid(model, longer, orders, **options | {"n_edits": n_long})
     runs += _grid(model, [name for name in editors if name not in longer], orders, **options)
+    more = [name for name in once if name in editors]
+    runs += _grid(model, more, orders[:1], **options | {"n_edits": n_long})
     if n_longest:
         runs += _grid(model, longer, orders[:1], **options | {"n_edits": n_longest})
     return runs

@@ -163,6 +163,9 @@ def test_real_runs_place_predicted_edits(real):
     assert {case for _, case in runs[0].insert} < {"3", "4", "5"}
     assert runs[0].retest_every < runs[4].retest_every
     assert len(set(loop.groups(runs)[0])) == 2      # orders of an editor share their passes
+    once = plans.real(disabling=("3",), long=("rome",), placed=(), once=("r-rome",), **real)
+    assert [(run.editor, run.order, run.n_edits) for run in once[-2:]] == [
+        ("r-rome", 0, 6), ("rome", 0, 7)]
     few = plans.real(disabling=("3",), long=(), placed=("rome",), **real)
     assert few[0].insert == ((2, "3"),)
 
