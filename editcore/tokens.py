@@ -7,6 +7,8 @@ import torch
 
 from editcore.facts import UNSPACED, same
 
+ROOM = 8192     # most tokens of a padded batch
+
 
 def encode(tok, texts):
     """Return texts' id lists, begun as the tokenizer begins a text; what it puts behind is cut."""
@@ -137,7 +139,7 @@ def pad(rows, fill=0, device="cpu"):
     return tuple(torch.tensor(part, dtype=torch.long, device=device) for part in (ids, mask))
 
 
-def batches(lengths, max_tokens=8192):
+def batches(lengths, max_tokens=ROOM):
     """Yield index lists of similar lengths, each of at most max_tokens when padded, or one row."""
     current = []
     for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):

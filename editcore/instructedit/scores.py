@@ -27,12 +27,11 @@ from editcore.instructedit.trained_editors import HypernetworkConfig
 from editcore.metrics import entropy
 from editcore.model import files_hash, load, n_layers
 from editcore.suffix import fused
-from editcore.tokens import encode
+from editcore.tokens import ROOM, batches, encode
 
 FORMAT = 3          # raise it when the same case no longer gives the same scores
 TOKEN_METRICS = ("Loc", "Port")     # which the paper counts by token; whole targets elsewhere
 AT_ONCE = 64        # records whose edits are held at a time
-ROOM = 8192         # tokens of texts written in a pass, see `tokens.batches`
 
 
 def score(batch, before, after):
@@ -241,14 +240,11 @@ def fluency(cases, model="pocket", *, n_new=48, out_dir="results/scores",
 def entropies(model, tok, prompts, edits, n_new, seed=0):
     """The entropy of a text sampled after prompt i on the model with edits[i]."""
     lengths = [len(ids) + n_new for ids in encode(tok, prompts)]
-    order = sorted(range(len(prompts)), key=lengths.__getitem__)    # as a pass takes them
     # rows with different edits share no beginning, so a row more begins otherwise than all
     begin = tok.decode(tok("a")["input_ids"][:1])
     draw = torch.Generator().manual_seed(seed)
-    at_once = max(1, ROOM // max(lengths) - 1)
     values = {}
-    for start in range(0, len(order), at_once):
-        part = order[start:start + at_once]
+    for part in batches(lengths, ROOM - max(lengths)):      # ordered as in a pass
         owner = list(range(len(part) + 1))
         with fused(model), each_row(model, [None, *(edits[i] for i in part)], owner):
             texts = generate.texts(model, tok, [begin, *(prompts[i] for i in part)], n_new,
